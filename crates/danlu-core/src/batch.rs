@@ -1,0 +1,33 @@
+/// One conversation or text as token ids, ready to be packed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// Token ids, the closing [`Control::End`](crate::Control::End) included.
+    pub ids: Vec<u32>,
+    /// Loss weight of predicting each token of `ids` (0 for prompts; the first is never predicted).
+    pub weights: Vec<f32>,
+    /// Number of the task it came from, in the order of the recipe's mixture.
+    pub task: u16,
+}
+
+/// What one training step eats: `rows * window` token positions, flat, packed with documents.
+///
+/// Position `i` predicts `targets[i]` with weight `weights[i]`. Documents never cross a row, and
+/// attention never leaves a document.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Batch {
+    /// Input ids, `[rows * window]`.
+    pub ids: Vec<u32>,
+    /// Id to predict at each position, `[rows * window]`.
+    pub targets: Vec<u32>,
+    /// Loss weight of each position, `[rows * window]`; 0 where nothing is learnt.
+    pub weights: Vec<f32>,
+    /// Task number of each position, `[rows * window]`.
+    pub tasks: Vec<u16>,
+    /// Where documents start in the flat positions, ascending from 0, closed by `rows * window`.
+    /// The padding at the end of a row counts as one document.
+    pub starts: Vec<u32>,
+    /// Real tokens in the batch (padding not counted).
+    pub tokens: usize,
+    /// Index of the first sample that is not in this batch: where the next batch begins.
+    pub next: u64,
+}

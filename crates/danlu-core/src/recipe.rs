@@ -1,0 +1,570 @@
+//! One run, written as typed TOML: what data, which tokenisers, what model, how it is trained.
+//!
+//! Unknown keys are errors that name the key and the nearest valid one. Every default is here,
+//! beside the field's meaning; the file on disk states only what differs.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the run: letters, digits, `-` and `_`.
+    pub name: String,
+    /// Seed of everything random in the run.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// What is read.
+    pub data: DataRecipe,
+    /// The text tokeniser.
+    #[serde(default)]
+    pub text: TextRecipe,
+    /// The image tokeniser.
+    #[serde(default)]
+    pub image: ImageRecipe,
+    /// The audio tokeniser.
+    #[serde(default)]
+    pub audio: AudioRecipe,
+    /// The transformer.
+    #[serde(default)]
+    pub model: ModelRecipe,
+    /// The training loop.
+    pub train: TrainRecipe,
+    /// Share of each task among the samples, by task name; need not sum to 1. A task that is not
+    /// named is not trained.
+    pub mixture: BTreeMap<String, f32>,
+    /// What is evaluated when training ends, and how much of it.
+    #[serde(default)]
+    pub eval: EvalRecipe,
+}
+
+/// What is read. Relative paths are resolved against the recipe's folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataRecipe {
+    /// Pack folders (each with a `manifest.json`).
+    #[serde(default)]
+    pub packs: Vec<PathBuf>,
+    /// Sample files (`.jsonl`); task name `file` in the mixture.
+    #[serde(default)]
+    pub files: Vec<PathBuf>,
+    /// How many unusable rows of `files` are skipped before the run refuses to go on.
+    #[serde(default = "default_bad_rows")]
+    pub max_bad_rows: usize,
+    /// Scenes composed of several pictures, for the grounding tasks.
+    #[serde(default = "default_scenes")]
+    pub scenes: usize,
+    /// Altered copies (shift, scale, colour; speed, gain, noise) that each training picture and
+    /// sound is tokenised in, besides the original. Prompts draw from them; replies never do.
+    #[serde(default = "default_variants")]
+    pub variants: usize,
+    /// Keep only the first this many concepts of each pack (0: all), for small runs.
+    #[serde(default)]
+    pub concepts: usize,
+}
+
+/// Byte-level BPE.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextRecipe {
+    /// Entries, the 256 bytes included.
+    pub vocabulary: u32,
+    /// Bytes of text it is trained on at most, drawn evenly from the documents.
+    pub train_bytes: usize,
+}
+
+/// Convolutional autoencoder with finite scalar quantisation on 64x64 RGB.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageRecipe {
+    /// Levels of each quantised dimension; their product is the codebook size.
+    pub levels: Vec<u32>,
+    /// Channels at the finest feature map; coarser maps have twice as many.
+    pub channels: usize,
+    /// Residual blocks at each of the two scales, in encoder and decoder alike.
+    pub blocks: usize,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Pictures a step.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub rate: f32,
+}
+
+/// Log-mel autoencoder with finite scalar quantisation on 16 kHz mono.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AudioRecipe {
+    /// Levels of each quantised dimension; their product is the codebook size.
+    pub levels: Vec<u32>,
+    /// Samples from one mel frame to the next.
+    pub hop: usize,
+    /// Samples of one analysis window; a power of two.
+    pub fft: usize,
+    /// Mel bands.
+    pub mels: usize,
+    /// Mel frames in one token. Tokens a second: `16000 / (hop * frames)`.
+    pub frames: usize,
+    /// Channels of the convolutions.
+    pub channels: usize,
+    /// Residual blocks in encoder and decoder alike.
+    pub blocks: usize,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Clips a step.
+    pub batch: usize,
+    /// Tokens in a training clip.
+    pub clip: usize,
+    /// Peak learning rate.
+    pub rate: f32,
+    /// Longest sound that is accepted, in seconds.
+    pub max_seconds: f32,
+}
+
+/// The transformer: `depth` derives what is not given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelRecipe {
+    /// Layers, and the dial that sets the rest: width 64 a layer, one head per 64 of width.
+    pub depth: usize,
+    /// Width of the residual stream. Default: `64 * depth`.
+    pub width: Option<usize>,
+    /// Query heads. Default: `width / head_dim`.
+    pub heads: Option<usize>,
+    /// Key and value heads; divides `heads`. Default: the divisor of `heads` nearest to a third.
+    pub kv_heads: Option<usize>,
+    /// Width of a head. Default: 64.
+    pub head_dim: Option<usize>,
+    /// Hidden width of the SwiGLU. Default: 8/3 of the width, rounded up to a multiple of 64.
+    pub hidden: Option<usize>,
+    /// Base of the rotary embedding.
+    pub rope_theta: f32,
+    /// Normalise queries and keys per head (Qwen3).
+    pub qk_norm: bool,
+    /// Share the embedding with the output head.
+    pub tied: bool,
+    /// Epsilon of the RMS norms.
+    pub norm_eps: f32,
+    /// Longest document in tokens. Default: the training window.
+    pub context: Option<usize>,
+}
+
+/// How the learning rate goes after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Half a cosine down to `final_rate`.
+    Cosine,
+    /// Constant, then a straight line down over the last `decay` share of the steps.
+    Wsd,
+}
+
+/// The optimiser of the matrices; everything else is always AdamW.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimiser {
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2017).
+    AdamW,
+    /// Momentum orthogonalised by Newton-Schulz (Jordan 2024), for the matrices inside the blocks.
+    Muon,
+}
+
+/// The training loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainRecipe {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Rows of a batch.
+    #[serde(default = "default_rows")]
+    pub rows: usize,
+    /// Tokens of a row; the longest document that fits.
+    #[serde(default = "default_window")]
+    pub window: usize,
+    /// Batches whose gradients are summed into one step.
+    #[serde(default = "default_one")]
+    pub accumulate: usize,
+    /// Which optimiser.
+    #[serde(default = "default_optimiser")]
+    pub optimiser: Optimiser,
+    /// Peak learning rate of AdamW.
+    #[serde(default = "default_rate")]
+    pub rate: f32,
+    /// Peak learning rate of Muon, where it is used.
+    #[serde(default = "default_muon_rate")]
+    pub muon_rate: f32,
+    /// Shape of the schedule.
+    #[serde(default = "default_schedule")]
+    pub schedule: Schedule,
+    /// Steps of linear warm-up.
+    #[serde(default = "default_warmup")]
+    pub warmup: usize,
+    /// Last learning rate, as a share of the peak.
+    #[serde(default = "default_final_rate")]
+    pub final_rate: f32,
+    /// Share of the steps in which WSD decays.
+    #[serde(default = "default_decay")]
+    pub decay: f32,
+    /// AdamW betas.
+    #[serde(default = "default_betas")]
+    pub betas: [f32; 2],
+    /// AdamW epsilon.
+    #[serde(default = "default_epsilon")]
+    pub epsilon: f32,
+    /// Decoupled weight decay of the matrices.
+    #[serde(default = "default_weight_decay")]
+    pub weight_decay: f32,
+    /// Largest global gradient norm; larger ones are scaled down to it.
+    #[serde(default = "default_clip")]
+    pub clip: f32,
+    /// Weight of the z-loss (squared log-partition; PaLM, arXiv 2204.02311).
+    #[serde(default = "default_z_loss")]
+    pub z_loss: f32,
+    /// Decay of the exponential moving average of the weights that is saved; 0: none.
+    #[serde(default)]
+    pub ema: f32,
+    /// Weight of a reply's tokens in the loss, by their modality.
+    #[serde(default)]
+    pub loss: LossWeights,
+    /// Share of prompts that are blanked out so that generation can be guided (classifier-free).
+    #[serde(default = "default_blank")]
+    pub blank: f32,
+    /// Steps between checkpoints.
+    #[serde(default = "default_checkpoint")]
+    pub checkpoint: usize,
+    /// Steps between validation losses and samples on the run page.
+    #[serde(default = "default_validate")]
+    pub validate: usize,
+}
+
+/// Loss weight of each modality's tokens in a reply.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossWeights {
+    /// Text, places and the closing control token.
+    pub text: f32,
+    /// Image codes.
+    pub image: f32,
+    /// Audio codes.
+    pub audio: f32,
+    /// Tokens of prompts, whatever their modality.
+    pub prompt: f32,
+}
+
+/// What is evaluated when training ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalRecipe {
+    /// Questions per task and split.
+    pub questions: usize,
+    /// Sampling temperature of generated pictures and sounds; text is always greedy.
+    pub temperature: f32,
+    /// Classifier-free guidance of generated pictures; 1: none.
+    pub guidance: f32,
+}
+
+impl Default for TextRecipe {
+    fn default() -> Self {
+        Self { vocabulary: 4096, train_bytes: 20_000_000 }
+    }
+}
+
+impl Default for ImageRecipe {
+    fn default() -> Self {
+        Self { levels: vec![8, 5, 5, 5], channels: 64, blocks: 2, steps: 3000, batch: 16, rate: 1e-3 }
+    }
+}
+
+impl Default for AudioRecipe {
+    fn default() -> Self {
+        Self {
+            levels: vec![8, 8, 8, 5],
+            hop: 256,
+            fft: 1024,
+            mels: 80,
+            frames: 2,
+            channels: 192,
+            blocks: 3,
+            steps: 3000,
+            batch: 16,
+            clip: 48,
+            rate: 1e-3,
+            max_seconds: 8.0,
+        }
+    }
+}
+
+impl Default for ModelRecipe {
+    fn default() -> Self {
+        Self {
+            depth: 4,
+            width: None,
+            heads: None,
+            kv_heads: None,
+            head_dim: None,
+            hidden: None,
+            rope_theta: 10_000.0,
+            qk_norm: true,
+            tied: true,
+            norm_eps: 1e-6,
+            context: None,
+        }
+    }
+}
+
+impl Default for LossWeights {
+    fn default() -> Self {
+        Self { text: 1.0, image: 1.0, audio: 1.0, prompt: 0.0 }
+    }
+}
+
+impl Default for EvalRecipe {
+    fn default() -> Self {
+        Self { questions: 100, temperature: 0.7, guidance: 1.5 }
+    }
+}
+
+fn one() -> u64 {
+    1
+}
+fn default_one() -> usize {
+    1
+}
+fn default_bad_rows() -> usize {
+    20
+}
+fn default_scenes() -> usize {
+    2000
+}
+fn default_variants() -> usize {
+    3
+}
+fn default_rows() -> usize {
+    8
+}
+fn default_window() -> usize {
+    256
+}
+fn default_optimiser() -> Optimiser {
+    Optimiser::AdamW
+}
+fn default_rate() -> f32 {
+    2e-3
+}
+fn default_muon_rate() -> f32 {
+    2e-2
+}
+fn default_schedule() -> Schedule {
+    Schedule::Wsd
+}
+fn default_warmup() -> usize {
+    50
+}
+fn default_final_rate() -> f32 {
+    0.02
+}
+fn default_decay() -> f32 {
+    0.4
+}
+fn default_betas() -> [f32; 2] {
+    [0.9, 0.95]
+}
+fn default_epsilon() -> f32 {
+    1e-8
+}
+fn default_weight_decay() -> f32 {
+    0.1
+}
+fn default_clip() -> f32 {
+    1.0
+}
+fn default_z_loss() -> f32 {
+    1e-4
+}
+fn default_blank() -> f32 {
+    0.1
+}
+fn default_checkpoint() -> usize {
+    200
+}
+fn default_validate() -> usize {
+    200
+}
+
+impl Recipe {
+    /// Reads a recipe file; relative paths in it become relative to the current folder.
+    pub fn load(path: &Path) -> Result<Recipe> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let mut recipe = Self::parse(&text).map_err(|e| Error::file(path, "a recipe", e))?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        for p in recipe.data.packs.iter_mut().chain(&mut recipe.data.files) {
+            *p = base.join(&*p);
+        }
+        Ok(recipe)
+    }
+
+    /// Parses and checks the text of a recipe.
+    pub fn parse(text: &str) -> Result<Recipe> {
+        let recipe: Recipe =
+            toml::from_str(text).map_err(|e| Error::Other(explain_unknown_key(&e.to_string())))?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML, every value spelled out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe is always TOML")
+    }
+
+    fn check(&self) -> Result<()> {
+        let named = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.name.is_empty() || !self.name.chars().all(named) {
+            return Err(Error::parameter("name", "letters, digits, `-` and `_`", &self.name));
+        }
+        let at_least = |name: &str, value: usize, min: usize| {
+            if value < min {
+                return Err(Error::parameter(name, format!("at least {min}"), value));
+            }
+            Ok(())
+        };
+        at_least("text.vocabulary", self.text.vocabulary as usize, 256)?;
+        at_least("model.depth", self.model.depth, 1)?;
+        at_least("train.rows", self.train.rows, 1)?;
+        at_least("train.window", self.train.window, 16)?;
+        at_least("train.accumulate", self.train.accumulate, 1)?;
+        at_least("train.steps", self.train.steps, 1)?;
+        at_least("train.checkpoint", self.train.checkpoint, 1)?;
+        at_least("train.validate", self.train.validate, 1)?;
+        at_least("image.batch", self.image.batch, 1)?;
+        at_least("audio.batch", self.audio.batch, 1)?;
+        at_least("audio.frames", self.audio.frames, 1)?;
+        at_least("audio.clip", self.audio.clip, 1)?;
+        at_least("audio.hop", self.audio.hop, 1)?;
+        for (name, levels) in [("image.levels", &self.image.levels), ("audio.levels", &self.audio.levels)] {
+            let size: u64 = levels.iter().map(|&l| l as u64).product();
+            if levels.is_empty() || levels.iter().any(|&l| l < 2) || size > 65_536 {
+                return Err(Error::parameter(
+                    name,
+                    "levels of at least 2 with a product of at most 65536",
+                    format!("{levels:?}"),
+                ));
+            }
+        }
+        let rate = 16_000.0 / (self.audio.hop * self.audio.frames) as f32;
+        if rate > 50.0 {
+            return Err(Error::parameter(
+                "audio.hop * audio.frames",
+                "at most 50 tokens a second (hop * frames of at least 320)",
+                format!("{rate:.1} tokens a second"),
+            ));
+        }
+        if !self.audio.fft.is_power_of_two() || self.audio.fft < self.audio.hop {
+            return Err(Error::parameter(
+                "audio.fft",
+                "a power of two that is at least audio.hop",
+                self.audio.fft,
+            ));
+        }
+        if self.mixture.is_empty() {
+            return Err(Error::parameter("mixture", "at least one task", "none"));
+        }
+        for (task, &weight) in &self.mixture {
+            if !(weight.is_finite() && weight >= 0.0) {
+                return Err(Error::parameter(
+                    format!("mixture.{task}"),
+                    "a finite weight of at least 0",
+                    weight,
+                ));
+            }
+        }
+        for (name, value, low, high) in [
+            ("train.rate", self.train.rate, 0.0, 10.0),
+            ("train.muon_rate", self.train.muon_rate, 0.0, 10.0),
+            ("train.clip", self.train.clip, 1e-9, 1e9),
+            ("train.ema", self.train.ema, 0.0, 0.999_999),
+            ("train.blank", self.train.blank, 0.0, 1.0),
+            ("train.decay", self.train.decay, 0.0, 1.0),
+            ("train.final_rate", self.train.final_rate, 0.0, 1.0),
+            ("train.weight_decay", self.train.weight_decay, 0.0, 10.0),
+            ("eval.temperature", self.eval.temperature, 0.0, 100.0),
+            ("eval.guidance", self.eval.guidance, 0.0, 100.0),
+        ] {
+            if !(low..=high).contains(&value) {
+                return Err(Error::parameter(name, format!("a number in {low}..={high}"), value));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds "did you mean" to serde's "unknown field `x`, expected one of `a`, `b`".
+fn explain_unknown_key(message: &str) -> String {
+    let Some(rest) = message.split("unknown field `").nth(1) else {
+        return message.trim().to_string();
+    };
+    let names: Vec<&str> = rest.split('`').collect();
+    let typed = names[0];
+    let nearest = names[1..]
+        .iter()
+        .filter(|n| !n.trim().is_empty() && !n.contains(' ') && !n.contains(','))
+        .min_by_key(|n| edit_distance(typed, n));
+    match nearest {
+        Some(name) => format!("{}; did you mean `{name}`?", message.trim()),
+        None => message.trim().to_string(),
+    }
+}
+
+/// Levenshtein distance in characters.
+pub fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "name='a'\n[data]\npacks=['p']\n[train]\nsteps=10\n[mixture]\nname_en=1.0\n";
+
+    #[test]
+    fn a_small_recipe_gets_the_defaults_and_survives_the_round_trip() {
+        let recipe = Recipe::parse(SMALL).expect("valid");
+        assert_eq!(recipe.train.window, 256);
+        assert_eq!(Recipe::parse(&recipe.to_toml()).expect("round trip"), recipe);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        let error = Recipe::parse(&SMALL.replace("steps=10", "steps=10\nwindw=3")).expect_err("typo");
+        let text = error.to_string();
+        assert!(text.contains("windw") && text.contains("did you mean `window`"), "{text}");
+    }
+
+    #[test]
+    fn impossible_values_name_the_parameter() {
+        for (from, to, want) in [
+            ("steps=10", "steps=0", "train.steps"),
+            ("name_en=1.0", "name_en=-1.0", "mixture.name_en"),
+            ("steps=10", "steps=10\nclip=0.0", "train.clip"),
+            ("name='a'", "name='a b'", "name"),
+            ("[train]", "[audio]\nhop=100\n[train]", "at most 50 tokens a second"),
+            ("[train]", "[image]\nlevels=[1]\n[train]", "image.levels"),
+        ] {
+            let text = Recipe::parse(&SMALL.replace(from, to)).expect_err(to).to_string();
+            assert!(text.contains(want), "{to}: {text}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+use crate::Modality;
+use serde::{Deserialize, Serialize};
+
+/// A control token. The order is the order of their ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Control {
+    /// Fills the tail of a window; never predicted, never attended to.
+    Pad,
+    /// Ends a document, and an assistant's reply.
+    End,
+    /// Opens a system message.
+    System,
+    /// Opens a user message.
+    User,
+    /// Opens an assistant message.
+    Assistant,
+    /// Opens a picture; a fixed number of image codes and [`Control::ImageEnd`] follow.
+    Image,
+    /// Closes a picture.
+    ImageEnd,
+    /// Opens a sound; one or more audio codes and [`Control::AudioEnd`] follow.
+    Audio,
+    /// Closes a sound.
+    AudioEnd,
+    /// Stands for a prompt that was left out (classifier-free guidance).
+    Blank,
+}
+
+impl Control {
+    /// Every control token, in id order.
+    pub const ALL: [Control; 10] = [
+        Control::Pad,
+        Control::End,
+        Control::System,
+        Control::User,
+        Control::Assistant,
+        Control::Image,
+        Control::ImageEnd,
+        Control::Audio,
+        Control::AudioEnd,
+        Control::Blank,
+    ];
+
+    /// How the token is written where a person reads it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Control::Pad => "<|pad|>",
+            Control::End => "<|end|>",
+            Control::System => "<|system|>",
+            Control::User => "<|user|>",
+            Control::Assistant => "<|assistant|>",
+            Control::Image => "<|image|>",
+            Control::ImageEnd => "<|/image|>",
+            Control::Audio => "<|audio|>",
+            Control::AudioEnd => "<|/audio|>",
+            Control::Blank => "<|blank|>",
+        }
+    }
+}
+
+/// What a token id means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// Id of the text tokeniser.
+    Text(u32),
+    /// Code of the image tokeniser.
+    Image(u32),
+    /// Code of the audio tokeniser.
+    Audio(u32),
+    /// A coordinate, in `0..places` along one axis of the picture.
+    Place(u32),
+    /// A control token.
+    Control(Control),
+}
+
+impl TokenKind {
+    /// The modality under which the loss of this token is reported: places and controls count as
+    /// text.
+    pub fn modality(self) -> Modality {
+        match self {
+            TokenKind::Image(_) => Modality::Image,
+            TokenKind::Audio(_) => Modality::Audio,
+            _ => Modality::Text,
+        }
+    }
+}
+
+/// The one vocabulary: text, then image codes, audio codes, places and control tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vocabulary {
+    /// Entries of the text tokeniser.
+    pub text: u32,
+    /// Entries of the image codebook.
+    pub image: u32,
+    /// Entries of the audio codebook.
+    pub audio: u32,
+    /// Bins of a coordinate.
+    pub places: u32,
+}
+
+impl Vocabulary {
+    /// Number of token ids.
+    pub fn size(&self) -> usize {
+        (self.text + self.image + self.audio + self.places) as usize + Control::ALL.len()
+    }
+
+    /// Id of an image code.
+    pub fn image_id(&self, code: u32) -> u32 {
+        debug_assert!(code < self.image);
+        self.text + code
+    }
+
+    /// Id of an audio code.
+    pub fn audio_id(&self, code: u32) -> u32 {
+        debug_assert!(code < self.audio);
+        self.text + self.image + code
+    }
+
+    /// Id of a place, 0-based along its axis.
+    pub fn place_id(&self, bin: u32) -> u32 {
+        debug_assert!(bin < self.places);
+        self.text + self.image + self.audio + bin
+    }
+
+    /// Id of a control token.
+    pub fn control_id(&self, control: Control) -> u32 {
+        self.text + self.image + self.audio + self.places + control as u32
+    }
+
+    /// What `id` means; `None` if it is outside the vocabulary.
+    pub fn kind(&self, id: u32) -> Option<TokenKind> {
+        let mut left = id;
+        for (size, make) in [
+            (self.text, TokenKind::Text as fn(u32) -> TokenKind),
+            (self.image, TokenKind::Image),
+            (self.audio, TokenKind::Audio),
+            (self.places, TokenKind::Place),
+        ] {
+            if left < size {
+                return Some(make(left));
+            }
+            left -= size;
+        }
+        Control::ALL.get(left as usize).map(|&c| TokenKind::Control(c))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_id_has_one_kind_and_comes_back() {
+        let v = Vocabulary { text: 5, image: 3, audio: 4, places: 2 };
+        assert_eq!(v.size(), 5 + 3 + 4 + 2 + 10);
+        for id in 0..v.size() as u32 {
+            let back = match v.kind(id).expect("inside") {
+                TokenKind::Text(i) => i,
+                TokenKind::Image(i) => v.image_id(i),
+                TokenKind::Audio(i) => v.audio_id(i),
+                TokenKind::Place(i) => v.place_id(i),
+                TokenKind::Control(c) => v.control_id(c),
+            };
+            assert_eq!(back, id);
+        }
+        assert_eq!(v.kind(v.size() as u32), None);
+        assert_eq!(v.kind(u32::MAX), None);
+    }
+}

@@ -1,0 +1,5 @@
+//! Architectures: a configuration and a forward pass each.
+
+mod qwen;
+
+pub use qwen::{Transformer, TransformerConfig};

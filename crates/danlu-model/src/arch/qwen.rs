@@ -1,0 +1,312 @@
+//! The decoder-only transformer of the Qwen3 family: RMSNorm before each part, rotary positions,
+//! grouped queries, normalised queries and keys, SwiGLU, tied embeddings.
+
+use crate::layers::{Block, Cache, RmsNorm};
+use crate::params::{Module, Parameter};
+use burn::tensor::{Device, Tensor};
+use danlu_core::recipe::ModelRecipe;
+use danlu_core::{Error, Result, Rng};
+use danlu_ops::{AttentionShape, HeadLoss, Rotary};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Every size of a transformer, spelled out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransformerConfig {
+    /// Token ids.
+    pub vocabulary: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Layers.
+    pub depth: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Hidden width of the feed-forward.
+    pub hidden: usize,
+    /// Longest document in tokens.
+    pub context: usize,
+    /// Base of the rotary angles.
+    pub rope_theta: f32,
+    /// Epsilon of the norms.
+    pub norm_eps: f32,
+    /// Whether queries and keys are normalised.
+    pub qk_norm: bool,
+    /// Whether the output head is the embedding.
+    pub tied: bool,
+}
+
+impl TransformerConfig {
+    /// Fills in what the recipe leaves to the depth dial.
+    pub fn from_recipe(r: &ModelRecipe, vocabulary: usize, window: usize) -> Result<Self> {
+        let width = r.width.unwrap_or(64 * r.depth);
+        let head_dim = r.head_dim.unwrap_or(64);
+        let heads = r.heads.unwrap_or((width / head_dim).max(1));
+        let third = (1..=heads)
+            .filter(|k| heads.is_multiple_of(*k))
+            .min_by_key(|&k| (3 * k).abs_diff(heads))
+            .unwrap_or(1);
+        let config = Self {
+            vocabulary,
+            width,
+            depth: r.depth,
+            heads,
+            kv_heads: r.kv_heads.unwrap_or(third),
+            head_dim,
+            hidden: r.hidden.unwrap_or((width * 8 / 3).div_ceil(64) * 64),
+            context: r.context.unwrap_or(window),
+            rope_theta: r.rope_theta,
+            norm_eps: r.norm_eps,
+            qk_norm: r.qk_norm,
+            tied: r.tied,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses sizes that cannot work or are absurd, by name.
+    pub fn check(&self) -> Result<()> {
+        let bounded = [
+            ("vocabulary", self.vocabulary, 1 << 22),
+            ("width", self.width, 1 << 16),
+            ("depth", self.depth, 1 << 10),
+            ("heads", self.heads, 1 << 12),
+            ("kv_heads", self.kv_heads, 1 << 12),
+            ("head_dim", self.head_dim, 1 << 12),
+            ("hidden", self.hidden, 1 << 18),
+            ("context", self.context, 1 << 22),
+        ];
+        for (name, value, max) in bounded {
+            if value == 0 || value > max {
+                return Err(Error::parameter(format!("model.{name}"), format!("1 to {max}"), value));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(Error::parameter(
+                "model.kv_heads",
+                format!("a divisor of the {} heads", self.heads),
+                self.kv_heads,
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(Error::parameter("model.head_dim", "an even number", self.head_dim));
+        }
+        Ok(())
+    }
+
+    /// Shape of the attention.
+    pub fn attention(&self) -> AttentionShape {
+        AttentionShape {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            norm_eps: self.qk_norm.then_some(self.norm_eps),
+        }
+    }
+
+    /// Standard deviation of the initial matrices.
+    pub fn init_std(&self) -> f32 {
+        (1.0 / (3.0 * self.width as f32)).sqrt()
+    }
+
+    /// Standard deviation of the initial matrices that write to the residual stream.
+    pub fn residual_std(&self) -> f32 {
+        self.init_std() / (2.0 * self.depth as f32).sqrt()
+    }
+
+    /// Floating-point operations of training on one token (forward and backward, no
+    /// recomputation), with `span` keys attended to on average: six per weight that multiplies,
+    /// the head included, and twelve per layer, width of the queries and key.
+    pub fn flops_per_token(&self, span: f64) -> f64 {
+        let a = self.attention();
+        let layer = self.width * (a.projection() + a.output()) + 3 * self.width * self.hidden;
+        let weights = self.depth * layer + self.vocabulary * self.width;
+        6.0 * weights as f64 + 12.0 * (self.depth * a.output()) as f64 * span
+    }
+}
+
+/// The decoder-only transformer.
+#[derive(Debug, Clone)]
+pub struct Transformer {
+    /// Its sizes.
+    pub config: TransformerConfig,
+    /// `[vocabulary, width]`.
+    pub embedding: Parameter,
+    /// The layers.
+    pub blocks: Vec<Block>,
+    /// Before the head.
+    pub norm: RmsNorm,
+    /// `[vocabulary, width]`, unless tied.
+    pub head: Option<Parameter>,
+    rotary: Arc<Rotary>,
+}
+
+/// What one sequence has seen so far: keys and values of every layer.
+#[derive(Debug, Clone)]
+pub struct SequenceCache {
+    layers: Vec<Cache>,
+    tokens: usize,
+}
+
+impl SequenceCache {
+    /// Tokens seen.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
+impl Transformer {
+    /// Random weights.
+    pub fn new(config: TransformerConfig, seed: u64, device: &Device) -> Self {
+        let mut rng = Rng::new(seed, 0x6d6f_6465_6c);
+        let c = &config;
+        let table = [c.vocabulary, c.width];
+        let embedding =
+            Parameter::normal("model.embed_tokens.weight", &table, c.init_std(), &mut rng, device);
+        let blocks = (0..c.depth)
+            .map(|i| Block::new(&format!("model.layers.{i}"), c, &mut rng, device))
+            .collect();
+        let norm = RmsNorm::new("model.norm", c.width, c.norm_eps, device);
+        let head = (!c.tied)
+            .then(|| Parameter::normal("lm_head.weight", &table, c.init_std(), &mut rng, device));
+        let rotary = Arc::new(Rotary::new(c.head_dim, c.context, c.rope_theta));
+        Self { config, embedding, blocks, norm, head, rotary }
+    }
+
+    /// The matrix of the output head.
+    pub fn table(&self) -> Tensor<2> {
+        self.head.as_ref().unwrap_or(&self.embedding).tensor.clone()
+    }
+
+    /// Normalised hidden states `[n, width]` of packed documents: `ids` `[n]`, and where documents
+    /// start.
+    pub fn hidden(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>) -> Tensor<2> {
+        let mut x = danlu_ops::embedding(self.embedding.tensor.clone(), ids);
+        for block in &self.blocks {
+            x = block.forward(x, &self.rotary, starts);
+        }
+        self.norm.forward(x)
+    }
+
+    /// Logits `[n, vocabulary]` of packed documents.
+    pub fn logits(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>) -> Tensor<2> {
+        danlu_ops::linear(self.hidden(ids, starts), self.table())
+    }
+
+    /// Loss `[1]` and the cross-entropy of each position in nats.
+    pub fn loss(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>, spec: &HeadLoss) -> (Tensor<1>, Vec<f32>) {
+        danlu_ops::head_loss(self.hidden(ids, starts), self.table(), spec)
+    }
+
+    /// An empty cache.
+    pub fn start(&self) -> SequenceCache {
+        SequenceCache { layers: vec![Cache::default(); self.blocks.len()], tokens: 0 }
+    }
+
+    /// Feeds new tokens to several sequences; returns the logits after the last of each,
+    /// `[sequences, vocabulary]` row-major. The weights must be on a device without autodiff.
+    ///
+    /// # Panics
+    /// If a sequence gets no token or grows over the context.
+    pub fn advance(&self, sequences: &mut [(&mut SequenceCache, &[u32])]) -> Vec<f32> {
+        let ids: Arc<[u32]> = sequences.iter().flat_map(|(_, new)| new.iter().copied()).collect();
+        for (cache, new) in sequences.iter() {
+            assert!(!new.is_empty(), "advance: a sequence without new tokens");
+            assert!(cache.tokens + new.len() <= self.config.context, "advance: over the context");
+        }
+        let mut x = danlu_ops::embedding(self.embedding.tensor.clone(), &ids);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let mut caches: Vec<_> = sequences
+                .iter_mut()
+                .map(|(cache, new)| (&mut cache.layers[layer], cache.tokens, new.len()))
+                .collect();
+            x = block.forward_cached(x, &self.rotary, &mut caches);
+        }
+        let mut row = 0;
+        let lasts: Arc<[u32]> = sequences
+            .iter_mut()
+            .map(|(cache, new)| {
+                cache.tokens += new.len();
+                row += new.len();
+                row as u32 - 1
+            })
+            .collect();
+        let last = danlu_ops::embedding(x, &lasts);
+        let logits = danlu_ops::linear(self.norm.forward(last), self.table());
+        logits.into_data().try_into_vec().expect("f32")
+    }
+}
+
+impl Module for Transformer {
+    fn parameters(&self) -> Vec<&Parameter> {
+        let mut all = vec![&self.embedding];
+        all.extend(self.blocks.iter().flat_map(Block::parameters));
+        all.push(&self.norm.weight);
+        all.extend(&self.head);
+        all
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let mut all = vec![&mut self.embedding];
+        all.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
+        all.push(&mut self.norm.weight);
+        all.extend(&mut self.head);
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny() -> Transformer {
+        let recipe = ModelRecipe { depth: 2, width: Some(24), head_dim: Some(6), ..Default::default() };
+        let config = TransformerConfig::from_recipe(&recipe, 31, 40).expect("valid");
+        Transformer::new(config, 5, &danlu_ops::cpu_device())
+    }
+
+    #[test]
+    fn the_dial_derives_the_rest() {
+        let recipe = ModelRecipe { depth: 6, ..Default::default() };
+        let c = TransformerConfig::from_recipe(&recipe, 100, 512).expect("valid");
+        assert_eq!((c.width, c.heads, c.kv_heads, c.hidden, c.context), (384, 6, 2, 1024, 512));
+        let bad = ModelRecipe { kv_heads: Some(4), ..recipe };
+        let error = TransformerConfig::from_recipe(&bad, 100, 512).expect_err("4 of 6 heads");
+        assert!(error.to_string().contains("model.kv_heads"), "{error}");
+    }
+
+    #[test]
+    fn prefill_and_decode_equal_the_full_forward() {
+        let model = tiny();
+        let docs: [&[u32]; 2] = [&[1, 5, 9, 30, 2, 2, 7], &[4, 4, 8]];
+        let ids: Arc<[u32]> = docs.concat().into();
+        let starts: Arc<[u32]> = Arc::from([0, 7, 10]);
+        let full: Vec<f32> = model.logits(&ids, &starts).into_data().try_into_vec().expect("f32");
+        let (mut a, mut b) = (model.start(), model.start());
+        // A prefill of five tokens beside one of one token, then the rest one by one.
+        model.advance(&mut [(&mut a, &docs[0][..5]), (&mut b, &docs[1][..1])]);
+        model.advance(&mut [(&mut a, &docs[0][5..6]), (&mut b, &docs[1][1..2])]);
+        let got = model.advance(&mut [(&mut a, &docs[0][6..]), (&mut b, &docs[1][2..])]);
+        for (row, at) in [6, 9].into_iter().enumerate() {
+            for v in 0..31 {
+                let (x, y) = (got[row * 31 + v], full[at * 31 + v]);
+                assert!((x - y).abs() < 1e-4, "row {row} logit {v}: {x} against {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_document_does_not_see_its_neighbours() {
+        let model = tiny();
+        let run = |ids: Vec<u32>| -> Vec<f32> {
+            let starts: Arc<[u32]> = Arc::from([0, 3, 6]);
+            let out = model.logits(&ids.into(), &starts).narrow(0, 3, 3);
+            out.into_data().try_into_vec().expect("f32")
+        };
+        assert_eq!(run(vec![1, 2, 3, 4, 5, 6]), run(vec![9, 8, 7, 4, 5, 6]));
+    }
+}

@@ -1,0 +1,78 @@
+use super::{Attention, Cache, Mlp, RmsNorm};
+use crate::arch::TransformerConfig;
+use crate::params::Parameter;
+use burn::tensor::{Device, Tensor};
+use danlu_core::Rng;
+use danlu_ops::Rotary;
+use std::sync::Arc;
+
+/// One layer: attention, then feed-forward, each after a norm and added to the residual stream.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// Before the attention.
+    pub attention_norm: RmsNorm,
+    /// Mixes positions.
+    pub attention: Attention,
+    /// Before the feed-forward.
+    pub mlp_norm: RmsNorm,
+    /// Mixes channels.
+    pub mlp: Mlp,
+}
+
+impl Block {
+    /// Random weights under `name` (`model.layers.3`).
+    pub fn new(name: &str, c: &TransformerConfig, rng: &mut Rng, device: &Device) -> Self {
+        Self {
+            attention_norm: RmsNorm::new(&format!("{name}.input_layernorm"), c.width, c.norm_eps, device),
+            attention: Attention::new(&format!("{name}.self_attn"), c, rng, device),
+            mlp_norm: RmsNorm::new(
+                &format!("{name}.post_attention_layernorm"),
+                c.width,
+                c.norm_eps,
+                device,
+            ),
+            mlp: Mlp::new(&format!("{name}.mlp"), c, rng, device),
+        }
+    }
+
+    /// `[n, width]` to `[n, width]`.
+    pub fn forward(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
+        let mixed = self.attention.forward(self.attention_norm.forward(x.clone()), rotary, starts);
+        let x = x + mixed;
+        x.clone() + self.mlp.forward(self.mlp_norm.forward(x))
+    }
+
+    /// As [`Attention::forward_cached`].
+    pub fn forward_cached(
+        &self,
+        x: Tensor<2>,
+        rotary: &Rotary,
+        caches: &mut [(&mut Cache, usize, usize)],
+    ) -> Tensor<2> {
+        let normed = self.attention_norm.forward(x.clone());
+        let x = x + self.attention.forward_cached(normed, rotary, caches);
+        x.clone() + self.mlp.forward(self.mlp_norm.forward(x))
+    }
+
+    /// Every parameter, in file order.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        let a = &self.attention;
+        let mut all = vec![&self.attention_norm.weight, &a.qkv, &a.out];
+        if a.shape.norm_eps.is_some() {
+            all.extend([&a.q_norm, &a.k_norm]);
+        }
+        all.extend([&self.mlp_norm.weight, &self.mlp.gate_up, &self.mlp.down]);
+        all
+    }
+
+    /// Every parameter, in file order, to change.
+    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let a = &mut self.attention;
+        let mut all = vec![&mut self.attention_norm.weight, &mut a.qkv, &mut a.out];
+        if a.shape.norm_eps.is_some() {
+            all.extend([&mut a.q_norm, &mut a.k_norm]);
+        }
+        all.extend([&mut self.mlp_norm.weight, &mut self.mlp.gate_up, &mut self.mlp.down]);
+        all
+    }
+}

@@ -1,0 +1,15 @@
+//! The blocks that architectures are made of. A layer is its parameters and one `forward`.
+
+mod attention;
+mod block;
+mod conv;
+mod linear;
+mod mlp;
+mod norm;
+
+pub use attention::{Attention, Cache};
+pub use block::Block;
+pub use conv::{Conv, ResBlock};
+pub use linear::Linear;
+pub use mlp::Mlp;
+pub use norm::RmsNorm;

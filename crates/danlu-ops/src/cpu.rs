@@ -1,0 +1,272 @@
+//! What the CPU kernels share: slices of tensors, matrix products, vectorised exponentials.
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{Shape, TensorData};
+use rayon::prelude::*;
+
+/// Rows that one task of a row-wise kernel handles. Fixed, so that partial sums are the same for
+/// any number of threads.
+pub(crate) const ROWS: usize = 64;
+
+/// A contiguous `f32` tensor of `shape` that takes over `values`.
+pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+/// The dimensions of `t`.
+pub(crate) fn dims<const D: usize>(t: &FlexTensor) -> [usize; D] {
+    t.layout().shape().dims()
+}
+
+/// The values of `t`, which must be contiguous.
+pub(crate) fn values(t: &FlexTensor) -> &[f32] {
+    t.as_slice().expect("the caller made the tensor contiguous")
+}
+
+/// A matrix inside a slice: element `(i, j)` is at `i * rows + j * cols`.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Row-major with `width` elements from row to row.
+    pub(crate) fn new(data: &'a [f32], width: usize) -> Self {
+        Self { data, rows: width, cols: 1 }
+    }
+
+    /// The transpose.
+    pub(crate) fn t(self) -> Self {
+        Self { data: self.data, rows: self.cols, cols: self.rows }
+    }
+}
+
+/// Whether a product may use every thread or is already inside a parallel loop.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Threads {
+    One,
+    All,
+}
+
+/// `c = keep * c + a b` for `a: [m, k]`, `b: [k, n]` and `c` row-major `[m, n]` with `width`
+/// elements from row to row. With `keep` 0 what `c` held is not read.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn gemm(
+    [m, k, n]: [usize; 3],
+    a: Mat<'_>,
+    b: Mat<'_>,
+    c: &mut [f32],
+    width: usize,
+    keep: f32,
+    threads: Threads,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let last = |rows: usize, cols: usize, r: usize, s: usize| match (rows, cols) {
+        (0, _) | (_, 0) => 0,
+        _ => (rows - 1) * r + (cols - 1) * s + 1,
+    };
+    assert!(a.data.len() >= last(m, k, a.rows, a.cols), "gemm: left operand too short");
+    assert!(b.data.len() >= last(k, n, b.rows, b.cols), "gemm: right operand too short");
+    assert!(c.len() >= last(m, n, width, 1), "gemm: output too short");
+    let parallelism = match threads {
+        Threads::One => gemm::Parallelism::None,
+        Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
+    };
+    // SAFETY: the three assertions above bound every element that the strides reach, and `c` is
+    // borrowed mutably, so it overlaps neither input.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            width as isize,
+            keep != 0.0,
+            a.data.as_ptr(),
+            a.cols as isize,
+            a.rows as isize,
+            b.data.as_ptr(),
+            b.cols as isize,
+            b.rows as isize,
+            keep,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// `e^x` with a relative error below 2e-7, in a form that vectorises: range reduction by powers
+/// of two, then the minimax polynomial of Cephes `expf`.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.0, 88.0);
+    // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
+    let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5e-1;
+    let y = p * r * r + r + 1.0;
+    y * f32::from_bits(((n as i32 + 127) as u32) << 23)
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Runs `f` compiled for the widest vectors that this processor has.
+#[inline(always)]
+pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// Dot product in eight interleaved partial sums.
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (ac, ar) = a.as_chunks::<16>();
+    let (bc, br) = b.as_chunks::<16>();
+    for (x, y) in ac.iter().zip(bc) {
+        for i in 0..16 {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    let tail: f32 = ar.iter().zip(br).map(|(x, y)| x * y).sum();
+    sums.iter().sum::<f32>() + tail
+}
+
+/// Sums of every column of the row-major `[rows, width]` matrices in `parts`, added in order.
+pub(crate) fn add_parts(parts: &[Vec<f32>], width: usize) -> Vec<f32> {
+    let mut total = vec![0.0; width];
+    for part in parts {
+        for (t, p) in total.iter_mut().zip(part) {
+            *t += p;
+        }
+    }
+    total
+}
+
+/// A pointer that parallel tasks write disjoint parts through.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(*mut f32, usize);
+
+// SAFETY: tasks only reach it through `Shared::part`, whose caller promises disjoint ranges.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub(crate) fn new(slice: &mut [f32]) -> Self {
+        Self(slice.as_mut_ptr(), slice.len())
+    }
+
+    /// The elements from `start`, `len` of them.
+    ///
+    /// # Safety
+    /// No other task may hold a range that overlaps this one while it is in use, and the slice
+    /// that this was made of must outlive the use.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start + len <= self.1, "Shared::part out of range");
+        // SAFETY: inside the slice by the assertion; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+/// Fused multiply-add peak of this machine with `threads` threads, in FLOP/s, measured for about
+/// `seconds`: independent chains of vector FMAs that never leave the registers.
+pub fn fma_peak(threads: usize, seconds: f64) -> f64 {
+    const LANES: usize = 16;
+    const CHAINS: usize = 12;
+    let run = |_: usize| -> f64 {
+        let mut done = 0u64;
+        let start = std::time::Instant::now();
+        while start.elapsed().as_secs_f64() < seconds {
+            let mut x = [[1.0f32; LANES]; CHAINS];
+            vectorised(|| {
+                let (a, b) = (std::hint::black_box(0.999_9f32), std::hint::black_box(1e-5f32));
+                for _ in 0..20_000 {
+                    for chain in &mut x {
+                        for lane in chain.iter_mut() {
+                            *lane = lane.mul_add(a, b);
+                        }
+                    }
+                }
+            });
+            std::hint::black_box(&x);
+            done += 20_000 * (LANES * CHAINS * 2) as u64;
+        }
+        done as f64 / start.elapsed().as_secs_f64()
+    };
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
+        Ok(pool) => pool.install(|| (0..threads).into_par_iter().map(run).sum()),
+        Err(_) => run(0),
+    }
+}
+
+/// Rate of a matrix product `[m, k] x [k, n]` on every thread, in FLOP/s: the median of `repeats`.
+pub fn gemm_rate([m, k, n]: [usize; 3], repeats: usize) -> f64 {
+    let a = vec![0.5f32; m * k];
+    let b = vec![0.25f32; k * n];
+    let mut c = vec![0.0f32; m * n];
+    let mut seconds: Vec<f64> = (0..repeats.max(1))
+        .map(|_| {
+            let start = std::time::Instant::now();
+            gemm([m, k, n], Mat::new(&a, k), Mat::new(&b, n), &mut c, n, 0.0, Threads::All);
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    2.0 * (m * k * n) as f64 / seconds[seconds.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_over_its_range() {
+        for i in -8600..8700 {
+            let x = i as f32 * 0.01;
+            let want = (x as f64).exp();
+            let error = (exp(x) as f64 - want).abs() / want;
+            assert!(error < 3e-7, "exp({x}): {error:e}");
+        }
+        assert!(exp(-1e9) < 1e-37);
+    }
+
+    #[test]
+    fn gemm_handles_every_transpose() {
+        let (m, k, n) = (5, 7, 3);
+        let a: Vec<f32> = (0..m * k).map(|i| (i % 11) as f32 - 5.0).collect();
+        let b: Vec<f32> = (0..k * n).map(|i| (i % 7) as f32 - 3.0).collect();
+        let want: Vec<f32> = (0..m * n)
+            .map(|e| (0..k).map(|p| a[e / n * k + p] * b[p * n + e % n]).sum::<f32>() + 1.0)
+            .collect();
+        let at: Vec<f32> = (0..k * m).map(|e| a[e % m * k + e / m]).collect();
+        let bt: Vec<f32> = (0..n * k).map(|e| b[e % k * n + e / k]).collect();
+        for (x, y) in [
+            (Mat::new(&a, k), Mat::new(&b, n)),
+            (Mat::new(&at, m).t(), Mat::new(&b, n)),
+            (Mat::new(&a, k), Mat::new(&bt, k).t()),
+            (Mat::new(&at, m).t(), Mat::new(&bt, k).t()),
+        ] {
+            let mut c = vec![1.0; m * n];
+            gemm([m, k, n], x, y, &mut c, n, 1.0, Threads::All);
+            assert_eq!(c, want);
+        }
+    }
+}

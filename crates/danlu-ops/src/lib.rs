@@ -1,0 +1,51 @@
+//! Fused tensor operations for Burn.
+//!
+//! Each file is one operation and holds everything about it: what it computes (a *composed*
+//! definition in plain Burn operations, which is also what every device but the CPU runs), a CPU
+//! kernel on Flex tensors, a hand-written backward pass registered under `Autodiff` through
+//! Burn's `backend_extension`, and tests that hold the kernel against the composed definition
+//! and against finite differences. Goldens against PyTorch are in `tests/goldens.rs`.
+//!
+//! This is the only crate with `unsafe`, and the last one upwards where a backend type shows:
+//! the public functions take and return [`burn::tensor::Tensor`].
+//!
+//! Reductions are summed in an order that does not depend on the number of threads, so the same
+//! input gives the same bits.
+
+mod attention;
+mod conv;
+mod cpu;
+mod embedding;
+mod head_loss;
+mod linear;
+mod rms_norm;
+mod silu;
+mod step;
+mod swiglu;
+mod tape;
+#[cfg(test)]
+mod testing;
+
+pub use attention::{AttentionShape, Rotary, attention, attention_cached};
+pub use conv::{ConvShape, conv2d};
+pub use cpu::{fma_peak, gemm_rate};
+pub use embedding::embedding;
+pub use head_loss::{HeadLoss, head_loss};
+pub use linear::linear;
+pub use rms_norm::rms_norm;
+pub use silu::silu;
+pub use step::{AdamW, adamw_step, squared_norm};
+pub use swiglu::swiglu;
+
+/// The device that trains on this machine's processor, with gradients.
+pub fn cpu_device() -> burn::tensor::Device {
+    burn::tensor::Device::flex()
+}
+
+/// Whether tensors of `device` are CPU tensors that the kernels of this crate work on.
+pub(crate) fn on_cpu(device: &burn::tensor::Device) -> bool {
+    matches!(
+        device.clone().inner().as_dispatch(),
+        burn::backend::DispatchDevice::Flex(_)
+    )
+}
