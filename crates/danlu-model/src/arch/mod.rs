@@ -2,4 +2,4 @@
 
 mod qwen;
 
-pub use qwen::{Transformer, TransformerConfig};
+pub use qwen::{SequenceCache, Transformer, TransformerConfig};

@@ -1,0 +1,170 @@
+//! What may come next in a reply, so that every reply is well-formed: a picture has exactly its
+//! number of codes, a sound has at least one, and nothing is left open when the tokens run out.
+
+use crate::modality::ImageTokeniser;
+use danlu_core::{Control, Modality, TokenKind, Vocabulary};
+use std::ops::Range;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    Start,
+    Free,
+    Image { left: usize },
+    Audio { said: usize },
+    Closing,
+    Done,
+}
+
+/// The state of one reply.
+#[derive(Debug, Clone)]
+pub struct Grammar {
+    vocabulary: Vocabulary,
+    to: Option<Modality>,
+    state: State,
+    left: usize,
+}
+
+/// A picture, its brackets and the end.
+const IMAGE_ROOM: usize = ImageTokeniser::TOKENS + 3;
+/// The shortest sound, its brackets and the end.
+const AUDIO_ROOM: usize = 4;
+
+impl Grammar {
+    /// A reply of at most `tokens` tokens, the closing one included. With `to`, a reply of that
+    /// one modality; without, any mixture.
+    pub fn new(vocabulary: &Vocabulary, to: Option<Modality>, tokens: usize) -> Self {
+        Self { vocabulary: vocabulary.clone(), to, state: State::Start, left: tokens }
+    }
+
+    /// Tokens that a reply of `to` needs at least.
+    pub fn room(to: Option<Modality>) -> usize {
+        match to {
+            Some(Modality::Image) => IMAGE_ROOM,
+            Some(Modality::Audio) => AUDIO_ROOM,
+            Some(Modality::Text) | None => 2,
+        }
+    }
+
+    /// Whether the reply is complete.
+    pub fn done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Whether the next token is a code of a picture (where guidance applies).
+    pub fn in_image(&self) -> bool {
+        matches!(self.state, State::Image { left: 1.. })
+    }
+
+    /// Ids that may come next, ascending and apart. Empty when done.
+    pub fn allowed(&self) -> Vec<Range<u32>> {
+        let v = &self.vocabulary;
+        let one = |c: Control| {
+            let id = v.control_id(c);
+            id..id + 1
+        };
+        let codes = |first: u32, n: u32| first..first + n;
+        match self.state {
+            State::Done => vec![],
+            State::Closing => vec![one(Control::End)],
+            State::Image { left: 0 } => vec![one(Control::ImageEnd)],
+            State::Image { .. } => vec![codes(v.text, v.image)],
+            State::Audio { said } => {
+                let mut all = Vec::new();
+                if said == 0 || self.left > 2 {
+                    all.push(codes(v.text + v.image, v.audio));
+                }
+                if said > 0 {
+                    all.push(one(Control::AudioEnd));
+                }
+                all
+            }
+            State::Start | State::Free => {
+                let mut all = Vec::new();
+                let wants = |m: Modality| self.to.is_none_or(|to| to == m);
+                if wants(Modality::Text) && self.left > 1 {
+                    all.push(0..v.text);
+                    all.push(codes(v.text + v.image + v.audio, v.places));
+                }
+                let may_end = match self.state {
+                    State::Start => self.left <= 1,
+                    _ => true,
+                };
+                if may_end {
+                    all.push(one(Control::End));
+                }
+                if wants(Modality::Image) && self.left >= IMAGE_ROOM {
+                    all.push(one(Control::Image));
+                }
+                if wants(Modality::Audio) && self.left >= AUDIO_ROOM {
+                    all.push(one(Control::Audio));
+                }
+                all
+            }
+        }
+    }
+
+    /// Takes a token that [`allowed`](Self::allowed) lists.
+    pub fn take(&mut self, id: u32) {
+        debug_assert!(self.allowed().iter().any(|r| r.contains(&id)), "{id} in {self:?}");
+        self.left = self.left.saturating_sub(1);
+        let single = self.to.is_some();
+        self.state = match (self.state, self.vocabulary.kind(id)) {
+            (_, Some(TokenKind::Control(Control::End))) => State::Done,
+            (_, Some(TokenKind::Control(Control::Image))) => {
+                State::Image { left: ImageTokeniser::TOKENS }
+            }
+            (_, Some(TokenKind::Control(Control::Audio))) => State::Audio { said: 0 },
+            (_, Some(TokenKind::Control(_))) if single => State::Closing,
+            (_, Some(TokenKind::Control(_))) => State::Free,
+            (State::Image { left }, _) => State::Image { left: left - 1 },
+            (State::Audio { said }, _) => State::Audio { said: said + 1 },
+            _ => State::Free,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use danlu_core::Rng;
+
+    #[test]
+    fn any_walk_is_well_formed_and_ends_in_time() {
+        let v = Vocabulary { text: 4, image: 3, audio: 3, places: 2 };
+        let mut rng = Rng::new(1, 0);
+        for to in [None, Some(Modality::Text), Some(Modality::Image), Some(Modality::Audio)] {
+            for room in [Grammar::room(to), 68, 70, 200] {
+                for _ in 0..50 {
+                    let room = room.max(Grammar::room(to));
+                    let mut g = Grammar::new(&v, to, room);
+                    let (mut ids, mut run) = (Vec::new(), 0);
+                    while !g.done() {
+                        let allowed: Vec<u32> = g.allowed().into_iter().flatten().collect();
+                        let id = *rng.pick(&allowed);
+                        g.take(id);
+                        ids.push(id);
+                        match v.kind(id).expect("inside") {
+                            TokenKind::Image(_) | TokenKind::Audio(_) => run += 1,
+                            TokenKind::Control(Control::ImageEnd) => assert_eq!(run, 64),
+                            TokenKind::Control(Control::AudioEnd) => assert!(run > 0),
+                            _ => run = 0,
+                        }
+                        if matches!(v.kind(id), Some(TokenKind::Control(Control::Image | Control::Audio))) {
+                            run = 0;
+                        }
+                        assert!(ids.len() <= room, "{to:?} {room}");
+                    }
+                    let has = |c: Control| ids.contains(&v.control_id(c));
+                    assert_eq!(has(Control::Image), has(Control::ImageEnd));
+                    assert_eq!(has(Control::Audio), has(Control::AudioEnd));
+                    match to {
+                        Some(Modality::Image) => assert_eq!(ids.len(), 67),
+                        Some(Modality::Audio) => assert!(has(Control::Audio)),
+                        Some(Modality::Text) => assert!(!has(Control::Image) && !has(Control::Audio)),
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+use crate::params::Module;
+use danlu_core::{Error, Result};
+use half::{bf16, f16};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub use safetensors::Dtype;
+
+/// A tensor as files hold it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedTensor {
+    /// Dotted name.
+    pub name: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Row-major values.
+    pub values: Vec<f32>,
+}
+
+/// Writes a file so that it is either the old one or the whole new one: to a temporary name beside
+/// it, flushed, then renamed.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".part");
+    let part = path.with_file_name(name);
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&part, path)
+    };
+    write().map_err(|e| {
+        // The half-written file is of no use; if it cannot be removed the error below says more.
+        let _ = std::fs::remove_file(&part);
+        Error::io(path, e)
+    })
+}
+
+/// Writes a safetensors file in the given precision (F32, F16 or BF16), with text metadata.
+pub fn save_tensors(
+    path: &Path,
+    tensors: &[NamedTensor],
+    dtype: Dtype,
+    metadata: BTreeMap<String, String>,
+) -> Result<()> {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|t| match dtype {
+            Dtype::F16 => t.values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            Dtype::BF16 => t.values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            _ => t.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        })
+        .collect();
+    let dtype = if matches!(dtype, Dtype::F16 | Dtype::BF16) { dtype } else { Dtype::F32 };
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|(t, b)| {
+            let view = TensorView::new(dtype, t.shape.clone(), b);
+            view.map(|v| (t.name.as_str(), v))
+                .map_err(|e| Error::Other(format!("{}: tensor `{}`: {e}", path.display(), t.name)))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let metadata = (!metadata.is_empty()).then(|| metadata.into_iter().collect());
+    let file = safetensors::serialize(views, metadata)
+        .map_err(|e| Error::Other(format!("{}: {e}", path.display())))?;
+    write_atomically(path, &file)
+}
+
+/// Reads every floating-point tensor of a safetensors file, as `f32`.
+pub fn load_tensors(path: &Path) -> Result<BTreeMap<String, NamedTensor>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::file(path, "a safetensors file", e))?;
+    let mut out = BTreeMap::new();
+    for (name, view) in file.iter() {
+        let data = view.data();
+        let values: Vec<f32> = match view.dtype() {
+            Dtype::F32 => data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            Dtype::F16 => {
+                data.as_chunks::<2>().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect()
+            }
+            Dtype::BF16 => {
+                data.as_chunks::<2>().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect()
+            }
+            Dtype::I32 => {
+                data.as_chunks::<4>().0.iter().map(|&b| i32::from_le_bytes(b) as f32).collect()
+            }
+            Dtype::I64 => {
+                data.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) as f32).collect()
+            }
+            other => {
+                return Err(Error::file(
+                    path,
+                    format!("tensor `{name}` as F32, F16 or BF16"),
+                    format!("{other:?}"),
+                ));
+            }
+        };
+        let tensor = NamedTensor { name: name.to_string(), shape: view.shape().to_vec(), values };
+        out.insert(name.to_string(), tensor);
+    }
+    Ok(out)
+}
+
+/// Fills a module from tensors of the same names and shapes; every parameter must be there.
+pub fn load_parameters(
+    module: &mut dyn Module,
+    tensors: &mut BTreeMap<String, NamedTensor>,
+    path: &Path,
+) -> Result<()> {
+    for p in module.parameters_mut() {
+        let Some(t) = tensors.remove(&p.name) else {
+            return Err(Error::file(path, format!("a tensor `{}`", p.name), "none of that name"));
+        };
+        if t.shape != p.shape {
+            return Err(Error::file(
+                path,
+                format!("tensor `{}` of shape {:?}", p.name, p.shape),
+                format!("{:?}", t.shape),
+            ));
+        }
+        p.set(t.values);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("danlu-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn tensors_come_back_in_every_precision() {
+        let t = NamedTensor { name: "a".into(), shape: vec![2, 2], values: vec![1.0, -0.5, 0.25, 3.0] };
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let path = file("dtype");
+            save_tensors(&path, std::slice::from_ref(&t), dtype, BTreeMap::new()).expect("saves");
+            assert_eq!(load_tensors(&path).expect("loads")["a"], t, "{dtype:?}");
+            std::fs::remove_file(&path).expect("removes");
+        }
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        let path = file("broken");
+        for bytes in [&b"\xff\xff\xff\xff\xff\xff\xff\x7f{}"[..], b"", b"\x02\0\0\0\0\0\0\0{}x"] {
+            std::fs::write(&path, bytes).expect("writes");
+            let error = load_tensors(&path).expect_err("broken").to_string();
+            assert!(error.contains("danlu-broken") && error.contains("safetensors"), "{error}");
+        }
+        std::fs::remove_file(&path).expect("removes");
+    }
+}

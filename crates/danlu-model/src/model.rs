@@ -1,0 +1,256 @@
+use crate::arch::Transformer;
+use crate::io::{
+    Dtype, HfConfig, NamedTensor, from_hf, load_parameters, load_tensors, save_tensors, to_hf,
+    write_atomically,
+};
+use crate::modality::{
+    AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, ImageTokeniserConfig, TextTokeniser,
+    Tokenisers,
+};
+use crate::params::Module;
+use burn::tensor::Device;
+use danlu_core::{Error, Result};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Where a model came from: `danlu.json` of its folder.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelInfo {
+    /// Name of the run.
+    pub name: String,
+    /// Optimiser steps taken.
+    pub steps: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// BLAKE3 of the recipe's text.
+    pub recipe: String,
+    /// BLAKE3 of each data manifest, by pack name.
+    pub data: BTreeMap<String, String>,
+    /// BLAKE3 of the tokenisers' files together.
+    pub tokenisers: String,
+}
+
+/// A transformer with its tokenisers.
+#[derive(Debug)]
+pub struct Model {
+    /// The transformer.
+    pub transformer: Transformer,
+    /// Its tokenisers.
+    pub tokenisers: Tokenisers,
+    /// Where it came from.
+    pub info: ModelInfo,
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::file(path, "its documented JSON", e))
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Other(format!("{}: {e}", path.display())))?;
+    write_atomically(path, text.as_bytes())
+}
+
+/// The tensors of a module as files hold them.
+pub(crate) fn named(module: &dyn Module) -> Vec<NamedTensor> {
+    module
+        .parameters()
+        .into_iter()
+        .map(|p| NamedTensor { name: p.name.clone(), shape: p.shape.clone(), values: p.values() })
+        .collect()
+}
+
+fn save_network<C: Serialize>(
+    folder: &Path,
+    name: &str,
+    config: &C,
+    module: &dyn Module,
+    dtype: Dtype,
+) -> Result<()> {
+    let config = serde_json::to_string(config).map_err(|e| Error::Other(e.to_string()))?;
+    let metadata = BTreeMap::from([("config".to_string(), config)]);
+    save_tensors(&folder.join(format!("{name}.safetensors")), &named(module), dtype, metadata)
+}
+
+/// The `config` in a safetensors file's metadata.
+fn network_config<C: DeserializeOwned>(path: &Path) -> Result<C> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let wanted = "a safetensors file with a `config` in its metadata";
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes)
+        .map_err(|e| Error::file(path, wanted, e))?;
+    let text = header.metadata().as_ref().and_then(|m| m.get("config"));
+    let text = text.ok_or_else(|| Error::file(path, wanted, "none"))?;
+    serde_json::from_str(text).map_err(|e| Error::file(path, wanted, e))
+}
+
+impl Tokenisers {
+    /// Writes the three tokenisers into a model folder.
+    pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        write_atomically(&folder.join("tokenizer.json"), self.text.to_json()?.as_bytes())?;
+        save_network(folder, "image", &self.image.config, &self.image, dtype)?;
+        save_network(folder, "audio", &self.audio.config, &self.audio, dtype)
+    }
+
+    /// Reads the three tokenisers of a model folder.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+        Ok(Self {
+            text: TextTokeniser::load(&folder.join("tokenizer.json"))?,
+            image: ImageTokeniser::load(&folder.join("image.safetensors"), device)?,
+            audio: AudioTokeniser::load(&folder.join("audio.safetensors"), device)?,
+        })
+    }
+
+    /// BLAKE3 of the tokenisers' files in a folder.
+    pub fn fingerprint(folder: &Path) -> Result<String> {
+        let mut hash = blake3::Hasher::new();
+        for name in ["tokenizer.json", "image.safetensors", "audio.safetensors"] {
+            let path = folder.join(name);
+            hash.update(&std::fs::read(&path).map_err(|e| Error::io(&path, e))?);
+        }
+        Ok(hash.finalize().to_hex().to_string())
+    }
+}
+
+impl ImageTokeniser {
+    /// Writes it to `folder/image.safetensors`.
+    pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
+        save_network(folder, "image", &self.config, self, dtype)
+    }
+
+    /// Reads an `image.safetensors`.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let config: ImageTokeniserConfig = network_config(path)?;
+        check_levels(path, &config.levels)?;
+        let mut module = Self::new(config, 0, device);
+        load_parameters(&mut module, &mut load_tensors(path)?, path)?;
+        Ok(module)
+    }
+}
+
+impl AudioTokeniser {
+    /// Writes it to `folder/audio.safetensors`.
+    pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
+        save_network(folder, "audio", &self.config, self, dtype)
+    }
+
+    /// Reads an `audio.safetensors`.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let config: AudioTokeniserConfig = network_config(path)?;
+        check_levels(path, &config.levels)?;
+        let mut module = Self::new(config, 0, device);
+        load_parameters(&mut module, &mut load_tensors(path)?, path)?;
+        Ok(module)
+    }
+}
+
+fn check_levels(path: &Path, levels: &[u32]) -> Result<()> {
+    let size = levels.iter().try_fold(1u32, |a, &l| a.checked_mul(l));
+    match size {
+        Some(1..=65_536) if levels.iter().all(|&l| l >= 2) => Ok(()),
+        _ => Err(Error::file(path, "levels of at least 2, 65536 codes at most", format!("{levels:?}"))),
+    }
+}
+
+impl Model {
+    /// Writes the whole model folder in the given precision.
+    pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
+        self.tokenisers.save(folder, dtype)?;
+        let weights = to_hf(&self.transformer);
+        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        save_tensors(&folder.join("model.safetensors"), &weights, dtype, metadata)?;
+        let vocabulary = self.tokenisers.vocabulary();
+        let config = HfConfig::from_ours(&self.transformer.config, Some(vocabulary));
+        write_json(&folder.join("config.json"), &config)?;
+        let info = ModelInfo { tokenisers: Tokenisers::fingerprint(folder)?, ..self.info.clone() };
+        write_json(&folder.join("danlu.json"), &info)
+    }
+
+    /// Opens a model folder. The tokenisers must be the ones that the model was trained with.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+        let path = folder.join("config.json");
+        let file: HfConfig = read_json(&path)?;
+        let config = file.to_ours(&path)?;
+        let tokenisers = Tokenisers::load(folder, device)?;
+        let vocabulary = tokenisers.vocabulary();
+        if file.danlu_vocabulary.as_ref() != Some(&vocabulary) || config.vocabulary != vocabulary.size() {
+            return Err(Error::file(
+                &path,
+                format!("the vocabulary of the tokenisers beside it, {vocabulary:?}"),
+                format!("{:?} of {}", file.danlu_vocabulary, config.vocabulary),
+            ));
+        }
+        let info: ModelInfo = read_json(&folder.join("danlu.json"))?;
+        let found = Tokenisers::fingerprint(folder)?;
+        if info.tokenisers != found {
+            return Err(Error::file(
+                folder.join("danlu.json"),
+                format!("tokenisers with hash {}", info.tokenisers),
+                format!("tokenisers with hash {found}; they are not the ones of this model"),
+            ));
+        }
+        let mut transformer = Transformer::new(config, 0, device);
+        let path = folder.join("model.safetensors");
+        from_hf(&mut transformer, load_tensors(&path)?, &path)?;
+        Ok(Self { transformer, tokenisers, info })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::arch::TransformerConfig;
+    use danlu_core::recipe::{AudioRecipe, ImageRecipe, ModelRecipe};
+
+    /// Untrained tokenisers, as small as they get.
+    pub(crate) fn tiny_tokenisers() -> Tokenisers {
+        let d = danlu_ops::cpu_device();
+        let image =
+            ImageRecipe { levels: vec![4, 3], channels: 8, blocks: 1, ..Default::default() };
+        let audio = AudioRecipe {
+            levels: vec![4, 3],
+            channels: 8,
+            blocks: 1,
+            mels: 20,
+            ..Default::default()
+        };
+        Tokenisers {
+            text: TextTokeniser::train(["ok hi a b c"].into_iter(), 260).expect("trains"),
+            image: ImageTokeniser::new((&image).into(), 1, &d),
+            audio: AudioTokeniser::new((&audio).into(), 1, &d),
+        }
+    }
+
+    /// An untrained model, as small as it gets.
+    pub(crate) fn tiny_model(seed: u64) -> Model {
+        let tokenisers = tiny_tokenisers();
+        let recipe =
+            ModelRecipe { depth: 2, width: Some(24), head_dim: Some(6), ..Default::default() };
+        let size = tokenisers.vocabulary().size();
+        let config = TransformerConfig::from_recipe(&recipe, size, 160).expect("valid");
+        let transformer = Transformer::new(config, seed, &danlu_ops::cpu_device());
+        Model { transformer, tokenisers, info: ModelInfo::default() }
+    }
+
+    #[test]
+    fn a_folder_comes_back_and_foreign_tokenisers_are_refused() {
+        let folder = std::env::temp_dir().join(format!("danlu-model-{}", std::process::id()));
+        let device = danlu_ops::cpu_device();
+        let model = tiny_model(3);
+        model.save(&folder, Dtype::F32).expect("saves");
+        let back = Model::load(&folder, &device).expect("loads");
+        for (a, b) in model.transformer.parameters().iter().zip(back.transformer.parameters()) {
+            assert_eq!((&a.name, &a.shape, a.values()), (&b.name, &b.shape, b.values()));
+        }
+        let mut other = tiny_tokenisers();
+        other.image = ImageTokeniser::new(other.image.config.clone(), 99, &device);
+        other.save(&folder, Dtype::F32).expect("saves");
+        let error = Model::load(&folder, &device).expect_err("foreign").to_string();
+        assert!(error.contains("danlu.json") && error.contains("hash"), "{error}");
+        std::fs::remove_file(folder.join("model.safetensors")).expect("removes");
+        std::fs::remove_dir_all(&folder).expect("removes");
+    }
+}

@@ -1,0 +1,329 @@
+//! The template: conversations to token ids. Training, evaluation and generation all come through
+//! here, so they cannot disagree.
+//!
+//! A turn is its role's control token and its parts; an assistant's turn is closed by
+//! [`Control::End`]. A picture is `<|image|>`, its codes, `<|/image|>`; a sound likewise. `<locN>`
+//! in a text is the place token N. Nothing a text says becomes a control token.
+
+use crate::modality::{ImageTokeniser, Tokenisers};
+use danlu_core::{
+    Control, Document, Error, Media, Part, Picture, Result, Role, Sample, Sound, TokenKind,
+    Vocabulary, recipe::LossWeights,
+};
+
+/// Where the codes of pictures and sounds come from. `prompt` says that the part is shown to the
+/// model and not said by it.
+pub trait Codes {
+    /// Codes of a picture, [`ImageTokeniser::TOKENS`] of them.
+    fn image(&mut self, media: &Media, prompt: bool) -> Result<Vec<u32>>;
+    /// Codes of a sound, at least one.
+    fn audio(&mut self, media: &Media, prompt: bool) -> Result<Vec<u32>>;
+}
+
+/// Codes made on the spot from files.
+#[derive(Debug)]
+pub struct FileCodes<'a>(pub &'a Tokenisers);
+
+impl Codes for FileCodes<'_> {
+    fn image(&mut self, media: &Media, _: bool) -> Result<Vec<u32>> {
+        let Media::File(path) = media else {
+            return Err(Error::Other("a picture that is not a file needs its corpus".into()));
+        };
+        let picture = danlu_media::fit(&danlu_media::read_picture(path)?, crate::modality::PLACES as usize);
+        Ok(self.0.image.to_codes(&[&picture]).remove(0))
+    }
+
+    fn audio(&mut self, media: &Media, _: bool) -> Result<Vec<u32>> {
+        let Media::File(path) = media else {
+            return Err(Error::Other("a sound that is not a file needs its corpus".into()));
+        };
+        let sound = danlu_media::read_sound(path)?;
+        let (seconds, max) = (sound.seconds(), self.0.audio.config.max_seconds);
+        if seconds > max as f64 {
+            return Err(Error::file(
+                path,
+                format!("a sound of at most {max} seconds"),
+                format!("{seconds:.1} seconds"),
+            ));
+        }
+        Ok(self.0.audio.to_codes(&sound))
+    }
+}
+
+/// Turns conversations into ids.
+#[derive(Debug)]
+pub struct Template<'a> {
+    tokenisers: &'a Tokenisers,
+    vocabulary: Vocabulary,
+}
+
+impl<'a> Template<'a> {
+    /// The template of a set of tokenisers.
+    pub fn new(tokenisers: &'a Tokenisers) -> Self {
+        Self { tokenisers, vocabulary: tokenisers.vocabulary() }
+    }
+
+    /// The vocabulary of the ids.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// Ids of text with its place tokens.
+    pub fn text(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        let mut plain = 0;
+        let mut at = 0;
+        while let Some(found) = text[at..].find("<loc") {
+            let start = at + found;
+            let rest = &text[start + 4..];
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let place = rest[..digits].parse::<u32>().ok().filter(|&p| p < self.vocabulary.places);
+            match place {
+                Some(place) if rest[digits..].starts_with('>') => {
+                    ids.extend(self.plain(&text[plain..start]));
+                    ids.push(self.vocabulary.place_id(place));
+                    plain = start + 4 + digits + 1;
+                    at = plain;
+                }
+                _ => at = start + 4,
+            }
+        }
+        ids.extend(self.plain(&text[plain..]));
+        ids
+    }
+
+    fn plain(&self, text: &str) -> Vec<u32> {
+        if text.is_empty() { Vec::new() } else { self.tokenisers.text.encode(text) }
+    }
+
+    /// A document of plain text: every token counts.
+    pub fn plain_text(&self, text: &str, weights: &LossWeights, task: u16) -> Document {
+        let end = self.vocabulary.control_id(Control::End);
+        let mut ids = vec![end];
+        ids.extend(self.plain(text));
+        ids.push(end);
+        let weights = vec![weights.text; ids.len()];
+        Document { ids, weights, task }
+    }
+
+    /// A training document: assistants' tokens count by their modality, others by
+    /// `weights.prompt`. With `blank` the user's turns are left out but for one
+    /// [`Control::Blank`], which teaches the model what to say when asked nothing.
+    pub fn document(
+        &self,
+        sample: &Sample,
+        codes: &mut dyn Codes,
+        weights: &LossWeights,
+        blank: bool,
+        task: u16,
+    ) -> Result<Document> {
+        let mut document = Document { ids: Vec::new(), weights: Vec::new(), task };
+        for message in &sample.messages {
+            let speaks = message.role == Role::Assistant;
+            document.ids.push(self.role(message.role));
+            document.weights.push(weights.prompt);
+            let ids = if blank && !speaks {
+                vec![self.vocabulary.control_id(Control::Blank)]
+            } else {
+                let mut ids = self.parts(&message.parts, codes, !speaks)?;
+                if speaks {
+                    ids.push(self.vocabulary.control_id(Control::End));
+                }
+                ids
+            };
+            for id in ids {
+                document.weights.push(match (speaks, self.vocabulary.kind(id)) {
+                    (false, _) | (_, None) => weights.prompt,
+                    (true, Some(TokenKind::Image(_))) => weights.image,
+                    (true, Some(TokenKind::Audio(_))) => weights.audio,
+                    (true, Some(_)) => weights.text,
+                });
+                document.ids.push(id);
+            }
+        }
+        Ok(document)
+    }
+
+    /// The ids before a reply: every message, then the opening of the assistant's turn.
+    pub fn prompt(&self, sample: &Sample, codes: &mut dyn Codes) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for message in &sample.messages {
+            ids.push(self.role(message.role));
+            ids.extend(self.parts(&message.parts, codes, message.role != Role::Assistant)?);
+            if message.role == Role::Assistant {
+                ids.push(self.vocabulary.control_id(Control::End));
+            }
+        }
+        ids.push(self.vocabulary.control_id(Control::Assistant));
+        Ok(ids)
+    }
+
+    /// The prompt of guidance: asked nothing.
+    pub fn blank_prompt(&self) -> Vec<u32> {
+        [Control::User, Control::Blank, Control::Assistant]
+            .map(|c| self.vocabulary.control_id(c))
+            .to_vec()
+    }
+
+    fn role(&self, role: Role) -> u32 {
+        self.vocabulary.control_id(match role {
+            Role::System => Control::System,
+            Role::User => Control::User,
+            Role::Assistant => Control::Assistant,
+        })
+    }
+
+    fn parts(&self, parts: &[Part], codes: &mut dyn Codes, prompt: bool) -> Result<Vec<u32>> {
+        let v = &self.vocabulary;
+        let mut ids = Vec::new();
+        for part in parts {
+            match part {
+                Part::Text(text) => ids.extend(self.text(text)),
+                Part::Image(media) => {
+                    ids.push(v.control_id(Control::Image));
+                    ids.extend(codes.image(media, prompt)?.into_iter().map(|c| v.image_id(c)));
+                    ids.push(v.control_id(Control::ImageEnd));
+                }
+                Part::Audio(media) => {
+                    ids.push(v.control_id(Control::Audio));
+                    ids.extend(codes.audio(media, prompt)?.into_iter().map(|c| v.audio_id(c)));
+                    ids.push(v.control_id(Control::AudioEnd));
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    /// A reply's ids as text, pictures and sounds, in order. The closing control is passed over;
+    /// a part that is not well-formed is an error.
+    pub fn reply(&self, ids: &[u32]) -> Result<Vec<Value>> {
+        let mut out = Vec::new();
+        let mut text = String::new();
+        let mut run: Vec<u32> = Vec::new();
+        let mut left = ids.iter().copied();
+        while let Some(id) = left.next() {
+            match self.vocabulary.kind(id) {
+                Some(TokenKind::Text(t)) => run.push(t),
+                Some(TokenKind::Place(p)) => {
+                    text += &self.tokenisers.text.decode(&std::mem::take(&mut run));
+                    text += &format!("<loc{p}>");
+                }
+                Some(TokenKind::Control(open @ (Control::Image | Control::Audio))) => {
+                    text += &self.tokenisers.text.decode(&std::mem::take(&mut run));
+                    if !text.is_empty() {
+                        out.push(Value::Text(std::mem::take(&mut text)));
+                    }
+                    let codes: Vec<u32> = left
+                        .by_ref()
+                        .map_while(|id| match (open, self.vocabulary.kind(id)) {
+                            (Control::Image, Some(TokenKind::Image(c))) => Some(c),
+                            (Control::Audio, Some(TokenKind::Audio(c))) => Some(c),
+                            _ => None,
+                        })
+                        .collect();
+                    out.push(self.media(open, codes)?);
+                }
+                Some(TokenKind::Control(Control::End)) => break,
+                other => {
+                    return Err(Error::Other(format!("a reply has a stray token: {id} {other:?}")));
+                }
+            }
+        }
+        text += &self.tokenisers.text.decode(&run);
+        if !text.is_empty() || out.is_empty() {
+            out.push(Value::Text(text));
+        }
+        Ok(out)
+    }
+
+    fn media(&self, open: Control, codes: Vec<u32>) -> Result<Value> {
+        match (open, codes.len()) {
+            (Control::Image, ImageTokeniser::TOKENS) => {
+                Ok(Value::Picture(self.tokenisers.image.to_pictures(&[codes]).remove(0)))
+            }
+            (Control::Audio, 1..) => Ok(Value::Sound(self.tokenisers.audio.to_sound(&codes))),
+            (_, n) => Err(Error::Other(format!("a reply has a {open:?} of {n} codes"))),
+        }
+    }
+}
+
+/// A piece of a reply.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Text, with places as `<locN>`.
+    Text(String),
+    /// A picture.
+    Picture(Picture),
+    /// A sound.
+    Sound(Sound),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::tiny_tokenisers;
+    use danlu_core::Message;
+
+    struct Fixed;
+
+    impl Codes for Fixed {
+        fn image(&mut self, _: &Media, _: bool) -> Result<Vec<u32>> {
+            Ok((0..64).map(|i| i % 4).collect())
+        }
+        fn audio(&mut self, _: &Media, _: bool) -> Result<Vec<u32>> {
+            Ok(vec![1, 2, 3])
+        }
+    }
+
+    fn sample() -> Sample {
+        let file = || Media::File("x".into());
+        Sample {
+            messages: vec![
+                Message {
+                    role: Role::User,
+                    parts: vec![Part::Text("hi <loc3> <loc99>".into()), Part::Image(file())],
+                },
+                Message {
+                    role: Role::Assistant,
+                    parts: vec![Part::Text("ok".into()), Part::Audio(file())],
+                },
+            ],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn only_the_reply_counts_and_the_prompt_is_its_prefix() {
+        let t = tiny_tokenisers();
+        let template = Template::new(&t);
+        let weights = LossWeights { text: 1.0, image: 0.5, audio: 0.25, prompt: 0.0 };
+        let d = template.document(&sample(), &mut Fixed, &weights, false, 7).expect("renders");
+        let mut asked = sample();
+        asked.messages.pop();
+        let prompt = template.prompt(&asked, &mut Fixed).expect("renders");
+        assert_eq!(d.ids[..prompt.len()], prompt[..]);
+        assert!(d.weights[..prompt.len()].iter().all(|&w| w == 0.0));
+        assert!(d.weights[prompt.len()..].iter().all(|&w| w > 0.0));
+        assert_eq!(d.weights.iter().filter(|&&w| w == 0.25).count(), 3);
+        let v = template.vocabulary();
+        assert!(prompt.contains(&v.place_id(3)), "a place token");
+        let places = prompt.iter().filter(|&&id| matches!(v.kind(id), Some(TokenKind::Place(_))));
+        assert_eq!(places.count(), 1, "<loc99> is outside the picture, so it is text");
+    }
+
+    #[test]
+    fn a_reply_comes_apart_as_it_was_put_together() {
+        let t = tiny_tokenisers();
+        let template = Template::new(&t);
+        let d = template
+            .document(&sample(), &mut Fixed, &LossWeights::default(), true, 0)
+            .expect("renders");
+        assert_eq!(d.ids[..3], template.blank_prompt()[..]);
+        let reply = template.reply(&d.ids[3..]).expect("well-formed");
+        assert_eq!(reply[0], Value::Text("ok".into()));
+        assert!(matches!(&reply[1], Value::Sound(s) if !s.samples.is_empty()));
+        let short = [t.vocabulary().control_id(Control::Image), t.vocabulary().image_id(0)];
+        let error = template.reply(&short).expect_err("one code is no picture");
+        assert!(error.to_string().contains("Image of 1 codes"), "{error}");
+    }
+}

@@ -1,0 +1,203 @@
+//! Codes of every picture and sound of a corpus, made once before training.
+
+use crate::watch::{Event, Watcher};
+use danlu_core::{AssetId, Error, Media, Result, Rng};
+use danlu_data::{Corpus, Split};
+use danlu_media::{alter_picture, alter_sound};
+use danlu_model::io::write_atomically;
+use danlu_model::{Tokenisers, modality::ImageTokeniser};
+use rayon::prelude::*;
+use std::path::Path;
+
+/// Codes by asset: the original first, then altered copies of what is trained on.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CodeTable {
+    images: Vec<Vec<Vec<u16>>>,
+    audios: Vec<Vec<Vec<u16>>>,
+}
+
+impl CodeTable {
+    /// Encodes a corpus, `variants` altered copies of each training asset with it.
+    pub fn make(
+        corpus: &Corpus,
+        tokenisers: &Tokenisers,
+        variants: usize,
+        seed: u64,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Self> {
+        let steps = corpus.pictures.len() + corpus.sounds.len();
+        watcher.tell(Event::Phase { name: "encode pictures and sounds".into(), steps, done: 0 });
+        let mut table = Self::default();
+        let copies = |train: bool| if train { variants } else { 0 };
+        for (chunk, assets) in corpus.pictures.chunks(64).enumerate() {
+            let all: Vec<Vec<danlu_core::Picture>> = assets
+                .par_iter()
+                .enumerate()
+                .map(|(i, a)| {
+                    let id = (chunk * 64 + i) as u64;
+                    let altered = (0..copies(a.split == Split::Train)).map(|k| {
+                        alter_picture(&a.picture, &mut Rng::new(seed, id << 8 | k as u64))
+                    });
+                    std::iter::once((*a.picture).clone()).chain(altered).collect()
+                })
+                .collect();
+            let flat: Vec<&danlu_core::Picture> = all.iter().flatten().collect();
+            let mut codes = tokenisers.image.to_codes(&flat).into_iter();
+            for own in &all {
+                let small = codes.by_ref().take(own.len()).map(shrink);
+                table.images.push(small.collect());
+            }
+            watcher.tell(Event::Step { done: table.images.len(), figures: "pictures".into() });
+        }
+        for (chunk, assets) in corpus.sounds.chunks(32).enumerate() {
+            let codes: Vec<Vec<Vec<u16>>> = assets
+                .par_iter()
+                .enumerate()
+                .map(|(i, a)| {
+                    let id = (chunk * 32 + i) as u64;
+                    let altered = (0..copies(a.split == Split::Train)).map(|k| {
+                        alter_sound(&a.sound, &mut Rng::new(seed, 1 << 60 | id << 8 | k as u64))
+                    });
+                    std::iter::once((*a.sound).clone())
+                        .chain(altered)
+                        .map(|s| shrink(tokenisers.audio.to_codes(&s)))
+                        .collect()
+                })
+                .collect();
+            table.audios.extend(codes);
+            let done = table.images.len() + table.audios.len();
+            watcher.tell(Event::Step { done, figures: "sounds".into() });
+            if watcher.stop() {
+                return Err(Error::Other("stopped while encoding; nothing was lost".into()));
+            }
+        }
+        watcher.tell(Event::PhaseDone { result: format!("{steps} pictures and sounds") });
+        Ok(table)
+    }
+
+    /// Codes of an asset: the original, or for prompts one of the copies that `rng` picks.
+    fn pick(all: &[Vec<Vec<u16>>], media: &Media, rng: Option<&mut Rng>) -> Result<Vec<u32>> {
+        let Media::Asset(AssetId(id)) = media else {
+            return Err(Error::Other(format!("{media:?} is not part of the corpus")));
+        };
+        let own = all
+            .get(*id as usize)
+            .ok_or_else(|| Error::Other(format!("asset {id} of {} in the corpus", all.len())))?;
+        let which = rng.map_or(0, |rng| rng.below(own.len()));
+        Ok(own[which].iter().map(|&c| c as u32).collect())
+    }
+
+    /// Codes for rendering: prompts draw from the altered copies with `rng`, or never without.
+    pub fn reader(&self, rng: Option<Rng>) -> impl danlu_model::prompt::Codes + '_ {
+        Reader { table: self, rng }
+    }
+
+    /// Number of codes of a sound.
+    pub fn audio_len(&self, id: AssetId) -> usize {
+        self.audios[id.0 as usize][0].len()
+    }
+
+    /// Writes the table, with the fingerprint of what it was made from.
+    pub fn save(&self, path: &Path, fingerprint: &str) -> Result<()> {
+        let mut out = format!("danlu-codes-1 {fingerprint}\n").into_bytes();
+        for all in [&self.images, &self.audios] {
+            out.extend((all.len() as u32).to_le_bytes());
+            for own in all {
+                out.push(own.len() as u8);
+                for codes in own {
+                    out.extend((codes.len() as u32).to_le_bytes());
+                    out.extend(codes.iter().flat_map(|c| c.to_le_bytes()));
+                }
+            }
+        }
+        write_atomically(path, &out)
+    }
+
+    /// Reads a table; `None` if there is none of this fingerprint.
+    pub fn load(path: &Path, fingerprint: &str) -> Option<Self> {
+        let bytes = std::fs::read(path).ok()?;
+        let rest = bytes.strip_prefix(format!("danlu-codes-1 {fingerprint}\n").as_bytes())?;
+        let mut rest = rest;
+        let mut table = Self::default();
+        for all in [&mut table.images, &mut table.audios] {
+            for _ in 0..number(&mut rest)? {
+                let (&n, left) = rest.split_first()?;
+                rest = left;
+                let mut own = Vec::with_capacity(n as usize);
+                for _ in 0..n {
+                    let len = number(&mut rest)? as usize;
+                    let (codes, left) = rest.split_at_checked(2 * len)?;
+                    rest = left;
+                    own.push(codes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b)).collect());
+                }
+                all.push(own);
+            }
+        }
+        rest.is_empty().then_some(table)
+    }
+}
+
+fn number(rest: &mut &[u8]) -> Option<u32> {
+    let (n, left) = rest.split_first_chunk::<4>()?;
+    *rest = left;
+    Some(u32::from_le_bytes(*n))
+}
+
+fn shrink(codes: Vec<u32>) -> Vec<u16> {
+    codes.into_iter().map(|c| c as u16).collect()
+}
+
+struct Reader<'a> {
+    table: &'a CodeTable,
+    rng: Option<Rng>,
+}
+
+impl danlu_model::prompt::Codes for Reader<'_> {
+    fn image(&mut self, media: &Media, prompt: bool) -> Result<Vec<u32>> {
+        let rng = if prompt { self.rng.as_mut() } else { None };
+        let codes = CodeTable::pick(&self.table.images, media, rng)?;
+        debug_assert_eq!(codes.len(), ImageTokeniser::TOKENS);
+        Ok(codes)
+    }
+
+    fn audio(&mut self, media: &Media, prompt: bool) -> Result<Vec<u32>> {
+        let rng = if prompt { self.rng.as_mut() } else { None };
+        CodeTable::pick(&self.table.audios, media, rng)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use danlu_model::prompt::Codes;
+
+    #[test]
+    fn the_file_comes_back_and_a_cut_one_is_no_table() {
+        let table = CodeTable {
+            images: vec![vec![vec![1; 64], vec![2; 64]]],
+            audios: vec![vec![vec![7, 8]], vec![]],
+        };
+        let path = std::env::temp_dir().join(format!("danlu-codes-{}", std::process::id()));
+        table.save(&path, "abc").expect("saves");
+        assert_eq!(CodeTable::load(&path, "abc").as_ref(), Some(&table));
+        assert_eq!(CodeTable::load(&path, "abd"), None);
+        let bytes = std::fs::read(&path).expect("reads");
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).expect("writes");
+        assert_eq!(CodeTable::load(&path, "abc"), None);
+        std::fs::remove_file(&path).expect("removes");
+    }
+
+    #[test]
+    fn replies_are_originals_and_prompts_vary() {
+        let table = CodeTable { images: vec![vec![vec![1; 64], vec![2; 64]]], audios: vec![] };
+        let media = Media::Asset(AssetId(0));
+        let mut reader = table.reader(Some(Rng::new(1, 1)));
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            assert_eq!(reader.image(&media, false).expect("there")[0], 1);
+            seen.insert(reader.image(&media, true).expect("there")[0]);
+        }
+        assert_eq!(seen.len(), 2);
+        assert!(reader.audio(&media, true).is_err());
+    }
+}

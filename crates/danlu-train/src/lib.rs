@@ -1,0 +1,23 @@
+//! Training: one file a regime, straight-line loops, what they share beside them.
+//!
+//! [`tokenisers`] learns the three tokenisers, [`pretrain`] the transformer. Both write into a run
+//! folder ([`run::Run`]) that can be resumed, and report through a [`Watcher`]; nothing here
+//! prints.
+
+pub mod checkpoint;
+mod codes;
+mod marginal;
+mod media_page;
+pub mod optim;
+mod page;
+pub mod pretrain;
+pub mod run;
+pub mod tokenisers;
+mod watch;
+
+pub use codes::CodeTable;
+pub use marginal::Marginals;
+pub use media_page::tokeniser_page;
+pub use page::run_page;
+pub use run::Run;
+pub use watch::{Event, Silent, Watcher};

@@ -1,0 +1,195 @@
+//! Optimisers: AdamW for everything, Muon for the matrices inside the blocks where the recipe asks.
+
+use burn::tensor::Tensor;
+use danlu_core::recipe::{Optimiser as Kind, Schedule, TrainRecipe};
+use danlu_model::{Module, Parameter};
+use danlu_ops::{AdamW, adamw_step, squared_norm};
+
+/// What an optimiser remembers, and its settings.
+#[derive(Debug)]
+pub struct Optimiser {
+    /// Decays of the moments.
+    pub betas: [f32; 2],
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled weight decay of matrices.
+    pub weight_decay: f32,
+    /// Largest global gradient norm.
+    pub clip: f32,
+    /// Steps taken.
+    pub step: u64,
+    /// Two tensors a parameter, in the module's order: AdamW's moments, or Muon's momentum and
+    /// an unused one.
+    pub state: Vec<[Tensor<2>; 2]>,
+    muon: Vec<bool>,
+}
+
+/// Decay of Muon's momentum.
+const MUON_MOMENTUM: f32 = 0.95;
+
+impl Optimiser {
+    /// Fresh state for a module on a device with or without autodiff.
+    pub fn new(module: &dyn Module, betas: [f32; 2], epsilon: f32, weight_decay: f32, clip: f32) -> Self {
+        let parameters = module.parameters();
+        let zeros = |p: &&Parameter| {
+            let device = p.tensor.device().inner();
+            [Tensor::zeros(p.tensor.dims(), &device), Tensor::zeros(p.tensor.dims(), &device)]
+        };
+        Self {
+            betas,
+            epsilon,
+            weight_decay,
+            clip,
+            step: 0,
+            state: parameters.iter().map(zeros).collect(),
+            muon: vec![false; parameters.len()],
+        }
+    }
+
+    /// As the training part of a recipe says.
+    pub fn from_recipe(module: &dyn Module, r: &TrainRecipe) -> Self {
+        let mut this = Self::new(module, r.betas, r.epsilon, r.weight_decay, r.clip);
+        if r.optimiser == Kind::Muon {
+            this.muon = module
+                .parameters()
+                .iter()
+                .map(|p| p.is_matrix() && p.name.contains(".layers."))
+                .collect();
+        }
+        this
+    }
+
+    /// Applies gradients (in the module's order, without gradient record) at the learning rates of
+    /// AdamW and Muon. `scale` multiplies the gradients before clipping. Returns their global norm
+    /// after `scale`, before clipping; a norm that is not finite leaves everything as it was.
+    pub fn step(
+        &mut self,
+        module: &mut dyn Module,
+        grads: Vec<Tensor<2>>,
+        [rate, muon_rate]: [f32; 2],
+        scale: f32,
+    ) -> f64 {
+        let squares: f64 = grads.iter().map(squared_norm).sum();
+        let norm = squares.sqrt() * scale as f64;
+        if !norm.is_finite() {
+            return norm;
+        }
+        self.step += 1;
+        let clip = if norm > self.clip as f64 { self.clip as f64 / norm } else { 1.0 };
+        let grad_scale = scale * clip as f32;
+        let all = module.parameters_mut().into_iter().zip(grads).zip(&mut self.state);
+        for (((p, grad), state), &muon) in all.zip(&self.muon) {
+            let device = p.tensor.device();
+            let empty = Tensor::zeros([1, 1], &device);
+            let value = std::mem::replace(&mut p.tensor, empty);
+            let value = if device.is_autodiff() { value.inner() } else { value };
+            let nothing = || Tensor::zeros([1, 1], &value.device());
+            let [first, second] = [&mut state[0], &mut state[1]].map(|s| std::mem::replace(s, nothing()));
+            let weight_decay = if p.is_matrix() { self.weight_decay } else { 0.0 };
+            let new = if muon {
+                let grad = grad.mul_scalar(grad_scale);
+                let momentum = first.mul_scalar(MUON_MOMENTUM) + grad.clone();
+                let push = grad + momentum.clone().mul_scalar(MUON_MOMENTUM);
+                let [rows, columns] = value.dims();
+                let size = (rows as f32 / columns as f32).max(1.0).sqrt();
+                let value = value.mul_scalar(1.0 - muon_rate * weight_decay)
+                    - orthogonal(push).mul_scalar(muon_rate * size);
+                *state = [momentum, second];
+                value
+            } else {
+                let adamw = AdamW {
+                    rate,
+                    betas: self.betas,
+                    epsilon: self.epsilon,
+                    weight_decay,
+                    step: self.step,
+                    grad_scale,
+                };
+                let [value, first, second] = adamw_step([value, first, second], grad, adamw);
+                *state = [first, second];
+                value
+            };
+            p.tensor = if device.is_autodiff() {
+                Tensor::from_inner(new).require_grad()
+            } else {
+                new
+            };
+        }
+        norm
+    }
+}
+
+/// The nearest matrix with orthogonal rows or columns, roughly: five steps of the quintic
+/// Newton-Schulz iteration (Jordan 2024).
+fn orthogonal(x: Tensor<2>) -> Tensor<2> {
+    let [rows, columns] = x.dims();
+    let tall = rows > columns;
+    let x = if tall { x.transpose() } else { x };
+    let norm = squared_norm(&x).sqrt() as f32;
+    let mut x = x.div_scalar(norm + 1e-7);
+    for _ in 0..5 {
+        let a = danlu_ops::linear(x.clone(), x.clone());
+        let b = a.clone().mul_scalar(-4.775) + a.clone().matmul(a).mul_scalar(2.0315);
+        x = x.clone().mul_scalar(3.4445) + b.matmul(x);
+    }
+    if tall { x.transpose() } else { x }
+}
+
+/// Share of the peak learning rate at `step` (from 0) of `steps`.
+pub fn rate_at(r: &TrainRecipe, step: usize) -> f32 {
+    let warm = if step < r.warmup { (step + 1) as f32 / r.warmup as f32 } else { 1.0 };
+    let after = (step.saturating_sub(r.warmup)) as f32;
+    let total = r.steps.saturating_sub(r.warmup).max(1) as f32;
+    let shape = match r.schedule {
+        Schedule::Cosine => {
+            let half = 0.5 + 0.5 * (std::f32::consts::PI * (after / total).min(1.0)).cos();
+            r.final_rate + (1.0 - r.final_rate) * half
+        }
+        Schedule::Wsd => {
+            let left = (r.steps as f32 - step as f32) / (r.steps as f32 * r.decay).max(1.0);
+            r.final_rate + (1.0 - r.final_rate) * left.clamp(0.0, 1.0)
+        }
+    };
+    warm * shape
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    #[test]
+    fn orthogonal_has_singular_values_near_one() {
+        let device = danlu_ops::cpu_device();
+        device.seed(2);
+        for dims in [[6, 20], [20, 6]] {
+            let x = Tensor::<2>::random(dims, Distribution::Normal(0.0, 1.0), &device);
+            let y = orthogonal(x);
+            let y = if dims[0] > dims[1] { y.transpose() } else { y };
+            let gram: Vec<f32> =
+                danlu_ops::linear(y.clone(), y).into_data().try_into_vec().expect("f32");
+            for i in 0..6 {
+                for j in 0..6 {
+                    let v = gram[i * 6 + j];
+                    let bounds = if i == j { 0.3..1.6 } else { -0.35..0.35 };
+                    assert!(bounds.contains(&v), "{dims:?} [{i},{j}]: {v}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn schedules_warm_up_and_come_down() {
+        let recipe = "name='a'\n[data]\n[train]\nsteps=100\nwarmup=10\nfinal_rate=0.1\n[mixture]\nx=1.0\n";
+        let mut r = danlu_core::Recipe::parse(recipe).expect("valid").train;
+        for schedule in [Schedule::Cosine, Schedule::Wsd] {
+            r.schedule = schedule;
+            assert!((rate_at(&r, 0) - 0.1).abs() < 1e-6);
+            assert!((rate_at(&r, 10) - 1.0).abs() < 1e-2);
+            let last = rate_at(&r, 99);
+            assert!((0.09..0.15).contains(&last), "{schedule:?}: {last}");
+            let rates: Vec<f32> = (10..100).map(|s| rate_at(&r, s)).collect();
+            assert!(rates.windows(2).all(|w| w[1] <= w[0]), "{schedule:?}");
+        }
+    }
+}

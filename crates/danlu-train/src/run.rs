@@ -1,0 +1,104 @@
+//! A run's folder: recipe, tokenisers, checkpoints, log, samples, model, page.
+
+use danlu_core::{Error, Recipe, Result};
+use danlu_model::io::write_atomically;
+use serde::Serialize;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Paths inside a run's folder.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// The folder.
+    pub folder: PathBuf,
+}
+
+impl Run {
+    /// Opens or starts the run of `recipe` in `folder`. A folder that holds another recipe is
+    /// refused.
+    pub fn open(folder: &Path, recipe: &Recipe) -> Result<Run> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let run = Run { folder: folder.to_path_buf() };
+        let path = run.recipe();
+        if path.exists() {
+            let found = Recipe::parse(&read(&path)?).map_err(|e| Error::file(&path, "a recipe", e))?;
+            if &found != recipe {
+                return Err(Error::file(
+                    &path,
+                    format!("the recipe `{}` that this run was started with", recipe.name),
+                    "another one; choose another folder, or remove this one to start again",
+                ));
+            }
+        } else {
+            write_atomically(&path, recipe.to_toml().as_bytes())?;
+        }
+        Ok(run)
+    }
+
+    /// The recipe that a run was started with.
+    pub fn resume(folder: &Path) -> Result<(Run, Recipe)> {
+        let run = Run { folder: folder.to_path_buf() };
+        let path = run.recipe();
+        let recipe = Recipe::parse(&read(&path)?).map_err(|e| Error::file(&path, "a recipe", e))?;
+        Ok((run, recipe))
+    }
+
+    /// The recipe, every value spelled out.
+    pub fn recipe(&self) -> PathBuf {
+        self.folder.join("recipe.toml")
+    }
+
+    /// Where the tokenisers are.
+    pub fn tokenisers(&self) -> PathBuf {
+        self.folder.join("tokenisers")
+    }
+
+    /// Where checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.folder.join("checkpoints")
+    }
+
+    /// Where samples of the training are.
+    pub fn samples(&self) -> PathBuf {
+        self.folder.join("samples")
+    }
+
+    /// The finished model.
+    pub fn model(&self) -> PathBuf {
+        self.folder.join("model")
+    }
+
+    /// The page that a person looks at.
+    pub fn page(&self) -> PathBuf {
+        self.folder.join("index.html")
+    }
+
+    /// A log of one JSON object a line.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.jsonl"))
+    }
+}
+
+pub(crate) fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+}
+
+/// Adds a line to a log.
+pub(crate) fn append(path: &Path, entry: &impl Serialize) -> Result<()> {
+    let mut line = serde_json::to_string(entry).map_err(|e| Error::Other(e.to_string()))?;
+    line.push('\n');
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(|e| Error::io(path, e))?;
+    file.write_all(line.as_bytes()).map_err(|e| Error::io(path, e))
+}
+
+/// The lines of a log; one that was cut off by a crash is passed over.
+pub(crate) fn entries<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    Ok(read(path)?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect())
+}

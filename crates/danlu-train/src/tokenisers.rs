@@ -1,0 +1,281 @@
+//! Learns the three tokenisers. One loop each, with a checkpoint to resume from.
+
+use crate::checkpoint::{self, State};
+use crate::optim::Optimiser;
+use crate::run::{Run, append};
+use crate::watch::{Event, Watcher};
+use burn::tensor::{Tensor, TensorData};
+use danlu_core::recipe::Recipe;
+use danlu_core::{Error, Picture, Result, Rng};
+use danlu_data::{Corpus, Split};
+use danlu_media::{alter_picture, alter_sound};
+use danlu_model::io::{Dtype, write_atomically};
+use danlu_model::modality::{AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, TextTokeniser};
+use danlu_model::{Module, Tokenisers};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+
+/// One line of a tokeniser's log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Optimiser steps taken.
+    pub step: usize,
+    /// Training loss.
+    pub loss: f32,
+}
+
+/// Learns (or goes on learning, or loads) all three tokenisers of a run.
+pub fn train_all(recipe: &Recipe, run: &Run, corpus: &Corpus, watcher: &mut dyn Watcher) -> Result<Tokenisers> {
+    Ok(Tokenisers {
+        text: train_text(recipe, run, corpus, watcher)?,
+        image: train_image(recipe, run, corpus, watcher)?,
+        audio: train_audio(recipe, run, corpus, watcher)?,
+    })
+}
+
+/// Learns the text tokeniser from the plain texts, the names and the transcripts that are trained
+/// on.
+pub fn train_text(
+    recipe: &Recipe,
+    run: &Run,
+    corpus: &Corpus,
+    watcher: &mut dyn Watcher,
+) -> Result<TextTokeniser> {
+    let path = run.tokenisers().join("tokenizer.json");
+    if path.exists() {
+        return TextTokeniser::load(&path);
+    }
+    watcher.tell(Event::Phase { name: "text tokeniser".into(), steps: 0, done: 0 });
+    let mut texts: Vec<String> = Vec::new();
+    // Names and captions come up in every task, so they weigh as much as a few mentions in prose.
+    for concept in corpus.concepts.iter().filter(|c| c.split == Split::Train) {
+        for text in concept.names.values().chain(concept.captions.values()) {
+            texts.extend((0..4).map(|_| format!("{text} ")));
+        }
+    }
+    for sound in corpus.sounds.iter().filter(|s| s.split == Split::Train && !s.synthetic) {
+        texts.push(sound.text.clone());
+    }
+    for index in 0..400 {
+        for task in danlu_data::TASKS {
+            let mut rng = Rng::new(recipe.seed, 1 << 40 | index);
+            if let Some(danlu_data::Drawn::Chat(sample)) =
+                task.draw(corpus, danlu_data::View::Train, &mut rng)
+            {
+                let parts = sample.messages.iter().flat_map(|m| &m.parts);
+                texts.extend(parts.filter_map(|p| match p {
+                    danlu_core::Part::Text(t) => Some(t.clone()),
+                    _ => None,
+                }));
+            }
+        }
+    }
+    let plain: Vec<&str> =
+        corpus.texts.iter().filter(|t| t.split == Split::Train).map(|t| t.text.as_str()).collect();
+    let bytes: usize = plain.iter().map(|t| t.len()).sum();
+    let every = bytes.div_ceil(recipe.text.train_bytes.max(1)).max(1);
+    texts.extend(plain.into_iter().step_by(every).map(str::to_string));
+    let tokeniser = TextTokeniser::train(texts.iter().map(String::as_str), recipe.text.vocabulary)?;
+    std::fs::create_dir_all(run.tokenisers()).map_err(|e| Error::io(run.tokenisers(), e))?;
+    write_atomically(&path, tokeniser.to_json()?.as_bytes())?;
+    watcher.tell(Event::PhaseDone { result: format!("{} entries", tokeniser.size()) });
+    Ok(tokeniser)
+}
+
+/// Learns the image tokeniser from the training pictures and altered copies of them.
+pub fn train_image(
+    recipe: &Recipe,
+    run: &Run,
+    corpus: &Corpus,
+    watcher: &mut dyn Watcher,
+) -> Result<ImageTokeniser> {
+    let device = danlu_ops::cpu_device();
+    let path = run.tokenisers().join("image.safetensors");
+    if path.exists() {
+        return ImageTokeniser::load(&path, &device);
+    }
+    let pictures: Vec<&Picture> = corpus
+        .pictures
+        .iter()
+        .filter(|p| p.split == Split::Train)
+        .map(|p| p.picture.as_ref())
+        .collect();
+    if pictures.is_empty() {
+        return Err(Error::parameter("data.packs", "packs with pictures to learn from", "none"));
+    }
+    let r = &recipe.image;
+    let mut module = ImageTokeniser::new(r.into(), recipe.seed, &device.clone().autodiff());
+    module.to_device(&device.clone().autodiff());
+    let loss = |module: &ImageTokeniser, step: usize| -> Tensor<1> {
+        let batch: Vec<Picture> = (0..r.batch)
+            .into_par_iter()
+            .map(|i| {
+                let mut rng = Rng::new(recipe.seed, (1 << 50) + (step * r.batch + i) as u64);
+                let picture = *rng.pick(&pictures);
+                if rng.unit() < 0.5 { picture.clone() } else { alter_picture(picture, &mut rng) }
+            })
+            .collect();
+        let batch: Vec<&Picture> = batch.iter().collect();
+        let wanted = ImageTokeniser::pixels(&batch, &device.clone().autodiff());
+        let made = module.decode(module.fsq.quantise(module.encode(wanted.clone())));
+        let difference = made - wanted;
+        // Absolute differences keep edges, squares keep areas.
+        difference.clone().abs().mean() + difference.powf_scalar(2.0).mean()
+    };
+    learn("image tokeniser", run, "image", &mut module, r.steps, r.rate, loss, watcher, recipe)?;
+    module.to_device(&device);
+    module.save(&run.tokenisers(), Dtype::F32)?;
+    Ok(module)
+}
+
+/// Learns the audio tokeniser from the training sounds and altered copies of them.
+pub fn train_audio(
+    recipe: &Recipe,
+    run: &Run,
+    corpus: &Corpus,
+    watcher: &mut dyn Watcher,
+) -> Result<AudioTokeniser> {
+    let device = danlu_ops::cpu_device();
+    let path = run.tokenisers().join("audio.safetensors");
+    if path.exists() {
+        return AudioTokeniser::load(&path, &device);
+    }
+    let sounds: Vec<_> = corpus
+        .sounds
+        .iter()
+        .filter(|s| s.split == Split::Train)
+        .map(|s| s.sound.as_ref())
+        .collect();
+    if sounds.is_empty() {
+        return Err(Error::parameter("data.packs", "packs with sounds to learn from", "none"));
+    }
+    let r = &recipe.audio;
+    let mut config: AudioTokeniserConfig = r.into();
+    let plain = AudioTokeniser::new(config.clone(), recipe.seed, &device);
+    let mut rng = Rng::new(recipe.seed, 1 << 51);
+    let some: Vec<f32> =
+        (0..200).flat_map(|_| plain.rows(&rng.pick(&sounds).samples)).collect();
+    let n = some.len() as f64;
+    let mean = some.iter().map(|&v| v as f64).sum::<f64>() / n;
+    let variance = some.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n;
+    (config.mean, config.std) = (mean as f32, variance.sqrt().max(1e-3) as f32);
+    let mut module = AudioTokeniser::new(config, recipe.seed, &device.clone().autodiff());
+    module.to_device(&device.clone().autodiff());
+    let width = r.mels * r.frames;
+    let loss = |module: &AudioTokeniser, step: usize| -> Tensor<1> {
+        let rows: Vec<f32> = (0..r.batch)
+            .into_par_iter()
+            .flat_map_iter(|i| {
+                let mut rng = Rng::new(recipe.seed, (1 << 52) + (step * r.batch + i) as u64);
+                let sound = *rng.pick(&sounds);
+                let samples = if rng.unit() < 0.5 {
+                    sound.samples.clone()
+                } else {
+                    alter_sound(sound, &mut rng).samples
+                };
+                let mut rows = module.rows(&samples);
+                let have = rows.len() / width;
+                if have > r.clip {
+                    let first = rng.below(have - r.clip + 1) * width;
+                    rows = rows[first..first + r.clip * width].to_vec();
+                }
+                let silence = module.rows(&[])[0];
+                rows.resize(r.clip * width, silence);
+                rows
+            })
+            .collect();
+        let wanted = Tensor::<3>::from_data(
+            TensorData::new(rows, [r.batch, r.clip, width]),
+            &device.clone().autodiff(),
+        );
+        let codes = module.fsq.quantise(module.encode(wanted.clone()));
+        let difference = module.decode(codes, r.batch) - wanted;
+        difference.clone().abs().mean() + difference.powf_scalar(2.0).mean()
+    };
+    learn("audio tokeniser", run, "audio", &mut module, r.steps, r.rate, loss, watcher, recipe)?;
+    module.to_device(&device);
+    module.save(&run.tokenisers(), Dtype::F32)?;
+    Ok(module)
+}
+
+/// The loop that image and audio share: AdamW, warm-up, then a straight line to nothing.
+#[allow(clippy::too_many_arguments)]
+fn learn<M: Module>(
+    phase: &str,
+    run: &Run,
+    name: &str,
+    module: &mut M,
+    steps: usize,
+    rate: f32,
+    loss: impl Fn(&M, usize) -> Tensor<1>,
+    watcher: &mut dyn Watcher,
+    recipe: &Recipe,
+) -> Result<()> {
+    let mut optimiser = Optimiser::new(module, [0.9, 0.99], 1e-8, 0.01, 1.0);
+    let folder = run.tokenisers().join(format!("{name}-checkpoints"));
+    let fingerprint = blake3::hash(recipe.to_toml().as_bytes()).to_hex().to_string();
+    let mut faults = Vec::new();
+    let found = checkpoint::load(&folder, &fingerprint, module, &mut optimiser, None, &mut faults)?;
+    faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
+    let first = found.as_ref().map_or(0, |s| s.step as usize);
+    let before = found.map_or(0.0, |s| s.seconds);
+    watcher.tell(Event::Phase { name: phase.into(), steps, done: first });
+    let start = Instant::now();
+    let mut smooth = None;
+    let mut bad = 0;
+    for step in first..steps {
+        let value = loss(module, step);
+        let number: f32 = value.clone().inner().into_scalar();
+        let grads = value.backward();
+        let grads = module
+            .parameters()
+            .iter()
+            .map(|p| {
+                let grad = p.tensor.grad(&grads);
+                grad.unwrap_or_else(|| Tensor::zeros(p.tensor.dims(), &danlu_ops::cpu_device()))
+            })
+            .collect();
+        let warm = ((step + 1) as f32 / 100.0).min(1.0);
+        let left = (steps - step) as f32 / steps as f32;
+        let norm = optimiser.step(module, grads, [rate * warm * left.min(1.0), 0.0], 1.0);
+        if !norm.is_finite() {
+            bad += 1;
+            optimiser.step += 1;
+            watcher.tell(Event::Note(format!("{phase}: step {step} skipped, loss {number}")));
+            if bad > 20 {
+                return Err(Error::Other(format!("{phase}: over 20 steps without a finite loss")));
+            }
+        }
+        let s = smooth.map_or(number, |s: f32| s * 0.98 + number * 0.02);
+        smooth = Some(s);
+        let done = step + 1;
+        if done % 20 == 0 || done == steps {
+            append(&run.log(name), &LogLine { step: done, loss: s })?;
+        }
+        watcher.tell(Event::Step { done, figures: format!("loss {s:.4}") });
+        let stop = watcher.stop();
+        if stop || done % 1000 == 0 && done < steps {
+            let state = State {
+                step: done as u64,
+                next: 0,
+                tokens: 0,
+                fingerprint: fingerprint.clone(),
+                seconds: before + start.elapsed().as_secs_f64(),
+            };
+            checkpoint::save(&folder, &state, module, &optimiser, None)?;
+        }
+        if stop {
+            return Err(Error::Other(format!(
+                "{phase}: stopped at step {done}; a checkpoint is in {}",
+                folder.display()
+            )));
+        }
+    }
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+    }
+    let loss = smooth.map_or(String::new(), |s| format!("loss {s:.4}"));
+    watcher.tell(Event::PhaseDone { result: loss });
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! The verbs, one file each; adding one is a file and a line here.
+
+mod chat;
+mod completions;
+mod eval;
+mod generate;
+mod quickstart;
+mod questions;
+mod tokenizer;
+mod train;
+
+use clap::Subcommand;
+use danlu_core::Result;
+
+/// The verbs.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// From the sample pack to a trained model and a page, in a few minutes
+    Quickstart(quickstart::Args),
+    /// Learn the text, image and audio tokenisers of a recipe
+    Tokenizer(tokenizer::Args),
+    /// Train a base model (or a single-task one) by a recipe, or go on with a run
+    Train(train::Args),
+    /// Reply once, in text, image or sound
+    Generate(generate::Args),
+    /// Talk to a model in the terminal
+    Chat(chat::Args),
+    /// Measure a model on a file of questions
+    Eval(eval::Args),
+    /// Write files of questions from data packs, for `danlu eval`
+    Questions(questions::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
+}
+
+/// Runs one.
+pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
+    match command {
+        Command::Quickstart(args) => quickstart::run(args),
+        Command::Tokenizer(args) => tokenizer::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Questions(args) => questions::run(args),
+        Command::Completions(args) => completions::run(args, cli),
+    }
+}

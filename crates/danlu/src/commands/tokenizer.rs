@@ -1,0 +1,74 @@
+use crate::progress::Terminal;
+use danlu_core::{Recipe, Result};
+use danlu_data::{Corpus, LoadOptions};
+use danlu_train::{Run, tokeniser_page, tokenisers};
+use std::path::PathBuf;
+
+/// Learn the text, image and audio tokenisers of a recipe
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Learn all three and show what they keep of pictures and sounds
+    Train {
+        /// Recipe file
+        recipe: Option<PathBuf>,
+        /// Folder of the run (default: runs/NAME)
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Go on with this run instead of starting one
+        #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out"])]
+        resume: Option<PathBuf>,
+    },
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let What::Train { recipe, out, resume } = args.what;
+    let (run, recipe) = super::train::open(recipe, out, resume)?;
+    let corpus = load(&recipe)?;
+    learn(&run, &recipe, &corpus)
+}
+
+/// Reads the data of a recipe and says what there is.
+pub(crate) fn load(recipe: &Recipe) -> Result<Corpus> {
+    let options = LoadOptions { max_seconds: recipe.audio.max_seconds, ..Default::default() };
+    let corpus = Corpus::load(&recipe.data, recipe.seed, &options)?;
+    eprintln!(
+        "data: {} concepts, {} pictures, {} sounds, {} texts, {} scenes, {} conversations",
+        corpus.concepts.len(),
+        corpus.pictures.len(),
+        corpus.sounds.len(),
+        corpus.texts.len(),
+        corpus.scenes.len(),
+        corpus.samples.len()
+    );
+    for line in corpus.notices.iter().chain(corpus.skipped.iter().take(5)) {
+        eprintln!("note: {line}");
+    }
+    Ok(corpus)
+}
+
+/// Learns the tokenisers and prints how much they keep.
+pub(crate) fn learn(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
+    let all = tokenisers::train_all(recipe, run, corpus, &mut Terminal::new())?;
+    if run.folder.join("tokenisers.html").exists() {
+        return Ok(());
+    }
+    for q in tokeniser_page(run, corpus, &all)? {
+        let figures: Vec<String> =
+            q.figures.iter().map(|(name, value)| format!("{name} {value:.2}")).collect();
+        eprintln!(
+            "  {} ({}): {}, {:.0} % of the codebook",
+            q.of,
+            q.n,
+            figures.join(", "),
+            100.0 * q.codes_used
+        );
+    }
+    eprintln!("examples: {}", run.folder.join("tokenisers.html").display());
+    Ok(())
+}

@@ -1,0 +1,82 @@
+use crate::progress::Terminal;
+use danlu_core::{Error, Recipe, Result};
+use danlu_model::{Model, Tokenisers};
+use danlu_train::{CodeTable, Run, pretrain};
+use std::path::PathBuf;
+
+/// Train a base model (or a single-task one) by a recipe, or go on with a run
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Recipe file (see recipes/)
+    recipe: Option<PathBuf>,
+    /// Folder of the run (default: runs/NAME)
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Go on with this run instead of starting one
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out"])]
+    resume: Option<PathBuf>,
+    /// Take the tokenisers of this model or run folder instead of learning new ones
+    #[arg(long, value_name = "FOLDER")]
+    tokenizers: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let (run, recipe) = open(args.recipe, args.out, args.resume)?;
+    train(&run, &recipe, args.tokenizers)?;
+    eprintln!("model: {}\npage:  {}", run.model().display(), run.page().display());
+    Ok(())
+}
+
+/// The run that the arguments name, and its recipe.
+pub(crate) fn open(
+    recipe: Option<PathBuf>,
+    out: Option<PathBuf>,
+    resume: Option<PathBuf>,
+) -> Result<(Run, Recipe)> {
+    match (recipe, resume) {
+        (None, Some(folder)) => Run::resume(&folder),
+        (Some(path), None) => {
+            let recipe = Recipe::load(&path)?;
+            let folder = out.unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
+            Ok((Run::open(&folder, &recipe)?, recipe))
+        }
+        _ => Err(Error::parameter("recipe", "a recipe file, or --resume RUN", "neither")),
+    }
+}
+
+/// Everything from data to model folder; what an earlier call has finished is not done again.
+pub(crate) fn train(run: &Run, recipe: &Recipe, tokenizers: Option<PathBuf>) -> Result<Model> {
+    let corpus = super::tokenizer::load(recipe)?;
+    if let Some(from) = tokenizers {
+        copy_tokenisers(&from, run)?;
+    }
+    super::tokenizer::learn(run, recipe, &corpus)?;
+    let tokenisers = Tokenisers::load(&run.tokenisers(), &danlu_ops::cpu_device())?;
+    let print = pretrain::fingerprint(recipe, run, &corpus)?;
+    let path = run.folder.join("codes.bin");
+    let codes = match CodeTable::load(&path, &print) {
+        Some(codes) => codes,
+        None => {
+            let variants = recipe.data.variants;
+            let codes =
+                CodeTable::make(&corpus, &tokenisers, variants, recipe.seed, &mut Terminal::new())?;
+            codes.save(&path, &print)?;
+            codes
+        }
+    };
+    pretrain::pretrain(recipe, run, &corpus, tokenisers, &codes, &mut Terminal::new())
+}
+
+fn copy_tokenisers(from: &std::path::Path, run: &Run) -> Result<()> {
+    let inner = from.join("tokenisers");
+    let from = if inner.is_dir() { inner } else { from.to_path_buf() };
+    let to = run.tokenisers();
+    std::fs::create_dir_all(&to).map_err(|e| Error::io(&to, e))?;
+    for name in ["tokenizer.json", "image.safetensors", "audio.safetensors"] {
+        if !to.join(name).exists() {
+            let path = from.join(name);
+            std::fs::copy(&path, to.join(name)).map_err(|e| Error::io(&path, e))?;
+        }
+    }
+    Ok(())
+}

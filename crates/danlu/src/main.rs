@@ -1,0 +1,65 @@
+//! The `danlu` command: one verb a file in `commands/`. The only crate that prints.
+
+mod answer;
+mod commands;
+mod progress;
+
+use clap::{CommandFactory, Parser};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// One base model for text, image and sound.
+///
+/// Every modality is tokens of one vocabulary, every task is an instruction and a reply, one
+/// decoder-only transformer does them all.
+///
+/// Start here:
+///
+///   danlu quickstart                      learn from the sample pack, then look at runs/quickstart/index.html
+///   danlu chat                            talk to the model in models/reference
+///   danlu generate "Draw a cat." --to image -o cat.png
+///
+/// Your own data is one JSON object a line, a conversation as in chat APIs:
+///
+///   {"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image","image":"cat.png"}]},
+///                {"role":"assistant","content":"a cat"}]}
+///
+/// Name the file in a recipe (recipes/*.toml), then `danlu train RECIPE`; `danlu eval` measures.
+#[derive(Parser)]
+#[command(name = "danlu", version, verbatim_doc_comment, arg_required_else_help = true)]
+struct Cli {
+    /// Threads to use (default: all processors). Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    if let Some(threads) = cli.threads {
+        // The pool can be set once; nothing has used it yet.
+        if rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().is_err() {
+            eprintln!("error: `--threads`: expected a number that this machine can start, found {threads}");
+            return std::process::ExitCode::from(2);
+        }
+    }
+    match commands::run(cli.command, &mut Cli::command()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
