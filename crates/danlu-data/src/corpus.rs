@@ -484,7 +484,7 @@ impl Decoded {
         let mut sounds = Vec::with_capacity(concept.sounds.len());
         for item in &mut concept.sounds {
             let bytes = std::mem::take(&mut item.bytes);
-            sounds.push(media::decode_sound(bytes, &folder.join(&item.file))?);
+            sounds.push(media::decode_sound(&bytes, &folder.join(&item.file))?);
         }
         Ok(Self { concept, pictures, sounds })
     }

@@ -13,6 +13,8 @@ use std::time::Instant;
 
 /// Sounds looked up per language.
 const QUERIES: usize = 100;
+/// Pictures looked up per half of the concepts.
+const PICTURES: usize = 200;
 
 fn main() -> danlu_core::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -30,8 +32,10 @@ fn main() -> danlu_core::Result<()> {
             to.push((concept.id.clone(), picture));
         }
     }
-    let halves: [Vec<&(String, Picture)>; 2] =
-        [0, 1].map(|half| asked.iter().skip(half).step_by(2).collect());
+    let halves: [Vec<&(String, Picture)>; 2] = [0, 1].map(|half| {
+        let every = (asked.len() / 2 / PICTURES).max(1);
+        asked.iter().skip(half).step_by(2).step_by(every).take(PICTURES).collect()
+    });
     let pictures = |weights: PictureWeights, asked: &[&(String, Picture)]| {
         let gallery: Vec<(String, &Picture)> =
             known.iter().map(|(label, picture)| (label.clone(), picture)).collect();

@@ -92,13 +92,13 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
                 title: format!("{}, {of}", title(corpus, asset.concept)),
                 parts: vec![
                     Part::Picture {
-                        png: encode_png(&asset.picture)?,
+                        png: encode_png(&asset.picture),
                         alt: "original".into(),
                         label: "original".into(),
                     },
                     Part::Arrow,
                     Part::Picture {
-                        png: encode_png(made)?,
+                        png: encode_png(made),
                         alt: "from its tokens".into(),
                         label: format!("{:.1} dB", psnr(&asset.picture, made)),
                     },
@@ -124,9 +124,9 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
                 let made = audio.to_sound(&codes);
                 let back = audio.bank.log_mel(&made.samples);
                 let floor = audio.bank.griffin_lim(&mel, 32, 1);
-                let floor = mel_distance(&mel, &audio.bank.log_mel(&floor.samples));
-                let kept = mel_distance(&mel, &audio.to_mel(&codes));
-                (codes, made, [kept, mel_distance(&mel, &back), floor])
+                let floor = mel_distance(&mel, &audio.bank.log_mel(&floor.samples)) as f64;
+                let kept = mel_distance(&mel, &audio.to_mel(&codes)) as f64;
+                (codes, made, [kept, mel_distance(&mel, &back) as f64, floor])
             })
             .collect();
         let n = measured.len();
@@ -148,9 +148,9 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
                 title: format!("{}, {of}", title(corpus, asset.concept)),
                 parts: vec![
                     Part::Text(asset.text.clone()),
-                    Part::Sound { wav: encode_wav(&asset.sound)?, label: "original".into() },
+                    Part::Sound { wav: encode_wav(&asset.sound), label: "original".into() },
                     Part::Arrow,
-                    Part::Sound { wav: encode_wav(made)?, label: format!("{:.1} dB", d[1]) },
+                    Part::Sound { wav: encode_wav(made), label: format!("{:.1} dB", d[1]) },
                 ],
             });
         }

@@ -84,7 +84,7 @@ impl Optimiser {
             let value = std::mem::replace(&mut p.tensor, empty);
             let value = if device.is_autodiff() { value.inner() } else { value };
             let nothing = || Tensor::zeros([1, 1], &value.device());
-            let [first, second] = [&mut state[0], &mut state[1]].map(|s| std::mem::replace(s, nothing()));
+            let [first, second] = std::mem::replace(state, [nothing(), nothing()]);
             let weight_decay = if p.is_matrix() { self.weight_decay } else { 0.0 };
             let new = if muon {
                 let grad = grad.mul_scalar(grad_scale);

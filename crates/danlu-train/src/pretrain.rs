@@ -502,12 +502,12 @@ fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> 
             match part {
                 danlu_core::Part::Image(danlu_core::Media::Asset(id)) => {
                     let file = stem.with_extension("png");
-                    write_atomically(&file, &danlu_media::encode_png(&source.corpus.picture(*id).picture)?)?;
+                    write_atomically(&file, &danlu_media::encode_png(&source.corpus.picture(*id).picture))?;
                     shown = Some(file);
                 }
                 danlu_core::Part::Audio(danlu_core::Media::Asset(id)) => {
                     let file = stem.with_extension("wav");
-                    write_atomically(&file, &danlu_media::encode_wav(&source.corpus.sound(*id).sound)?)?;
+                    write_atomically(&file, &danlu_media::encode_wav(&source.corpus.sound(*id).sound))?;
                     shown = Some(file);
                 }
                 _ => {}
@@ -525,12 +525,12 @@ fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> 
             Some(Value::Text(t)) => text = Some(t),
             Some(Value::Picture(p)) => {
                 let path = stem.with_extension("png");
-                write_atomically(&path, &danlu_media::encode_png(&p)?)?;
+                write_atomically(&path, &danlu_media::encode_png(&p))?;
                 file = Some(path);
             }
             Some(Value::Sound(s)) => {
                 let path = stem.with_extension("wav");
-                write_atomically(&path, &danlu_media::encode_wav(&s)?)?;
+                write_atomically(&path, &danlu_media::encode_wav(&s))?;
                 file = Some(path);
             }
             None => {}

@@ -131,7 +131,7 @@ impl AudioTokeniser {
         let row = self.config.frames * self.config.mels;
         let tokens = mel.frames.div_ceil(self.config.frames).max(1);
         let mut values = mel.values;
-        values.resize(tokens * row, (1e-5f32).ln());
+        values.resize(tokens * row, danlu_media::FLOOR.ln());
         values.iter_mut().for_each(|v| *v = (*v - self.config.mean) / self.config.std);
         values
     }

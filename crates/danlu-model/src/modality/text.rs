@@ -4,7 +4,8 @@ use danlu_core::{Error, Result};
 use std::path::Path;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{Tokenizer, TrainerWrapper};
+use tokenizers::Tokenizer;
+use tokenizers::models::TrainerWrapper;
 
 /// The learnt tokeniser of text.
 #[derive(Debug, Clone)]

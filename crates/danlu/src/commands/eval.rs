@@ -1,0 +1,162 @@
+use crate::answer::{Asked, Style, model_folder, reconstructions};
+use crate::progress::Terminal;
+use danlu_core::{Error, Result};
+use danlu_data::Pack;
+use danlu_eval::{
+    Answerer, Assets, Files, Gallery, Judges, Question, Report, evaluate, judge_only, read_set,
+    write_page,
+};
+use danlu_model::Model;
+use danlu_model::engine::Sampling;
+use danlu_model::io::write_atomically;
+use danlu_train::{Event, Watcher};
+use std::path::{Path, PathBuf};
+
+/// Measure a model on a file of questions
+///
+/// The file is in the sample format, one conversation a line, with what the reply should be in
+/// `expected` (or as a closing assistant's turn). `label` names the concept that a drawn picture or
+/// a spoken reply should be recognised as; `task` groups the figures.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model or run folder (default: models/reference)
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Questions (.jsonl)
+    #[arg(long, value_name = "FILE", required = true)]
+    data: Vec<PathBuf>,
+    /// Write every figure and every reply's verdict here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a page with pictures and players here
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Packs whose pictures and recordings the judges compare with (default: what the questions
+    /// expect)
+    #[arg(long, value_name = "PACK")]
+    gallery: Vec<PathBuf>,
+    /// How many unusable rows are skipped before it is an error
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    max_bad_rows: usize,
+    /// Sampling temperature of pictures and sounds
+    #[arg(long, default_value_t = 0.7)]
+    temperature: f32,
+    /// Guidance of pictures
+    #[arg(long, default_value_t = 1.5)]
+    guidance: f32,
+    /// Seed of the replies
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let folder = model_folder(args.model)?;
+    let model = Model::load(&folder, &danlu_ops::cpu_device())?;
+    let mut questions = Vec::new();
+    for path in &args.data {
+        let (some, skipped) = read_set(path, args.max_bad_rows)?;
+        skipped.iter().for_each(|line| eprintln!("skipped: {line}"));
+        questions.extend(some);
+    }
+    if questions.is_empty() {
+        return Err(Error::parameter("--data", "at least one usable question", "none"));
+    }
+    let mut gallery = Gallery::default();
+    let mut notes = Vec::new();
+    for path in &args.gallery {
+        let pack = Pack::open(path)?;
+        gallery.extend(Gallery::of_pack(&pack, 2)?);
+        notes.push(pack.manifest().notice.clone());
+    }
+    notes.retain(|n| !n.is_empty());
+    let style = style(args.temperature, args.guidance, args.seed);
+    let done = measure(&model, &questions, &Files, &gallery, style)?;
+    print(&done.report);
+    if let Some(path) = &args.json {
+        write_json(path, &done.report)?;
+    }
+    if let Some(path) = &args.html {
+        let title = format!("{} on {} questions", model.info.name, questions.len());
+        write_page(path, &title, &notes, &done.report, &questions, &done.answers, &Files)?;
+        eprintln!("page: {}", path.display());
+    }
+    Ok(())
+}
+
+/// How an evaluation draws replies.
+pub(crate) fn style(temperature: f32, guidance: f32, seed: u64) -> Style {
+    Style {
+        media: Sampling { temperature, ..Default::default() },
+        guidance,
+        max_tokens: 220,
+        seed,
+        width: 32,
+    }
+}
+
+/// Replies and their scores.
+pub(crate) struct Measured {
+    pub(crate) report: Report,
+    pub(crate) answers: Vec<Vec<danlu_eval::Value>>,
+}
+
+/// Asks a model every question and scores the replies, with the tokenisers' own reconstruction of
+/// what is expected, judged the same way, as the ceiling.
+pub(crate) fn measure(
+    model: &Model,
+    questions: &[Question],
+    assets: &dyn Assets,
+    gallery: &Gallery,
+    style: Style,
+) -> Result<Measured> {
+    let mut terminal = Terminal::new();
+    let steps = questions.len();
+    let mut phase = |name: &str| {
+        terminal.tell(Event::Phase { name: name.into(), steps, done: 0 });
+    };
+    phase("replies");
+    let mut asked = Asked { model, assets, style };
+    let mut tell = |done| terminal.tell(Event::Step { done, figures: String::new() });
+    let answers = asked.answer(questions, &mut tell)?;
+    terminal.tell(Event::PhaseDone { result: format!("{steps} replies") });
+    terminal.tell(Event::Phase { name: "judge".into(), steps, done: 0 });
+    let judges = Judges::new(questions, assets, gallery)?;
+    let mut tell = |done| terminal.tell(Event::Step { done, figures: String::new() });
+    let mut report = evaluate(questions, &answers, assets, &judges, &mut tell)?;
+    let ceilings = reconstructions(model, questions, assets)?;
+    report.set_ceilings(&judge_only(questions, &ceilings, assets, &judges, &mut |_| {})?);
+    terminal.tell(Event::PhaseDone { result: format!("{steps} judged") });
+    Ok(Measured { report, answers })
+}
+
+/// Writes a report, whole or not at all.
+pub(crate) fn write_json(path: &Path, report: &Report) -> Result<()> {
+    let text = serde_json::to_string_pretty(report).map_err(|e| Error::Other(e.to_string()))?;
+    write_atomically(path, text.as_bytes())
+}
+
+/// The figures, a line each.
+pub(crate) fn print(report: &Report) {
+    println!(
+        "{:22} {:13} {:6} {:>5} {:>8}  {:17} {:>8} {:>8}",
+        "task", "held out", "metric", "n", "value", "95 % interval", "chance", "ceiling"
+    );
+    for s in &report.scores {
+        let optional = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v:.3}"));
+        println!(
+            "{:22} {:13} {:6} {:>5} {:>8.3}  {:.3} to {:.3}    {:>8} {:>8}",
+            s.task,
+            s.view,
+            s.metric,
+            s.n,
+            s.value.mean,
+            s.value.low,
+            s.value.high,
+            optional(s.chance),
+            optional(s.ceiling)
+        );
+    }
+    if report.wrong_kind > 0 {
+        println!("{} replies were not of the kind that was expected", report.wrong_kind);
+    }
+}
