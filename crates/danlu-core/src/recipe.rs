@@ -274,7 +274,7 @@ impl Default for TextRecipe {
 
 impl Default for ImageRecipe {
     fn default() -> Self {
-        Self { levels: vec![8, 5, 5, 5], channels: 64, blocks: 2, steps: 3000, batch: 16, rate: 1e-3 }
+        Self { levels: vec![8, 8, 8, 5], channels: 64, blocks: 2, steps: 3000, batch: 16, rate: 1e-3 }
     }
 }
 
@@ -285,7 +285,7 @@ impl Default for AudioRecipe {
             hop: 256,
             fft: 1024,
             mels: 80,
-            frames: 2,
+            frames: 3,
             channels: 192,
             blocks: 3,
             steps: 3000,

@@ -148,6 +148,8 @@ pub struct Corpus {
     pub texts: Vec<TextDoc>,
     /// Conversations of sample files, their media loaded.
     pub samples: Vec<Sample>,
+    /// File and line of each of `samples`.
+    pub origins: Vec<(PathBuf, usize)>,
     /// Compositions of several pictures.
     pub scenes: Vec<Scene>,
     /// What was left out and why: one message per unusable row (`file:line: ...`), one per pack
@@ -248,6 +250,7 @@ impl Corpus {
                 Ok((line, Row::Chat(sample))) => match self.usable(sample, purpose, max_seconds) {
                     Ok(sample) => {
                         self.samples.push(sample);
+                        self.origins.push((path.into(), line));
                         continue;
                     }
                     Err(message) => {
@@ -258,9 +261,8 @@ impl Corpus {
                 Err(error @ Error::Row { .. }) => (error.to_string(), error),
                 Err(error) => return Err(error),
             };
-            self.bad_rows += 1;
             first.get_or_insert_with(|| message.clone());
-            self.skipped.push(message);
+            self.skip(message);
             if self.bad_rows > max_bad_rows {
                 if max_bad_rows == 0 {
                     return Err(error);
@@ -275,6 +277,41 @@ impl Corpus {
             }
         }
         Ok(())
+    }
+
+    /// Takes out the conversations of sample files that `fault` finds something wrong with (a text
+    /// that is too long for the model, say); they count as bad rows like those that could not be
+    /// read.
+    pub fn retain_samples(
+        &mut self,
+        max_bad_rows: usize,
+        mut fault: impl FnMut(&Sample) -> Option<String>,
+    ) -> Result<()> {
+        let seen = self.samples.len();
+        let samples = std::mem::take(&mut self.samples);
+        let origins = std::mem::take(&mut self.origins);
+        for (sample, (path, line)) in samples.into_iter().zip(origins) {
+            match fault(&sample) {
+                None => {
+                    self.samples.push(sample);
+                    self.origins.push((path, line));
+                }
+                Some(message) => {
+                    let message = Error::row(&path, line, message).to_string();
+                    self.skip(message.clone());
+                    if self.bad_rows > max_bad_rows {
+                        let (bad, allowed) = (self.bad_rows, max_bad_rows);
+                        return Err(Error::TooManyBadRows { path, bad, seen, allowed, first: message });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, message: String) {
+        self.bad_rows += 1;
+        self.skipped.push(message);
     }
 
     /// The picture behind `id`.

@@ -1,117 +1,127 @@
+//! Sets of questions on disk.
+
 use danlu_core::{Error, Media, Part, Result, Role, Row, Sample, read_rows};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// One question with its expected answer.
-#[derive(Debug, Clone, PartialEq)]
+/// One thing to ask, with what should come back.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// Line in its file, from 1.
+    /// Line in its file, from 1; for questions that are not from a file, any number.
     pub line: usize,
-    /// The conversation, ending with the user's turn.
+    /// The conversation up to a user's turn, and in `expected` what should come back.
     pub sample: Sample,
-    /// What the reply should be.
-    pub expected: Vec<Part>,
-    /// The task's name; `other` if the row gives none.
+    /// Name of the task; `untitled` if it has none.
     pub task: String,
-    /// The concept that a picture or sound in the reply should be recognised as.
+    /// The concept that the reply should be recognised as.
     pub label: Option<String>,
+    /// What was held out, for reports; empty where nobody says.
+    pub view: String,
 }
 
 impl Question {
-    /// The question in a sample; the error is a sentence that says what is missing.
-    pub fn new(line: usize, sample: Sample) -> Result<Self, String> {
-        match sample.messages.last() {
-            Some(last) if last.role == Role::User => {}
-            Some(last) => {
-                return Err(format!(
-                    "expected the last message to be the user's, found the role {:?}",
-                    last.role
-                ));
-            }
-            None => return Err("expected at least one message, found none".into()),
+    /// A question from a sample. The error is a sentence for [`Error::Row`].
+    ///
+    /// A conversation that ends with the assistant is cut before that turn, which becomes what is
+    /// expected unless `expected` says otherwise.
+    pub fn new(line: usize, mut sample: Sample, view: &str) -> Result<Self, String> {
+        if sample.messages.last().is_some_and(|m| m.role == Role::Assistant) {
+            let reply = sample.messages.pop().map(|m| m.parts);
+            sample.expected = sample.expected.or(reply);
         }
-        let Some(expected) = sample.expected.clone() else {
-            return Err("`expected` is missing; an evaluation needs the right answer".into());
-        };
-        let task = sample.task.clone().unwrap_or_else(|| "other".into());
-        Ok(Self { line, expected, task, label: sample.label.clone(), sample })
+        if sample.messages.last().is_none_or(|m| m.role != Role::User) {
+            return Err("`messages`: expected a user's turn before the reply, found none".into());
+        }
+        if sample.expected.as_ref().is_none_or(Vec::is_empty) {
+            return Err("expected a key `expected` or an assistant's turn at the end".into());
+        }
+        let task = sample.task.clone().unwrap_or_else(|| "untitled".into());
+        let label = sample.label.clone();
+        Ok(Self { line, sample, task, label, view: view.into() })
+    }
+
+    /// What should come back.
+    pub fn expected(&self) -> &[Part] {
+        self.sample.expected.as_deref().unwrap_or_default()
+    }
+
+    /// The last user's words, media written as `[picture]` and `[sound]`.
+    pub fn prompt(&self) -> String {
+        let parts = self.sample.messages.last().map(|m| m.parts.as_slice()).unwrap_or_default();
+        let words = parts.iter().map(|part| match part {
+            Part::Text(text) => text.trim(),
+            Part::Image(_) => "[picture]",
+            Part::Audio(_) => "[sound]",
+        });
+        words.filter(|w| !w.is_empty()).collect::<Vec<_>>().join(" ")
     }
 }
 
-/// The usable questions of a file, and why the others are not.
-#[derive(Debug)]
-pub struct EvalSet {
-    /// The questions, in the file's order.
-    pub questions: Vec<Question>,
-    /// One error for each row left out, naming file and line.
-    pub bad: Vec<Error>,
-}
-
-/// Reads an evaluation set in the sample format. Every row needs `messages` that end with the
-/// user's turn and `expected`; every media file is opened and decoded now, so that an evaluation
-/// does not stop half-way.
-///
-/// Up to `max_bad_rows` unusable rows are left out and named; one more is an error, and so is a
-/// file without a usable row.
-pub fn read_set(path: &Path, max_bad_rows: usize) -> Result<EvalSet> {
-    let mut set = EvalSet { questions: Vec::new(), bad: Vec::new() };
-    let mut opened = HashMap::new();
-    for row in read_rows(path)? {
-        let question = match row {
-            Ok((line, Row::Chat(sample))) => Question::new(line, sample)
-                .and_then(|q| check_media(&q, &mut opened).map(|()| q))
-                .map_err(|message| Error::row(path, line, message)),
-            Ok((line, Row::Text(_))) => {
-                Err(Error::row(path, line, "expected `messages` and `expected`, found `text`"))
-            }
-            Err(error @ Error::Row { .. }) => Err(error),
-            Err(error) => return Err(error),
-        };
+/// Reads a set of questions in the sample format. Every picture and sound that it names is opened
+/// and decoded. Unusable rows are left out and told in the second list, one `file:line: ...` each;
+/// more than `max_bad_rows` of them is an [`Error::TooManyBadRows`].
+pub fn read_set(path: &Path, max_bad_rows: usize) -> Result<(Vec<Question>, Vec<String>)> {
+    let mut questions = Vec::new();
+    let mut skipped: Vec<String> = Vec::new();
+    let mut checked = HashMap::new();
+    for (seen, row) in read_rows(path)?.enumerate() {
+        let question = row.and_then(|(line, row)| {
+            let question = match row {
+                Row::Chat(sample) => Question::new(line, sample, ""),
+                Row::Text(_) => {
+                    Err("plain text cannot be evaluated; expected a key `messages`".into())
+                }
+            };
+            question
+                .and_then(|question| check_media(&question, &mut checked).map(|()| question))
+                .map_err(|message| Error::row(path, line, message))
+        });
         match question {
-            Ok(question) => set.questions.push(question),
-            Err(error) => set.bad.push(error),
+            Ok(question) => questions.push(question),
+            Err(error @ Error::Row { .. }) => skipped.push(error.to_string()),
+            Err(error) => return Err(error),
         }
-        if set.bad.len() > max_bad_rows {
+        if skipped.len() > max_bad_rows {
             return Err(Error::TooManyBadRows {
                 path: path.into(),
-                bad: set.bad.len(),
-                seen: set.questions.len() + set.bad.len(),
+                bad: skipped.len(),
+                seen: seen + 1,
                 allowed: max_bad_rows,
-                first: set.bad[0].to_string(),
+                first: skipped.swap_remove(0),
             });
         }
     }
-    if set.questions.is_empty() {
-        let found = match set.bad.first() {
-            Some(first) => format!("none; the first row left out: {first}"),
-            None => "no rows".into(),
-        };
-        return Err(Error::file(path, "at least one question", found));
+    if questions.is_empty() {
+        return Err(Error::file(path, "at least one question", "none that can be asked"));
     }
-    Ok(set)
+    Ok((questions, skipped))
 }
 
-/// Opens every media file of a question; each file once.
+/// Opens every file that the question names, each once.
 fn check_media(
     question: &Question,
-    opened: &mut HashMap<PathBuf, Result<(), String>>,
+    checked: &mut HashMap<PathBuf, Result<(), String>>,
 ) -> Result<(), String> {
-    let messages = question.sample.messages.iter().flat_map(|m| &m.parts);
-    for part in messages.chain(&question.expected) {
-        let (media, picture) = match part {
-            Part::Text(_) => continue,
-            Part::Image(media) => (media, true),
-            Part::Audio(media) => (media, false),
+    let prompt = question.sample.messages.iter().flat_map(|m| &m.parts);
+    for part in prompt.chain(question.expected()) {
+        let (path, is_sound) = match part {
+            Part::Image(Media::File(path)) => (path, false),
+            Part::Audio(Media::File(path)) => (path, true),
+            _ => continue,
         };
-        let Media::File(file) = media else { continue };
-        let checked = opened.entry(file.clone()).or_insert_with(|| {
-            let read = match picture {
-                true => danlu_media::read_picture(file).map(drop),
-                false => danlu_media::read_sound(file).map(drop),
-            };
-            read.map_err(|e| e.to_string())
-        });
-        checked.clone()?;
+        let outcome = match checked.get(path) {
+            Some(outcome) => outcome.clone(),
+            None => {
+                let outcome = match is_sound {
+                    false => danlu_media::read_picture(path).map(|_| ()),
+                    true => danlu_media::read_sound(path).map(|_| ()),
+                };
+                let outcome = outcome.map_err(|e| e.to_string());
+                checked.insert(path.clone(), outcome.clone());
+                outcome
+            }
+        };
+        outcome?;
     }
     Ok(())
 }
@@ -120,54 +130,65 @@ fn check_media(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use danlu_core::{Picture, Sound};
+    use danlu_core::Picture;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("danlu-eval-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
 
     #[test]
-    fn bad_rows_are_named_and_counted() {
-        let folder = std::env::temp_dir().join(format!("danlu-eval-index-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let silence = Sound { rate: 16_000, samples: vec![0.1; 800] };
-        danlu_media::write_picture(folder.join("a.png"), &Picture::filled(8, 8, [9; 3])).unwrap();
-        danlu_media::write_sound(folder.join("a.wav"), &silence).unwrap();
-        danlu_media::write_sound(folder.join("none.wav"), &Sound { rate: 16_000, samples: vec![] })
-            .unwrap();
-        std::fs::write(folder.join("broken.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
-        let user = |part: &str| format!(r#"{{"role":"user","content":[{part}]}}"#);
-        let image = |f: &str| user(&format!(r#"{{"type":"image","image":"{f}"}}"#));
-        let audio = |f: &str| user(&format!(r#"{{"type":"audio","audio":"{f}"}}"#));
-        let row = |m: String| format!(r#"{{"messages":[{m}],"expected":"x","task":"name"}}"#);
-        let lines = [
-            row(image("a.png")),
-            row(audio("a.wav")),
-            row(image("missing.png")),
-            row(image("broken.png")),
-            row(audio("none.wav")),
-            row(user(r#"{"type":"text","text":"?"}"#).replace("user", "robot")),
-            row(user(r#"{"type":"text","text":"?"}"#).replace("user", "assistant")),
-            row(image("a.png")).replace(r#""expected":"x","#, ""),
-            r#"{"text":"plain"}"#.to_string(),
+    fn bad_rows_are_named_and_limited() {
+        let folder = folder("rows");
+        let picture = Picture::filled(4, 4, [9, 9, 9]);
+        danlu_media::write_picture(folder.join("ok.png"), &picture).unwrap();
+        std::fs::write(folder.join("broken.png"), b"\x89PNG\r\n\x1a\nrubbish").unwrap();
+        std::fs::write(folder.join("empty.wav"), b"").unwrap();
+        let ask = |part: &str, rest: &str| {
+            format!(r#"{{"messages":[{{"role":"user","content":[{part}]}}]{rest}}}"#)
+        };
+        let image = |f: &str| format!(r#"{{"type":"image","image":"{f}"}}"#);
+        let expected = r#","expected":"cat""#;
+        let rows = [
+            ask(&image("ok.png"), &format!(r#"{expected},"task":"name_en","label":"p/1""#)),
+            ask(&image("missing.png"), expected),
+            ask(&image("broken.png"), expected),
+            ask(r#"{"type":"audio","audio":"empty.wav"}"#, expected),
+            ask(&image("ok.png"), ""),
+            r#"{"text":"plain"}"#.into(),
+            r#"{"messages":[{"role":"robot","content":"x"}]}"#.into(),
+            "not json".into(),
+            r#"{"messages":[{"role":"user","content":"1+1"},{"role":"assistant","content":"2"}]}"#
+                .into(),
         ];
         let path = folder.join("set.jsonl");
-        std::fs::write(&path, lines.join("\n")).unwrap();
-
-        let set = read_set(&path, 7).unwrap();
-        assert_eq!(set.questions.iter().map(|q| q.line).collect::<Vec<_>>(), [1, 2]);
-        let wants = [
-            (3, "missing.png"),
-            (4, "broken.png"),
-            (5, "0 samples"),
-            (6, "unknown role `robot`"),
-            (7, "to be the user's"),
-            (8, "`expected` is missing"),
-            (9, "found `text`"),
-        ];
-        for (error, (line, want)) in set.bad.iter().zip(wants) {
-            let text = error.to_string();
-            assert!(text.contains(&format!("set.jsonl:{line}: ")) && text.contains(want), "{text}");
+        std::fs::write(&path, rows.join("\n")).unwrap();
+        let (questions, skipped) = read_set(&path, 7).unwrap();
+        assert_eq!(questions.iter().map(|q| q.line).collect::<Vec<_>>(), [1, 9]);
+        assert_eq!(questions[0].task, "name_en");
+        assert_eq!(questions[0].label.as_deref(), Some("p/1"));
+        assert_eq!(questions[0].prompt(), "[picture]");
+        assert_eq!(questions[1].task, "untitled");
+        assert_eq!(questions[1].expected(), [Part::Text("2".into())]);
+        assert_eq!(skipped.len(), 7);
+        let words = ["missing.png", "broken.png", "empty", "expected", "plain text", "robot", ""];
+        for (i, (message, word)) in skipped.iter().zip(words).enumerate() {
+            assert!(message.contains(&format!("set.jsonl:{}:", i + 2)), "{message}");
+            assert!(message.contains(word), "{message}");
         }
-        assert_eq!(set.bad.len(), wants.len());
-        let error = read_set(&path, 2).unwrap_err().to_string();
-        assert!(error.contains("3 of 5 rows are bad") && error.contains("set.jsonl:3"), "{error}");
+        let error = read_set(&path, 6).unwrap_err();
+        assert!(matches!(error, Error::TooManyBadRows { bad: 7, allowed: 6, .. }), "{error}");
+        assert!(error.to_string().contains("set.jsonl:2:"), "{error}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_set_without_questions_is_an_error() {
+        let folder = folder("empty");
+        let path = folder.join("set.jsonl");
+        std::fs::write(&path, "\n\n").unwrap();
+        assert!(read_set(&path, 9).unwrap_err().to_string().contains("at least one"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -1,21 +1,22 @@
-//! Metrics, judges, evaluation sets and evaluation pages.
+//! Metrics, judges, evaluation index and evaluation pages.
 //!
-//! [`read_set`] reads the questions, an [`Answerer`] answers them, [`evaluate`] scores the answers
-//! and [`page`] shows them. Nothing here knows a model or its tokenisers: the judges that recognise
-//! pictures and sounds are classical signal processing, fitted to nothing but the gallery they
-//! choose from.
+//! [`read_set`] opens a file of questions, an [`Answerer`] (the model, or anything else) replies,
+//! [`evaluate`] scores the replies and [`write_page`] shows them. Generated pictures and sounds are
+//! scored by [`Judges`] that share nothing with the model: they look for the nearest of many
+//! references and tell what it is of. This crate knows no tensor and no tokeniser.
 
 mod bootstrap;
 mod index;
-pub mod judges;
-pub mod metrics;
+mod judges;
+mod metrics;
 mod page;
 mod run;
 
 pub use bootstrap::{Interval, interval};
-pub use index::{EvalSet, Question, read_set};
-pub use page::page;
+pub use index::{Question, read_set};
+pub use judges::{PictureJudge, PictureWeights, SoundJudge};
+pub use metrics::{Box2, METRICS, Metric, boxes, mean_iou, metric};
+pub use page::write_page;
 pub use run::{
-    Answer, Answerer, Assets, Files, Gallery, GalleryPicture, GallerySound, Record, Report, Score,
-    TaskReport, Value, evaluate,
+    Answerer, Assets, Files, Gallery, Judges, Record, Report, Scored, Value, evaluate, judge_only,
 };

@@ -268,7 +268,7 @@ mod tests {
 
     impl Codes for Fixed {
         fn image(&mut self, _: &Media, _: bool) -> Result<Vec<u32>> {
-            Ok((0..64).map(|i| i % 4).collect())
+            Ok((0..ImageTokeniser::TOKENS as u32).map(|i| i % 4).collect())
         }
         fn audio(&mut self, _: &Media, _: bool) -> Result<Vec<u32>> {
             Ok(vec![1, 2, 3])

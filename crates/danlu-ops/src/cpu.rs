@@ -196,7 +196,7 @@ pub fn fma_peak(threads: usize, seconds: f64) -> f64 {
         let start = std::time::Instant::now();
         while start.elapsed().as_secs_f64() < seconds {
             let mut x = [[1.0f32; LANES]; CHAINS];
-            vectorised(|| {
+            vectorised(#[inline(always)] || {
                 let (a, b) = (std::hint::black_box(0.999_9f32), std::hint::black_box(1e-5f32));
                 for _ in 0..20_000 {
                     for chain in &mut x {

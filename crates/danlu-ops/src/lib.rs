@@ -4,7 +4,7 @@
 //! definition in plain Burn operations, which is also what every device but the CPU runs), a CPU
 //! kernel on Flex tensors, a hand-written backward pass registered under `Autodiff` through
 //! Burn's `backend_extension`, and tests that hold the kernel against the composed definition
-//! and against finite differences. Goldens against PyTorch are in `tests/goldens.rs`.
+//! and against finite differences. Goldens against PyTorch are in `danlu-model`'s `tests/goldens.rs`.
 //!
 //! This is the only crate with `unsafe`, and the last one upwards where a backend type shows:
 //! the public functions take and return [`burn::tensor::Tensor`].
@@ -37,7 +37,7 @@ pub use silu::silu;
 pub use step::{AdamW, adamw_step, squared_norm};
 pub use swiglu::swiglu;
 
-/// The device that trains on this machine's processor, with gradients.
+/// This machine's processor; `.autodiff()` of it records gradients.
 pub fn cpu_device() -> burn::tensor::Device {
     burn::tensor::Device::flex()
 }

@@ -128,6 +128,14 @@ impl Page {
         ))
     }
 
+    /// Links to pages beside this one, as `(words, file)`.
+    pub fn links(&mut self, links: &[(&str, &str)]) -> &mut Self {
+        let each = links
+            .iter()
+            .map(|(words, file)| format!("<a href=\"{}\">{}</a>", escape(file), escape(words)));
+        self.push(&format!("<p>{}</p>\n", each.collect::<Vec<_>>().join(" · ")))
+    }
+
     /// A paragraph set apart.
     pub fn note(&mut self, kind: NoteKind, text: &str) -> &mut Self {
         let (class, word) = match kind {

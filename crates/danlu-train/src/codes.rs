@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn the_file_comes_back_and_a_cut_one_is_no_table() {
         let table = CodeTable {
-            images: vec![vec![vec![1; 64], vec![2; 64]]],
+            images: vec![vec![vec![1; ImageTokeniser::TOKENS], vec![2; ImageTokeniser::TOKENS]]],
             audios: vec![vec![vec![7, 8]], vec![]],
         };
         let path = std::env::temp_dir().join(format!("danlu-codes-{}", std::process::id()));
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn replies_are_originals_and_prompts_vary() {
-        let table = CodeTable { images: vec![vec![vec![1; 64], vec![2; 64]]], audios: vec![] };
+        let table = CodeTable { images: vec![vec![vec![1; ImageTokeniser::TOKENS], vec![2; ImageTokeniser::TOKENS]]], audios: vec![] };
         let media = Media::Asset(AssetId(0));
         let mut reader = table.reader(Some(Rng::new(1, 1)));
         let mut seen = std::collections::BTreeSet::new();

@@ -4,7 +4,7 @@
 use danlu_core::{Document, Modality, TokenKind, Vocabulary};
 
 /// Entropy of the unigram distribution of each modality's tokens in replies, in nats.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Marginals([f64; 3]);
 
 impl Marginals {

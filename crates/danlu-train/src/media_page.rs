@@ -6,6 +6,7 @@ use danlu_data::{Corpus, Held, PictureAsset, SoundAsset, Split};
 use danlu_media::{encode_png, encode_wav, mel_distance, psnr, ssim};
 use danlu_model::Tokenisers;
 use danlu_model::io::write_atomically;
+use danlu_model::modality::ImageTokeniser;
 use danlu_report::{Card, Cell, NoteKind, Page, Part, Table};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -108,7 +109,8 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
         all.push(Quality { of, n: made.len(), figures, codes_used: share });
     }
     let head = ["Pictures", "Measured", "PSNR, dB", "SSIM", "Codebook used, %"];
-    table(&mut page, "64 tokens a picture, against the original", &head, rows);
+    let caption = format!("{} tokens a picture, against the original", ImageTokeniser::TOKENS);
+    table(&mut page, &caption, &head, rows);
     page.gallery("Original and reconstruction", &cards);
 
     page.section("Sounds");

@@ -9,9 +9,13 @@ use danlu_data::Corpus;
 use danlu_report::{Card, Figure, LineChart, NoteKind, Page, Part, Series};
 use std::collections::BTreeMap;
 
-/// Writes `index.html` of a run from its logs. Sections of other pages (tokenisers, evaluation)
+/// Writes `index.html` of a run from its logs. The pages of the tokenisers and of the evaluation
 /// are linked if they exist.
-pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus, marginals: Option<&Marginals>) -> Result<()> {
+pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
+    let marginals: Option<Marginals> = std::fs::read(run.folder.join("marginals.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let marginals = marginals.as_ref();
     let log: Vec<LogLine> = entries(&run.log("train"))?;
     let mut page = Page::new(format!("Danlu run {}", recipe.name));
     page.lead(
@@ -21,6 +25,9 @@ pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus, marginals: Option<&
     for notice in &corpus.notices {
         page.note(NoteKind::Info, notice);
     }
+    let others = [("What the tokenisers keep", "tokenisers.html"), ("Evaluation", "eval.html")];
+    let there = |(_, file): &(&str, &str)| run.folder.join(file).exists();
+    page.links(&others.into_iter().filter(there).collect::<Vec<_>>());
     if let Some(last) = log.last() {
         page.section("Where it stands");
         let mut figures = vec![

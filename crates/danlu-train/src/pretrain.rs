@@ -77,6 +77,30 @@ fn manifests(recipe: &Recipe) -> Result<BTreeMap<String, String>> {
     Ok(out)
 }
 
+/// Takes conversations of sample files out of a corpus that are too long for a window, by file and
+/// line; over the recipe's `max_bad_rows` of them, with those that could not be read, is an error.
+pub fn check_lengths(
+    recipe: &Recipe,
+    corpus: &mut Corpus,
+    tokenisers: &Tokenisers,
+    codes: &CodeTable,
+) -> Result<()> {
+    let template = Template::new(tokenisers);
+    let window = recipe.train.window;
+    corpus.retain_samples(recipe.data.max_bad_rows, |sample| {
+        let document = template.document(sample, &mut codes.reader(None), &even(), false, 0);
+        match document {
+            Ok(d) if d.ids.len() <= window + 1 => None,
+            Ok(d) => Some(format!(
+                "a conversation of {} tokens; expected at most {} (train.window {window} and one)",
+                d.ids.len(),
+                window + 1
+            )),
+            Err(e) => Some(e.to_string()),
+        }
+    })
+}
+
 /// Everything that makes documents: a pure function of the recipe's seed and an index.
 struct Source<'a> {
     recipe: &'a Recipe,
@@ -84,10 +108,13 @@ struct Source<'a> {
     mixture: Mixture,
     template: Template<'a>,
     codes: &'a CodeTable,
+    /// Samples made of packs that were too long for a window so far.
+    too_long: std::cell::Cell<u64>,
 }
 
 impl Source<'_> {
-    /// Document `index`; one without ids stands for a sample that is too long for a window.
+    /// Document `index`; one without ids stands for a sample that is too long for a window, which
+    /// is counted and passed over.
     fn document(&self, index: u64) -> Result<Document> {
         let (task, drawn) = self.mixture.draw(self.corpus, self.recipe.seed, index);
         let train = &self.recipe.train;
@@ -104,6 +131,7 @@ impl Source<'_> {
                 let document =
                     self.template.document(&sample, &mut codes, &train.loss, blank, task)?;
                 if document.ids.len() > train.window + 1 {
+                    self.too_long.set(self.too_long.get() + 1);
                     return Ok(Document { ids: vec![], weights: vec![], task });
                 }
                 Ok(document)
@@ -152,6 +180,7 @@ pub fn pretrain(
         mixture: Mixture::new(&recipe.mixture, corpus)?,
         template: Template::new(&tokenisers),
         codes,
+        too_long: std::cell::Cell::new(0),
     };
     let names = source.mixture.names();
     let packer =
@@ -183,6 +212,8 @@ pub fn pretrain(
     drop_log_after(run, state.step as usize)?;
 
     let marginals = marginals(&source, &vocabulary)?;
+    let json = serde_json::to_string(&marginals).map_err(|e| Error::Other(e.to_string()))?;
+    write_atomically(&run.folder.join("marginals.json"), json.as_bytes())?;
     let validation = validation_batches(&source, &packer)?;
     let peak = danlu_ops::fma_peak(rayon::current_num_threads(), 0.15);
     let first = state.step as usize;
@@ -270,7 +301,7 @@ pub fn pretrain(
         }
         append(&run.log("train"), &line)?;
         if last || done % r.validate == 0 || done == 20 {
-            run_page(run, recipe, corpus, Some(&marginals))?;
+            run_page(run, recipe, corpus)?;
         }
         watcher.tell(Event::Step { done, figures: figures(&line) });
         if stop {
@@ -281,10 +312,16 @@ pub fn pretrain(
         }
     }
     let transformer = frozen(&model, average.as_deref());
+    if source.too_long.get() > 0 {
+        watcher.tell(Event::Note(format!(
+            "{} samples were over train.window ({}) and passed over",
+            source.too_long.get(),
+            r.window
+        )));
+    }
     watcher.tell(Event::PhaseDone {
         result: format!("{} tokens in {:.0} s", state.tokens, state.seconds),
     });
-    drop(source);
     let info = ModelInfo {
         name: recipe.name.clone(),
         steps: state.step,

@@ -3,7 +3,7 @@
 use danlu_core::{Error, Media, Modality, Part, Result};
 use danlu_eval::{Answerer, Assets, Question, Value};
 use danlu_model::Model;
-use danlu_model::engine::{Request, Sampling, generate};
+use danlu_model::engine::{Grammar, Request, Sampling, generate};
 use danlu_model::prompt::{Codes, Template, Value as Said};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -65,6 +65,33 @@ fn modality(parts: &[Part]) -> Modality {
         Some(Part::Audio(_)) => Modality::Audio,
         _ => Modality::Text,
     }
+}
+
+/// The questions that leave room for a reply in the model's context, and a line about each of the
+/// others.
+pub(crate) fn fitting(
+    model: &Model,
+    questions: Vec<Question>,
+    assets: &dyn Assets,
+) -> Result<(Vec<Question>, Vec<String>)> {
+    let template = Template::new(&model.tokenisers);
+    let mut codes = Encoded { model, assets, known: HashMap::new() };
+    let context = model.transformer.config.context;
+    let (mut fit, mut over) = (Vec::new(), Vec::new());
+    for q in questions {
+        let tokens = template.prompt(&q.sample, &mut codes)?.len();
+        let room = Grammar::room(Some(modality(q.expected())));
+        if tokens + room <= context {
+            fit.push(q);
+        } else {
+            over.push(format!(
+                "line {}: a question of {tokens} tokens; the context is {context} and the reply \
+                 needs {room}",
+                q.line
+            ));
+        }
+    }
+    Ok((fit, over))
 }
 
 impl Answerer for Asked<'_> {

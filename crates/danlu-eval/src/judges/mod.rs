@@ -1,42 +1,37 @@
-//! Judges that say what a picture shows or a sound says, by the nearest of a gallery. They share
-//! nothing with the model or its tokenisers.
+//! Judges of generated pictures and sounds: they tell which reference is nearest.
 
 mod picture;
 mod sound;
 
-pub use picture::PictureJudge;
+pub use picture::{PictureJudge, PictureWeights};
 pub use sound::SoundJudge;
 
-/// A label of the gallery and how far its nearest example is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ranked {
-    /// The label.
-    pub label: String,
-    /// The distance; only its order among others means something.
-    pub distance: f32,
+/// The `k` labels with the smallest distances, each once, the nearest first.
+fn nearest<'a>(distances: impl Iterator<Item = (&'a String, f32)>, k: usize) -> Vec<(String, f32)> {
+    let mut all: Vec<(&String, f32)> = distances.collect();
+    all.sort_by(|a, b| a.1.total_cmp(&b.1).then_with(|| a.0.cmp(b.0)));
+    let mut found: Vec<(String, f32)> = Vec::new();
+    for (label, distance) in all {
+        if found.len() == k {
+            break;
+        }
+        if !found.iter().any(|(other, _)| other == label) {
+            found.push((label.clone(), distance));
+        }
+    }
+    found
 }
 
-/// Labels of a gallery, numbered in the order in which they first appear.
-#[derive(Debug, Default)]
-struct Labels {
-    names: Vec<String>,
-    numbers: std::collections::HashMap<String, usize>,
-}
-
-impl Labels {
-    fn number(&mut self, name: &str) -> usize {
-        *self.numbers.entry(name.to_string()).or_insert_with(|| {
-            self.names.push(name.to_string());
-            self.names.len() - 1
-        })
+/// Squared Euclidean distance.
+fn squared(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; 8];
+    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
+    let tail: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(x, y)| (x - y) * (x - y)).sum();
+    for (x, y) in a8.zip(b8) {
+        for i in 0..8 {
+            let d = x[i] - y[i];
+            sums[i] += d * d;
+        }
     }
-
-    /// The labels by distance, those at an infinite distance left out.
-    fn ranked(&self, distances: &[f32]) -> Vec<Ranked> {
-        let finite = self.names.iter().zip(distances).filter(|(_, d)| d.is_finite());
-        let mut ranked: Vec<Ranked> =
-            finite.map(|(label, &distance)| Ranked { label: label.clone(), distance }).collect();
-        ranked.sort_by(|a, b| a.distance.total_cmp(&b.distance));
-        ranked
-    }
+    tail + sums.iter().sum::<f32>()
 }

@@ -1,177 +1,134 @@
-use super::{Metric, has_places, normalised};
+use super::Metric;
 
-/// A box: left, top, right, bottom.
-pub type Place = [f64; 4];
+/// Mean intersection over union of the boxes in two texts.
+pub(super) struct Iou;
 
-/// Mean overlap of the boxes with those expected.
-#[derive(Debug, Clone, Copy)]
-pub struct BoxIou;
-
-/// Share of boxes that overlap one expected by at least a half.
-#[derive(Debug, Clone, Copy)]
-pub struct BoxHits;
-
-/// Names beside boxes, boxes aside.
-#[derive(Debug, Clone, Copy)]
-pub struct Names;
-
-impl Metric for BoxIou {
+impl Metric for Iou {
     fn name(&self) -> &'static str {
-        "box IoU"
+        "iou"
     }
 
     fn help(&self) -> &'static str {
-        "mean intersection over union with the expected boxes"
+        "overlap of the boxes with the expected ones (intersection over union), best matches first"
     }
 
-    fn applies(&self, _task: &str, expected: &str) -> bool {
-        has_places(expected)
+    fn applies(&self, expected: &str, _task: &str) -> bool {
+        expected.contains("<loc")
     }
 
     fn score(&self, expected: &str, got: &str) -> f64 {
-        mean(matched(&places(expected), &places(got)))
+        mean_iou(&boxes(expected), &boxes(got))
     }
 }
 
-impl Metric for BoxHits {
-    fn name(&self) -> &'static str {
-        "box at 0.5"
-    }
-
-    fn help(&self) -> &'static str {
-        "share of boxes with an IoU of at least 0.5"
-    }
-
-    fn applies(&self, _task: &str, expected: &str) -> bool {
-        has_places(expected)
-    }
-
-    fn score(&self, expected: &str, got: &str) -> f64 {
-        let hits = matched(&places(expected), &places(got));
-        mean(hits.into_iter().map(|iou| f64::from(iou >= 0.5)).collect())
-    }
+/// A box on the pixel grid; both corners belong to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Box2 {
+    /// First column.
+    pub x0: u32,
+    /// First row.
+    pub y0: u32,
+    /// Last column.
+    pub x1: u32,
+    /// Last row.
+    pub y1: u32,
 }
 
-impl Metric for Names {
-    fn name(&self) -> &'static str {
-        "names F1"
+impl Box2 {
+    fn area(&self) -> f64 {
+        f64::from(self.x1 - self.x0 + 1) * f64::from(self.y1 - self.y0 + 1)
     }
 
-    fn help(&self) -> &'static str {
-        "F1 of the names listed with the boxes"
-    }
-
-    fn applies(&self, _task: &str, expected: &str) -> bool {
-        has_places(expected) && !names(expected).is_empty()
-    }
-
-    fn score(&self, expected: &str, got: &str) -> f64 {
-        let (expected, mut got) = (names(expected), names(got));
-        let total = expected.len() + got.len();
-        let mut both = 0;
-        for name in &expected {
-            if let Some(at) = got.iter().position(|g| g == name) {
-                got.swap_remove(at);
-                both += 1;
-            }
+    /// Intersection over union with `other`.
+    pub fn iou(&self, other: &Box2) -> f64 {
+        let (x0, y0) = (self.x0.max(other.x0), self.y0.max(other.y0));
+        let (x1, y1) = (self.x1.min(other.x1), self.y1.min(other.y1));
+        if x0 > x1 || y0 > y1 {
+            return 0.0;
         }
-        2.0 * both as f64 / total.max(1) as f64
+        let shared = Box2 { x0, y0, x1, y1 }.area();
+        shared / (self.area() + other.area() - shared)
     }
 }
 
-/// The boxes in a text: every run of four `<locN>` with nothing in between, corners put in order.
-pub fn places(text: &str) -> Vec<Place> {
+/// The boxes in `text`: every four places in a row, `<locX0><locY0><locX1><locY1>`. Corners in the
+/// wrong order are put right; fewer than four places before other text are passed over.
+pub fn boxes(text: &str) -> Vec<Box2> {
     let mut found = Vec::new();
-    let mut run: Vec<f64> = Vec::new();
+    let mut run = Vec::new();
     let mut rest = text;
     while let Some(start) = rest.find("<loc") {
-        if start > 0 {
+        if !rest[..start].trim().is_empty() {
             run.clear();
         }
         rest = &rest[start + 4..];
-        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        match rest[..digits].parse::<u32>() {
-            Ok(n) if rest[digits..].starts_with('>') => {
-                run.push(n as f64);
-                rest = &rest[digits + 1..];
+        let Some(end) = rest.find('>') else { break };
+        match rest[..end].parse::<u16>() {
+            Ok(place) => {
+                run.push(u32::from(place));
+                rest = &rest[end + 1..];
             }
-            _ => run.clear(),
+            Err(_) => run.clear(),
         }
         if let [a, b, c, d] = run[..] {
-            found.push([a.min(c), b.min(d), a.max(c), b.max(d)]);
+            found.push(Box2 { x0: a.min(c), y0: b.min(d), x1: a.max(c), y1: b.max(d) });
             run.clear();
         }
     }
     found
 }
 
-/// Intersection over union of two boxes. Their bounds are pixels that belong to them.
-pub fn overlap(a: &Place, b: &Place) -> f64 {
-    let side = |low: f64, high: f64| (high - low + 1.0).max(0.0);
-    let area = |p: &Place| side(p[0], p[2]) * side(p[1], p[3]);
-    let both = side(a[0].max(b[0]), a[2].min(b[2])) * side(a[1].max(b[1]), a[3].min(b[3]));
-    both / (area(a) + area(b) - both)
-}
-
-/// The overlap of each pair, best first, no box in two pairs; 0 for those left over on either side.
-fn matched(expected: &[Place], got: &[Place]) -> Vec<f64> {
-    let mut pairs: Vec<(f64, usize, usize)> = (0..expected.len())
-        .flat_map(|e| (0..got.len()).map(move |g| (e, g)))
-        .map(|(e, g)| (overlap(&expected[e], &got[g]), e, g))
-        .collect();
+/// Boxes are paired, the best overlap first; the sum of the overlaps over the larger number of
+/// boxes, so that a box too many or too few costs. 1 if there are none on either side.
+pub fn mean_iou(expected: &[Box2], got: &[Box2]) -> f64 {
+    let most = expected.len().max(got.len());
+    if most == 0 {
+        return 1.0;
+    }
+    let mut pairs: Vec<(f64, usize, usize)> = Vec::new();
+    for (i, a) in expected.iter().enumerate() {
+        pairs.extend(got.iter().enumerate().map(|(j, b)| (a.iou(b), i, j)));
+    }
     pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let (mut used_e, mut used_g) = (vec![false; expected.len()], vec![false; got.len()]);
-    let mut out = Vec::new();
-    for (iou, e, g) in pairs {
-        if !used_e[e] && !used_g[g] {
-            (used_e[e], used_g[g]) = (true, true);
-            out.push(iou);
+    let (mut left, mut right) = (vec![false; expected.len()], vec![false; got.len()]);
+    let mut sum = 0.0;
+    for (iou, i, j) in pairs {
+        if !left[i] && !right[j] {
+            (left[i], right[j]) = (true, true);
+            sum += iou;
         }
     }
-    out.resize(expected.len().max(got.len()), 0.0);
-    out
-}
-
-fn mean(values: Vec<f64>) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
-}
-
-/// What is before the boxes of each `;`-separated entry.
-fn names(text: &str) -> Vec<String> {
-    text.split([';', '；'])
-        .map(|entry| normalised(entry.split("<loc").next().unwrap_or_default()))
-        .filter(|name| !name.is_empty())
-        .collect()
+    sum / most as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn boxes_are_read_from_any_text() {
-        assert_eq!(places("a<loc1><loc2><loc3><loc4>; b"), [[1.0, 2.0, 3.0, 4.0]]);
-        assert_eq!(places("<loc9><loc8><loc3><loc4>"), [[3.0, 4.0, 9.0, 8.0]]);
-        for broken in ["<loc1><loc2><loc3>", "<loc1><loc2> <loc3><loc4>", "<loc><loc-1><locx>", "<loc"]
-        {
-            assert!(places(broken).is_empty(), "{broken}");
-        }
+    const fn b(x0: u32, y0: u32, x1: u32, y1: u32) -> Box2 {
+        Box2 { x0, y0, x1, y1 }
     }
 
     #[test]
-    fn iou_counts_missing_and_extra_boxes() {
-        let (one, half) = ("<loc0><loc0><loc9><loc9>", "<loc0><loc0><loc9><loc4>");
-        assert_eq!(BoxIou.score(one, half), 0.5);
-        assert_eq!(BoxHits.score(one, half), 1.0);
-        assert_eq!(BoxIou.score(one, &format!("{one} {half}")), 0.5);
-        assert_eq!(BoxIou.score(&format!("{one}; {one}"), one), 0.5);
-        assert_eq!(BoxIou.score(one, "<loc20><loc20><loc30><loc30>"), 0.0);
+    fn boxes_are_found_in_text() {
+        let text = "cat<loc1><loc2><loc3><loc4>; dog <loc9> <loc8><loc7><loc6>. half <loc1><loc2>";
+        assert_eq!(boxes(text), [b(1, 2, 3, 4), b(7, 6, 9, 8)]);
+        assert_eq!(boxes("<loc1><loc2> and <loc3><loc4>"), []);
+        assert_eq!(boxes("<loc1><locx><loc3><loc4><loc5><loc"), []);
+        assert_eq!(boxes("<loc99999999><loc1><loc2><loc3><loc4>"), [b(1, 2, 3, 4)]);
     }
 
     #[test]
-    fn names_are_a_multiset() {
-        let expected = "cat<loc1><loc2><loc3><loc4>; cat<loc5><loc6><loc7><loc8>";
-        assert_eq!(Names.score(expected, "Cat<loc1>"), 2.0 / 3.0);
-        assert!(!Names.applies("where_is", "<loc1><loc2><loc3><loc4>"));
+    fn overlap_by_hand() {
+        assert_eq!(b(0, 0, 9, 9).iou(&b(5, 0, 14, 9)), 50.0 / 150.0);
+        assert_eq!(b(0, 0, 9, 9).iou(&b(10, 0, 19, 9)), 0.0);
+    }
+
+    #[test]
+    fn a_box_too_many_costs() {
+        let (a, c) = (b(0, 0, 9, 9), b(20, 20, 29, 29));
+        assert_eq!(mean_iou(&[a, c], &[c, a]), 1.0);
+        assert_eq!(mean_iou(&[a], &[c, a]), 0.5);
+        assert_eq!(mean_iou(&[a], &[]), 0.0);
     }
 }

@@ -1,49 +1,62 @@
-use super::{Metric, has_places};
+use super::Metric;
 use std::collections::HashMap;
-
-/// Character n-gram F-score (Popović 2015): n from 1 to 6, recall twice as important as precision,
-/// white space ignored. Orders that neither text is long enough for do not count.
-#[derive(Debug, Clone, Copy)]
-pub struct Chrf;
 
 const ORDERS: usize = 6;
 const BETA: f64 = 2.0;
 
+/// Character n-gram F-score (Popović 2015).
+pub(super) struct Chrf;
+
 impl Metric for Chrf {
     fn name(&self) -> &'static str {
-        "chrF"
+        "chrf"
     }
 
     fn help(&self) -> &'static str {
-        "overlap of character n-grams with the expected text"
+        "overlap of runs of 1 to 6 characters, recall counting twice (chrF2); mean over replies"
     }
 
-    fn applies(&self, _task: &str, expected: &str) -> bool {
-        !has_places(expected)
+    fn applies(&self, _expected: &str, _task: &str) -> bool {
+        true
     }
 
     fn score(&self, expected: &str, got: &str) -> f64 {
-        let characters = |text: &str| -> Vec<char> {
-            text.chars().filter(|c| !c.is_whitespace()).collect()
-        };
-        let (expected, got) = (characters(expected), characters(got));
+        let [expected, got] = [expected, got]
+            .map(|t| t.chars().filter(|c| !c.is_whitespace()).collect::<Vec<char>>());
         if expected.is_empty() || got.is_empty() {
-            return f64::from(expected.is_empty() && got.is_empty());
+            return f64::from(expected == got);
         }
-        let (mut precision, mut recall, mut orders) = (0.0, 0.0, 0.0);
-        for n in 1..=ORDERS.min(expected.len().max(got.len())) {
-            let (wanted, given) = (grams(&expected, n), grams(&got, n));
-            let both: usize = given
-                .iter()
-                .map(|(gram, &count)| count.min(wanted.get(gram).copied().unwrap_or(0)))
-                .sum();
-            let share = |n: usize| if n == 0 { 0.0 } else { both as f64 / n as f64 };
-            precision += share(given.values().sum());
-            recall += share(wanted.values().sum());
-            orders += 1.0;
+        // Orders that one of the texts is too short for say nothing about it.
+        let (mut precision, mut recall) = (Mean::default(), Mean::default());
+        for n in 1..=ORDERS {
+            let (want, have) = (grams(&expected, n), grams(&got, n));
+            let shared: usize =
+                have.iter().map(|(gram, &c)| c.min(want.get(gram).copied().unwrap_or(0))).sum();
+            precision.add(shared, got.len().saturating_sub(n - 1));
+            recall.add(shared, expected.len().saturating_sub(n - 1));
         }
-        let (p, r) = (precision / orders, recall / orders);
-        if p + r == 0.0 { 0.0 } else { (1.0 + BETA * BETA) * p * r / (BETA * BETA * p + r) }
+        let (p, r) = (precision.value(), recall.value());
+        let b = BETA * BETA;
+        if p + r == 0.0 { 0.0 } else { (1.0 + b) * p * r / (b * p + r) }
+    }
+}
+
+#[derive(Default)]
+struct Mean {
+    sum: f64,
+    count: usize,
+}
+
+impl Mean {
+    fn add(&mut self, part: usize, whole: usize) {
+        if whole > 0 {
+            self.sum += part as f64 / whole as f64;
+            self.count += 1;
+        }
+    }
+
+    fn value(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
     }
 }
 
@@ -60,14 +73,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn follows_the_formula() {
-        // Unigrams: 2 of 3 and 2 of 3; bigrams: 1 of 2 and 1 of 2; trigrams: none of 1.
-        let mean = (2.0 / 3.0 + 0.5) / 3.0;
-        assert!((Chrf.score("abc", "abd") - mean).abs() < 1e-12);
-        // Precision 1 for all orders, recall 2/4, 1/3, 0, 0 and precision of 3, 4 absent.
-        let (p, r): (f64, f64) = (2.0 / 4.0, (0.5 + 1.0 / 3.0) / 4.0);
-        assert!((Chrf.score("abcd", "ab") - 5.0 * p * r / (4.0 * p + r)).abs() < 1e-12);
-        assert_eq!(Chrf.score("a b", "ab"), 1.0);
+    fn a_small_case_by_hand() {
+        // "abc" against "abd": 1-grams 2/3, 2-grams 1/2, 3-grams 0/1, both ways.
+        let expected = (2.0 / 3.0 + 0.5 + 0.0) / 3.0;
+        assert!((Chrf.score("abc", "abd") - expected).abs() < 1e-12);
+        // "ab" against "abab": precision (2/4 + 1/3 + 0 + 0)/4, recall 1.
+        let (p, r) = ((0.5 + 1.0 / 3.0) / 4.0, 1.0);
+        assert!((Chrf.score("ab", "abab") - 5.0 * p * r / (4.0 * p + r)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn ends_of_the_scale() {
+        assert_eq!(Chrf.score("red heart", "redheart"), 1.0);
         assert_eq!(Chrf.score("abc", "xyz"), 0.0);
+        assert_eq!(Chrf.score("abc", ""), 0.0);
     }
 }

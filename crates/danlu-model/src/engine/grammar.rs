@@ -133,7 +133,7 @@ mod tests {
         let v = Vocabulary { text: 4, image: 3, audio: 3, places: 2 };
         let mut rng = Rng::new(1, 0);
         for to in [None, Some(Modality::Text), Some(Modality::Image), Some(Modality::Audio)] {
-            for room in [Grammar::room(to), 68, 70, 200] {
+            for room in [Grammar::room(to), 36, 38, 200] {
                 for _ in 0..50 {
                     let room = room.max(Grammar::room(to));
                     let mut g = Grammar::new(&v, to, room);
@@ -145,7 +145,7 @@ mod tests {
                         ids.push(id);
                         match v.kind(id).expect("inside") {
                             TokenKind::Image(_) | TokenKind::Audio(_) => run += 1,
-                            TokenKind::Control(Control::ImageEnd) => assert_eq!(run, 64),
+                            TokenKind::Control(Control::ImageEnd) => assert_eq!(run, ImageTokeniser::TOKENS),
                             TokenKind::Control(Control::AudioEnd) => assert!(run > 0),
                             _ => run = 0,
                         }
@@ -158,7 +158,7 @@ mod tests {
                     assert_eq!(has(Control::Image), has(Control::ImageEnd));
                     assert_eq!(has(Control::Audio), has(Control::AudioEnd));
                     match to {
-                        Some(Modality::Image) => assert_eq!(ids.len(), 67),
+                        Some(Modality::Image) => assert_eq!(ids.len(), ImageTokeniser::TOKENS + 3),
                         Some(Modality::Audio) => assert!(has(Control::Audio)),
                         Some(Modality::Text) => assert!(!has(Control::Image) && !has(Control::Audio)),
                         None => {}

@@ -75,7 +75,7 @@ pub struct AudioTokeniser {
 }
 
 /// Samples a second of every sound in the model.
-pub const RATE: u32 = 16_000;
+const RATE: u32 = 16_000;
 
 impl AudioTokeniser {
     /// Random weights.
@@ -225,7 +225,7 @@ mod tests {
         let t = AudioTokeniser::new((&recipe).into(), 1, &danlu_ops::cpu_device());
         let tone: Vec<f32> = (0..16_000).map(|i| (i as f32 * 0.2).sin() * 0.3).collect();
         let codes = t.to_codes(&Sound { rate: RATE, samples: tone.clone() });
-        assert_eq!(codes.len(), 32);
+        assert_eq!(codes.len(), 21);
         assert!(codes.iter().all(|&c| c < t.fsq.size()));
         assert_eq!(t.to_codes(&Sound { rate: RATE, samples: tone[..10].to_vec() }).len(), 1);
         let sound = t.to_sound(&codes);

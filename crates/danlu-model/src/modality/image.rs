@@ -1,5 +1,7 @@
 //! Pictures: a convolutional autoencoder of 64x64 RGB with finite scalar quantisation in the
-//! middle. Two halvings after a first fold of 4x4 pixels leave 8x8 positions: 64 tokens.
+//! middle. A fold of 4x4 pixels and one halving leave 8x8 positions; two of them, one above the other,
+//! make a token: 32 tokens a picture, for the length of what the transformer reads and writes is what
+//! training costs.
 
 use super::Fsq;
 use crate::layers::{Conv, ResBlock, RmsNorm};
@@ -11,9 +13,11 @@ use danlu_ops::ConvShape;
 use serde::{Deserialize, Serialize};
 
 /// Side of a picture in pixels.
-pub const SIDE: usize = 64;
-/// Side of the square of codes.
+const SIDE: usize = 64;
+/// Side of the square of positions at the coarse scale.
 const GRID: usize = 8;
+/// Positions, one above the other, in one token.
+const MERGE: usize = 2;
 /// Pixels folded into channels at the edge of the network.
 const FOLD: usize = 4;
 
@@ -106,7 +110,7 @@ fn normed(norm: &RmsNorm, x: Tensor<4>) -> Tensor<4> {
 
 impl ImageTokeniser {
     /// Codes of one picture.
-    pub const TOKENS: usize = GRID * GRID;
+    pub const TOKENS: usize = GRID * GRID / MERGE;
 
     /// Random weights.
     pub fn new(config: ImageTokeniserConfig, seed: u64, device: &Device) -> Self {
@@ -129,8 +133,8 @@ impl ImageTokeniser {
             norm: RmsNorm::new("encoder.norm", coarse, 1e-6, device),
             leave: Conv::new("encoder.leave", [coarse, coarse], wide, 1.0, rng, device),
         };
-        let to_code = Conv::new("to_code", [codes, coarse], point, 1.0, rng, device);
-        let from_code = Conv::new("from_code", [coarse, codes], wide, 1.0, rng, device);
+        let to_code = Conv::new("to_code", [codes, MERGE * coarse], point, 1.0, rng, device);
+        let from_code = Conv::new("from_code", [MERGE * coarse, codes], wide, 1.0, rng, device);
         let decoder = Half {
             enter: Conv::new("decoder.enter", [coarse, coarse], wide, 1.0, rng, device),
             first: stack("decoder.first", coarse, rng),
@@ -155,7 +159,7 @@ impl ImageTokeniser {
         Tensor::from_data(TensorData::new(values, [pictures.len(), SIDE, SIDE, 3]), device)
     }
 
-    /// The unquantised code of each position, `[n * 64, dimensions]`, of pixels `[n, 64, 64, 3]`.
+    /// The unquantised code of each token, `[n * TOKENS, dimensions]`, of pixels `[n, 64, 64, 3]`.
     pub fn encode(&self, pixels: Tensor<4>) -> Tensor<2> {
         let e = &self.encoder;
         let mut x = e.enter.forward(fold(pixels, FOLD));
@@ -167,15 +171,24 @@ impl ImageTokeniser {
             x = block.forward(x);
         }
         let x = danlu_ops::silu(flat(e.leave.forward(normed(&e.norm, x))));
-        let n = x.dims()[0] / Self::TOKENS;
-        flat(self.to_code.forward(x.reshape([n, GRID, GRID, 2 * self.config.channels])))
+        let (n, c) = (x.dims()[0] / (GRID * GRID), 2 * self.config.channels);
+        let pairs = x
+            .reshape([n, GRID / MERGE, MERGE, GRID, c])
+            .permute([0, 1, 3, 2, 4])
+            .reshape([n, GRID / MERGE, GRID, MERGE * c]);
+        flat(self.to_code.forward(pairs))
     }
 
-    /// Pixels `[n, 64, 64, 3]` of quantised codes `[n * 64, dimensions]`.
+    /// Pixels `[n, 64, 64, 3]` of quantised codes `[n * TOKENS, dimensions]`.
     pub fn decode(&self, codes: Tensor<2>) -> Tensor<4> {
         let [rows, dimensions] = codes.dims();
         let d = &self.decoder;
-        let x = self.from_code.forward(codes.reshape([rows / Self::TOKENS, GRID, GRID, dimensions]));
+        let (n, c) = (rows / Self::TOKENS, 2 * self.config.channels);
+        let x = self.from_code.forward(codes.reshape([n, GRID / MERGE, GRID, dimensions]));
+        let x = x
+            .reshape([n, GRID / MERGE, GRID, MERGE, c])
+            .permute([0, 1, 3, 2, 4])
+            .reshape([n, GRID, GRID, c]);
         let mut x = d.enter.forward(x);
         for block in &d.first {
             x = block.forward(x);

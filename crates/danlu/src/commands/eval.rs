@@ -58,6 +58,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
         skipped.iter().for_each(|line| eprintln!("skipped: {line}"));
         questions.extend(some);
     }
+    let (fitting, too_long) = crate::answer::fitting(&model, questions, &Files)?;
+    let questions = fitting;
+    too_long.iter().for_each(|line| eprintln!("skipped: {line}"));
+    if too_long.len() > args.max_bad_rows {
+        return Err(Error::parameter(
+            "--data",
+            format!("at most {} questions over the model's context", args.max_bad_rows),
+            format!("{}; the first: {}", too_long.len(), too_long[0]),
+        ));
+    }
     if questions.is_empty() {
         return Err(Error::parameter("--data", "at least one usable question", "none"));
     }

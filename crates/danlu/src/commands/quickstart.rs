@@ -29,7 +29,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let page = evaluate(&run, &recipe, &corpus, &model)?;
     eprintln!(
         "\ndone in {:.0} s. Look at\n  {}  training, samples, recipe\n  {}  evaluation\n  {}  what the tokenisers keep\n\
-         and try\n  danlu generate \"Draw a cat.\" --model {} --to image -o cat.png\n  danlu chat --model {}",
+         and try\n  danlu generate \"Draw cat face\" --model {} --to image -o cat.png\n  danlu chat --model {}",
         start.elapsed().as_secs_f64(),
         run.page().display(),
         page.display(),
@@ -69,5 +69,6 @@ pub(crate) fn evaluate(run: &Run, recipe: &Recipe, corpus: &Corpus, model: &Mode
     let path: &Path = &run.folder.join("eval.html");
     let title = format!("Evaluation of {}", recipe.name);
     write_page(path, &title, &corpus.notices, &done.report, &questions, &done.answers, corpus)?;
+    danlu_train::run_page(run, recipe, corpus)?;
     Ok(path.to_path_buf())
 }

@@ -46,7 +46,7 @@ pub(crate) fn open(
 
 /// Everything from data to model folder; what an earlier call has finished is not done again.
 pub(crate) fn train(run: &Run, recipe: &Recipe, tokenizers: Option<PathBuf>) -> Result<Model> {
-    let corpus = super::tokenizer::load(recipe)?;
+    let mut corpus = super::tokenizer::load(recipe)?;
     if let Some(from) = tokenizers {
         copy_tokenisers(&from, run)?;
     }
@@ -64,6 +64,7 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, tokenizers: Option<PathBuf>) -> 
             codes
         }
     };
+    pretrain::check_lengths(recipe, &mut corpus, &tokenisers, &codes)?;
     pretrain::pretrain(recipe, run, &corpus, tokenisers, &codes, &mut Terminal::new())
 }
 
