@@ -80,7 +80,11 @@ impl Error {
         expected: impl Into<String>,
         found: impl std::fmt::Display,
     ) -> Self {
-        Self::File { path: path.as_ref().into(), expected: expected.into(), found: found.to_string() }
+        Self::File {
+            path: path.as_ref().into(),
+            expected: expected.into(),
+            found: found.to_string(),
+        }
     }
 
     /// An [`Error::Parameter`] named `name`.

@@ -274,7 +274,14 @@ impl Default for TextRecipe {
 
 impl Default for ImageRecipe {
     fn default() -> Self {
-        Self { levels: vec![8, 8, 8, 5], channels: 64, blocks: 2, steps: 3000, batch: 16, rate: 1e-3 }
+        Self {
+            levels: vec![8, 8, 8, 5],
+            channels: 64,
+            blocks: 2,
+            steps: 3000,
+            batch: 16,
+            rate: 1e-3,
+        }
     }
 }
 
@@ -443,7 +450,9 @@ impl Recipe {
         at_least("audio.frames", self.audio.frames, 1)?;
         at_least("audio.clip", self.audio.clip, 1)?;
         at_least("audio.hop", self.audio.hop, 1)?;
-        for (name, levels) in [("image.levels", &self.image.levels), ("audio.levels", &self.audio.levels)] {
+        for (name, levels) in
+            [("image.levels", &self.image.levels), ("audio.levels", &self.audio.levels)]
+        {
             let size: u64 = levels.iter().map(|&l| l as u64).product();
             if levels.is_empty() || levels.iter().any(|&l| l < 2) || size > 65_536 {
                 return Err(Error::parameter(
@@ -537,7 +546,8 @@ pub fn edit_distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
-    const SMALL: &str = "name='a'\n[data]\npacks=['p']\n[train]\nsteps=10\n[mixture]\nname_en=1.0\n";
+    const SMALL: &str =
+        "name='a'\n[data]\npacks=['p']\n[train]\nsteps=10\n[mixture]\nname_en=1.0\n";
 
     #[test]
     fn a_small_recipe_gets_the_defaults_and_survives_the_round_trip() {
@@ -548,7 +558,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_names_the_nearest() {
-        let error = Recipe::parse(&SMALL.replace("steps=10", "steps=10\nwindw=3")).expect_err("typo");
+        let error =
+            Recipe::parse(&SMALL.replace("steps=10", "steps=10\nwindw=3")).expect_err("typo");
         let text = error.to_string();
         assert!(text.contains("windw") && text.contains("did you mean `window`"), "{text}");
     }

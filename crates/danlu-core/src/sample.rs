@@ -116,15 +116,15 @@ impl Row {
             return Err(format!("expected a JSON object, found {}", kind(&value)));
         };
         match (map.get("messages"), map.get("text")) {
-            (Some(_), Some(_)) => Err("has both `messages` and `text`; expected one of them".into()),
+            (Some(_), Some(_)) => {
+                Err("has both `messages` and `text`; expected one of them".into())
+            }
             (None, None) => Err(format!(
                 "expected a key `messages` or `text`, found {:?}",
                 map.keys().collect::<Vec<_>>()
             )),
             (None, Some(Value::String(text))) => Ok(Row::Text(text.clone())),
-            (None, Some(other)) => {
-                Err(format!("`text`: expected a string, found {}", kind(other)))
-            }
+            (None, Some(other)) => Err(format!("`text`: expected a string, found {}", kind(other))),
             (Some(messages), None) => {
                 if let Some(key) = map.keys().find(|k| !KEYS.contains(&k.as_str())) {
                     return Err(format!("unknown key `{key}`; expected some of {KEYS:?}"));
@@ -145,7 +145,9 @@ impl Row {
                 let string = |key: &str| match map.get(key) {
                     None | Some(Value::Null) => Ok(None),
                     Some(Value::String(s)) => Ok(Some(s.clone())),
-                    Some(other) => Err(format!("`{key}`: expected a string, found {}", kind(other))),
+                    Some(other) => {
+                        Err(format!("`{key}`: expected a string, found {}", kind(other)))
+                    }
                 };
                 Ok(Row::Chat(Sample {
                     messages,
@@ -185,7 +187,9 @@ fn message(value: &Value, base: &Path) -> Result<Message, String> {
 fn content(value: &Value, base: &Path) -> Result<Vec<Part>, String> {
     match value {
         Value::String(text) => Ok(vec![Part::Text(text.clone())]),
-        Value::Array(parts) if parts.is_empty() => Err("expected at least one part, found none".into()),
+        Value::Array(parts) if parts.is_empty() => {
+            Err("expected at least one part, found none".into())
+        }
         Value::Array(parts) => parts
             .iter()
             .enumerate()
@@ -268,7 +272,10 @@ mod tests {
                 "expected a string, found the number 7",
             ),
             (r#"{"text":3}"#, "expected a string"),
-            (r#"{"messages":[{"role":"user","content":"x"}],"mesages":1}"#, "unknown key `mesages`"),
+            (
+                r#"{"messages":[{"role":"user","content":"x"}],"mesages":1}"#,
+                "unknown key `mesages`",
+            ),
             (r#"{"a":1}"#, "expected a key `messages` or `text`"),
         ] {
             let error = Row::parse(text, Path::new(".")).expect_err(text);

@@ -1,6 +1,5 @@
 //! Everything that a run may look at, decoded and in memory.
 
-use danlu_media as media;
 use crate::pack::{Concept, Pack, SoundKind, Split};
 use crate::scenes::{self, Scene};
 use crate::tasks::View;
@@ -8,6 +7,7 @@ use danlu_core::recipe::DataRecipe;
 use danlu_core::{
     AssetId, Error, Media, Message, Part, Picture, Result, Role, Row, Sample, Sound, read_rows,
 };
+use danlu_media as media;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -301,7 +301,13 @@ impl Corpus {
                     self.skip(message.clone());
                     if self.bad_rows > max_bad_rows {
                         let (bad, allowed) = (self.bad_rows, max_bad_rows);
-                        return Err(Error::TooManyBadRows { path, bad, seen, allowed, first: message });
+                        return Err(Error::TooManyBadRows {
+                            path,
+                            bad,
+                            seen,
+                            allowed,
+                            first: message,
+                        });
                     }
                 }
             }
@@ -516,12 +522,13 @@ impl Decoded {
         let mut pictures = Vec::with_capacity(concept.pictures.len());
         for item in &mut concept.pictures {
             let bytes = std::mem::take(&mut item.bytes);
-            pictures.push(media::fit(&media::decode_picture(&bytes, &folder.join(&item.file))?, SIDE));
+            pictures
+                .push(media::fit(&media::decode_picture(&bytes, folder.join(&item.file))?, SIDE));
         }
         let mut sounds = Vec::with_capacity(concept.sounds.len());
         for item in &mut concept.sounds {
             let bytes = std::mem::take(&mut item.bytes);
-            sounds.push(media::decode_sound(&bytes, &folder.join(&item.file))?);
+            sounds.push(media::decode_sound(&bytes, folder.join(&item.file))?);
         }
         Ok(Self { concept, pictures, sounds })
     }
@@ -584,7 +591,7 @@ mod tests {
     fn unusable_rows_are_named_counted_and_limited() {
         let folder = Folder::new("rows");
         let path = folder.0.join("rows.jsonl");
-        media::write_picture(&folder.0.join("ok.png"), &Picture::filled(64, 64, [9; 3])).unwrap();
+        media::write_picture(folder.0.join("ok.png"), &Picture::filled(64, 64, [9; 3])).unwrap();
         std::fs::write(folder.0.join("broken.png"), b"no picture").unwrap();
         std::fs::write(folder.0.join("empty.wav"), b"").unwrap();
         let row = |part: &str, reply: &str| {

@@ -1,9 +1,9 @@
 //! Questions for evaluation, drawn evenly, and sets of them on disk.
 
 use crate::corpus::Corpus;
-use danlu_media as media;
 use crate::tasks::{Drawn, Task, View};
 use danlu_core::{AssetId, Error, Media, Message, Part, Result, Rng, Role, Sample};
+use danlu_media as media;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! Scenes: two to four pictures of the corpus side by side, with the box of each.
 
 use crate::corpus::{Corpus, Held, PictureAsset, SIDE};
-use danlu_media as media;
 use crate::pack::Split;
 use danlu_core::{AssetId, Picture, Rng};
+use danlu_media as media;
 use rayon::prelude::*;
 use std::sync::Arc;
 

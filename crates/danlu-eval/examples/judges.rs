@@ -16,6 +16,9 @@ const QUERIES: usize = 100;
 /// Pictures looked up per half of the concepts.
 const PICTURES: usize = 200;
 
+/// References or queries with their labels.
+type Labelled<T> = Vec<(String, T)>;
+
 fn main() -> danlu_core::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().unwrap_or_else(|| "packs/sample".into());
@@ -23,8 +26,7 @@ fn main() -> danlu_core::Result<()> {
     let pack = Pack::open(Path::new(&folder))?;
     let concepts = pack.concepts().collect::<danlu_core::Result<Vec<_>>>()?;
 
-    let (mut known, mut asked): (Vec<(String, Picture)>, Vec<(String, Picture)>) =
-        (Vec::new(), Vec::new());
+    let (mut known, mut asked): (Labelled<Picture>, Labelled<Picture>) = (Vec::new(), Vec::new());
     for concept in &concepts {
         for item in &concept.pictures {
             let picture = danlu_media::decode_picture(&item.bytes, &item.file)?;
@@ -74,8 +76,7 @@ fn main() -> danlu_core::Result<()> {
     }
 
     for language in ["en", "zh"] {
-        let (mut known, mut asked): (Vec<(String, Sound)>, Vec<(String, Sound)>) =
-            (Vec::new(), Vec::new());
+        let (mut known, mut asked): (Labelled<Sound>, Labelled<Sound>) = (Vec::new(), Vec::new());
         for concept in &concepts {
             let speech = |split: bool| {
                 let of = concept.sounds.iter();

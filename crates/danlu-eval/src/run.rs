@@ -628,7 +628,7 @@ pub(crate) mod tests {
         let samples = (0..8000)
             .map(|i| {
                 let t = i as f32 / 8000.0;
-                let hz = 300.0 + 700.0 * id as f32 * if id % 2 == 0 { t } else { 1.0 - t };
+                let hz = 300.0 + 700.0 * id as f32 * if id.is_multiple_of(2) { t } else { 1.0 - t };
                 (hz * t * 3.0).sin() * 0.5
             })
             .collect();

@@ -18,6 +18,6 @@ pub mod params;
 pub mod prompt;
 
 pub use arch::{Transformer, TransformerConfig};
-pub use model::{Model, ModelInfo};
 pub use modality::Tokenisers;
+pub use model::{Model, ModelInfo};
 pub use params::{Module, Parameter};

@@ -151,7 +151,11 @@ fn check_levels(path: &Path, levels: &[u32]) -> Result<()> {
     let size = levels.iter().try_fold(1u32, |a, &l| a.checked_mul(l));
     match size {
         Some(1..=65_536) if levels.iter().all(|&l| l >= 2) => Ok(()),
-        _ => Err(Error::file(path, "levels of at least 2, 65536 codes at most", format!("{levels:?}"))),
+        _ => Err(Error::file(
+            path,
+            "levels of at least 2, 65536 codes at most",
+            format!("{levels:?}"),
+        )),
     }
 }
 
@@ -176,7 +180,9 @@ impl Model {
         let config = file.to_ours(&path)?;
         let tokenisers = Tokenisers::load(folder, device)?;
         let vocabulary = tokenisers.vocabulary();
-        if file.danlu_vocabulary.as_ref() != Some(&vocabulary) || config.vocabulary != vocabulary.size() {
+        if file.danlu_vocabulary.as_ref() != Some(&vocabulary)
+            || config.vocabulary != vocabulary.size()
+        {
             return Err(Error::file(
                 &path,
                 format!("the vocabulary of the tokenisers beside it, {vocabulary:?}"),

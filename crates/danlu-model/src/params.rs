@@ -20,7 +20,12 @@ impl Parameter {
     ///
     /// # Panics
     /// If the number of values does not fit the shape.
-    pub fn new(name: impl Into<String>, shape: &[usize], values: Vec<f32>, device: &Device) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        shape: &[usize],
+        values: Vec<f32>,
+        device: &Device,
+    ) -> Self {
         let data = TensorData::new(values, matrix(shape));
         Self { name: name.into(), shape: shape.to_vec(), tensor: Tensor::from_data(data, device) }
     }

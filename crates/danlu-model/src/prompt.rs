@@ -29,7 +29,8 @@ impl Codes for FileCodes<'_> {
         let Media::File(path) = media else {
             return Err(Error::Other("a picture that is not a file needs its corpus".into()));
         };
-        let picture = danlu_media::fit(&danlu_media::read_picture(path)?, crate::modality::PLACES as usize);
+        let picture =
+            danlu_media::fit(&danlu_media::read_picture(path)?, crate::modality::PLACES as usize);
         Ok(self.0.image.to_codes(&[&picture]).remove(0))
     }
 

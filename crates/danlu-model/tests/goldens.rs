@@ -1,5 +1,6 @@
 //! Numbers made by PyTorch and transformers (golden/make.py): operations, a block, a whole tiny
 //! model with all gradients and ten optimiser steps, and a second architecture.
+#![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Tensor, TensorData};
 use danlu_model::arch::{Transformer, TransformerConfig};
@@ -66,9 +67,7 @@ fn op(name: &str, inputs: &[&str], run: impl Fn(&File, &[Tensor<2>]) -> Tensor<2
 #[test]
 fn operations() {
     op("linear", &["x", "w"], |_, v| danlu_ops::linear(v[0].clone(), v[1].clone()));
-    op("rms_norm", &["x", "g"], |_, v| {
-        danlu_ops::rms_norm(v[0].clone(), v[1].clone(), 1e-6)
-    });
+    op("rms_norm", &["x", "g"], |_, v| danlu_ops::rms_norm(v[0].clone(), v[1].clone(), 1e-6));
     op("silu", &["x"], |_, v| danlu_ops::silu(v[0].clone()));
     op("swiglu", &["x"], |_, v| danlu_ops::swiglu(v[0].clone()));
     op("embedding", &["table"], |f, v| {
@@ -113,11 +112,21 @@ fn cross_entropy_with_head() {
     };
     let (loss, each) = danlu_ops::head_loss(hidden.clone(), table.clone(), &spec);
     close("loss", &floats(loss.clone()), &f["head_loss.out"].values, 2e-6);
-    let want: Vec<f32> = f["head_loss.ce"].values.iter().zip(&weights).map(|(c, &w)| if w == 0.0 { 0.0 } else { *c }).collect();
+    let want: Vec<f32> = f["head_loss.ce"]
+        .values
+        .iter()
+        .zip(&weights)
+        .map(|(c, &w)| if w == 0.0 { 0.0 } else { *c })
+        .collect();
     close("each", &each, &want, 2e-6);
     let up = f["head_loss.grad.out"].values[0];
     let grads = loss.mul_scalar(up).backward();
-    close("hidden", &floats(hidden.grad(&grads).unwrap()), &f["head_loss.grad.hidden"].values, 5e-6);
+    close(
+        "hidden",
+        &floats(hidden.grad(&grads).unwrap()),
+        &f["head_loss.grad.hidden"].values,
+        5e-6,
+    );
     close("table", &floats(table.grad(&grads).unwrap()), &f["head_loss.grad.table"].values, 5e-6);
 }
 
@@ -204,7 +213,10 @@ fn ten_optimiser_steps_follow_pytorch() {
         let (loss, _) = model.loss(&tokens, &starts, &spec);
         let value = floats(loss.clone())[0] as f64;
         let want = losses[step as usize - 1];
-        assert!((value - want).abs() < 2e-5 * want.max(1.0), "step {step}: {value}, PyTorch {want}");
+        assert!(
+            (value - want).abs() < 2e-5 * want.max(1.0),
+            "step {step}: {value}, PyTorch {want}"
+        );
         let grads = loss.backward();
         let grads: Vec<Tensor<2>> =
             model.parameters().iter().map(|p| p.tensor.grad(&grads).unwrap()).collect();

@@ -286,7 +286,14 @@ impl Task {
 
     /// Rows of one head of a document out of the projection, normalised and turned if `norm`.
     #[inline(always)]
-    fn load(&self, qkv: &[f32], first: usize, len: usize, head: usize, norm: Option<&[f32]>) -> Vec<f32> {
+    fn load(
+        &self,
+        qkv: &[f32],
+        first: usize,
+        len: usize,
+        head: usize,
+        norm: Option<&[f32]>,
+    ) -> Vec<f32> {
         let (dim, width) = (self.shape.head_dim, self.shape.projection());
         let mut out = vec![0.0; len * dim];
         for (p, to) in out.chunks_exact_mut(dim).enumerate() {
@@ -309,7 +316,12 @@ impl Task {
         out
     }
 
-    fn forward(&self, qkv: &FlexTensor, q_norm: &FlexTensor, k_norm: &FlexTensor) -> (FlexTensor, Vec<f32>) {
+    fn forward(
+        &self,
+        qkv: &FlexTensor,
+        q_norm: &FlexTensor,
+        k_norm: &FlexTensor,
+    ) -> (FlexTensor, Vec<f32>) {
         let s = &self.shape;
         let [n, _] = cpu::dims(qkv);
         let (x, q_norm, k_norm) = (cpu::values(qkv), cpu::values(q_norm), cpu::values(k_norm));
@@ -341,11 +353,20 @@ impl Task {
                                 unsafe { to_lse.part(i, 1) }.fill(sum);
                             }
                             let p = Mat::new(&scores, keys);
-                            gemm([rows, keys, dim], p, Mat::new(&v, dim), &mut mixed, dim, 0.0, Threads::One);
+                            gemm(
+                                [rows, keys, dim],
+                                p,
+                                Mat::new(&v, dim),
+                                &mut mixed,
+                                dim,
+                                0.0,
+                                Threads::One,
+                            );
                             for r in 0..rows {
                                 let at = (first + begin + r) * width + head * dim;
                                 // SAFETY: as above.
-                                unsafe { to.part(at, dim) }.copy_from_slice(&mixed[r * dim..][..dim]);
+                                unsafe { to.part(at, dim) }
+                                    .copy_from_slice(&mixed[r * dim..][..dim]);
                             }
                         }
                     }
@@ -380,29 +401,33 @@ impl Task {
                         let mut dp = vec![0.0; BLOCK.min(len) * len];
                         let mut go = vec![0.0; BLOCK.min(len) * dim];
                         // Gradient of the turned, normalised rows of one head, back to `dx`.
-                        let store = |head: usize, rows: &mut [f32], which: Option<usize>, dnorms: &mut [Vec<f32>; 2]| {
-                            for (r, row) in rows.chunks_exact_mut(dim).enumerate() {
-                                let at = (first + r) * wide + head * dim;
-                                // SAFETY: this unit alone has these rows of its heads.
-                                let to = unsafe { to.part(at, dim) };
-                                let Some(which) = which else {
-                                    to.copy_from_slice(row);
-                                    continue;
-                                };
-                                self.rotary.turn_back(r, row);
-                                match s.norm_eps {
-                                    Some(eps) => row_backward(
-                                        &x[at..][..dim],
-                                        norms[which],
-                                        eps,
-                                        row,
-                                        to,
-                                        &mut dnorms[which],
-                                    ),
-                                    None => to.copy_from_slice(row),
+                        let store =
+                            |head: usize,
+                             rows: &mut [f32],
+                             which: Option<usize>,
+                             dnorms: &mut [Vec<f32>; 2]| {
+                                for (r, row) in rows.chunks_exact_mut(dim).enumerate() {
+                                    let at = (first + r) * wide + head * dim;
+                                    // SAFETY: this unit alone has these rows of its heads.
+                                    let to = unsafe { to.part(at, dim) };
+                                    let Some(which) = which else {
+                                        to.copy_from_slice(row);
+                                        continue;
+                                    };
+                                    self.rotary.turn_back(r, row);
+                                    match s.norm_eps {
+                                        Some(eps) => row_backward(
+                                            &x[at..][..dim],
+                                            norms[which],
+                                            eps,
+                                            row,
+                                            to,
+                                            &mut dnorms[which],
+                                        ),
+                                        None => to.copy_from_slice(row),
+                                    }
                                 }
-                            }
-                        };
+                            };
                         for head in kv * group..(kv + 1) * group {
                             let q = self.load(x, first, len, head, Some(norms[0]));
                             for begin in (0..len).step_by(BLOCK) {
@@ -416,7 +441,15 @@ impl Task {
                                 let (km, vm) = (Mat::new(&k, dim), Mat::new(&v, dim));
                                 let gm = Mat::new(&go, dim);
                                 gemm([rows, dim, keys], q, km.t(), &mut p, keys, 0.0, Threads::One);
-                                gemm([rows, dim, keys], gm, vm.t(), &mut dp, keys, 0.0, Threads::One);
+                                gemm(
+                                    [rows, dim, keys],
+                                    gm,
+                                    vm.t(),
+                                    &mut dp,
+                                    keys,
+                                    0.0,
+                                    Threads::One,
+                                );
                                 for r in 0..rows {
                                     let row = first + begin + r;
                                     let lse = saved.lse[row * s.heads + head];
@@ -434,8 +467,24 @@ impl Task {
                                     dunseen.fill(0.0);
                                 }
                                 let (pm, dpm) = (Mat::new(&p, keys), Mat::new(&dp, keys));
-                                gemm([keys, rows, dim], pm.t(), gm, &mut dv, dim, 1.0, Threads::One);
-                                gemm([keys, rows, dim], dpm.t(), q, &mut dk, dim, 1.0, Threads::One);
+                                gemm(
+                                    [keys, rows, dim],
+                                    pm.t(),
+                                    gm,
+                                    &mut dv,
+                                    dim,
+                                    1.0,
+                                    Threads::One,
+                                );
+                                gemm(
+                                    [keys, rows, dim],
+                                    dpm.t(),
+                                    q,
+                                    &mut dk,
+                                    dim,
+                                    1.0,
+                                    Threads::One,
+                                );
                                 let dq = &mut dq[begin * dim..];
                                 gemm([rows, keys, dim], dpm, km, dq, dim, 0.0, Threads::One);
                             }
@@ -489,6 +538,7 @@ fn softmax(row: &mut [f32], seen: usize, scale: f32) -> f32 {
 /// `qkv` is the row of the fused projection at `position`. Its key (normalised and turned) and its
 /// value are written to row `position` of `keys` and `values` (`[positions, kv_heads * head_dim]`),
 /// and the attention over rows `0..=position` goes to `out` (`[heads * head_dim]`).
+#[allow(clippy::too_many_arguments)]
 pub fn attention_cached(
     qkv: &[f32],
     norms: [&[f32]; 2],
@@ -572,11 +622,7 @@ mod tests {
                 };
                 y + used
             };
-            check(
-                &[[n, shape.projection()], [1, 6], [1, 6]],
-                |v| run(v, true),
-                |v| run(v, false),
-            );
+            check(&[[n, shape.projection()], [1, 6], [1, 6]], |v| run(v, true), |v| run(v, false));
         }
     }
 
@@ -585,7 +631,8 @@ mod tests {
         let d = crate::cpu_device();
         let (shape, n) = (shape(true), 11);
         let rotary = Arc::new(Rotary::new(6, 16, 10_000.0));
-        let random = |dims| Tensor::<2>::random(dims, burn::tensor::Distribution::Normal(0., 1.), &d);
+        let random =
+            |dims| Tensor::<2>::random(dims, burn::tensor::Distribution::Normal(0., 1.), &d);
         let (qkv, a, b) = (random([n, shape.projection()]), random([1, 6]), random([1, 6]));
         let starts: Arc<[u32]> = Arc::from([0, n as u32]);
         let all = attention(qkv.clone(), a.clone(), b.clone(), &shape, &rotary, &starts);

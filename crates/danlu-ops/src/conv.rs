@@ -96,7 +96,9 @@ impl<C: CheckpointStrategy> ConvOp for Autodiff<Flex, C> {
                 let y = forward(&x, &w, &bias, shape);
                 (y, tracked.then_some((x, w, shape)))
             },
-            |(x, w, shape), grad, [want_x, ..]| backward(&x, &w, shape, &grad.to_contiguous(), want_x),
+            |(x, w, shape), grad, [want_x, ..]| {
+                backward(&x, &w, shape, &grad.to_contiguous(), want_x)
+            },
         )
     }
 }
@@ -184,7 +186,15 @@ fn backward(
     };
     let g = Mat::new(cpu::values(grad), outputs);
     let mut dw = vec![0.0; outputs * columns];
-    gemm([outputs, rows, columns], g.t(), Mat::new(a, columns), &mut dw, columns, 0.0, Threads::All);
+    gemm(
+        [outputs, rows, columns],
+        g.t(),
+        Mat::new(a, columns),
+        &mut dw,
+        columns,
+        0.0,
+        Threads::All,
+    );
     let mut db = vec![0.0; outputs];
     for row in cpu::values(grad).chunks_exact(outputs) {
         db.iter_mut().zip(row).for_each(|(b, g)| *b += g);

@@ -196,16 +196,19 @@ pub fn fma_peak(threads: usize, seconds: f64) -> f64 {
         let start = std::time::Instant::now();
         while start.elapsed().as_secs_f64() < seconds {
             let mut x = [[1.0f32; LANES]; CHAINS];
-            vectorised(#[inline(always)] || {
-                let (a, b) = (std::hint::black_box(0.999_9f32), std::hint::black_box(1e-5f32));
-                for _ in 0..20_000 {
-                    for chain in &mut x {
-                        for lane in chain.iter_mut() {
-                            *lane = lane.mul_add(a, b);
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (a, b) = (std::hint::black_box(0.999_9f32), std::hint::black_box(1e-5f32));
+                    for _ in 0..20_000 {
+                        for chain in &mut x {
+                            for lane in chain.iter_mut() {
+                                *lane = lane.mul_add(a, b);
+                            }
                         }
                     }
-                }
-            });
+                },
+            );
             std::hint::black_box(&x);
             done += 20_000 * (LANES * CHAINS * 2) as u64;
         }

@@ -202,8 +202,7 @@ fn run(
         }
     }
     out[0] = (total * spec.scale as f64) as f32;
-    let grads =
-        with_grads.then(|| (cpu::tensor(dh, [n, width]), cpu::tensor(dt, [size, width])));
+    let grads = with_grads.then(|| (cpu::tensor(dh, [n, width]), cpu::tensor(dt, [size, width])));
     (cpu::tensor(out, [1 + n, 1]), grads)
 }
 

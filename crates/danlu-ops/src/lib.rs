@@ -44,8 +44,5 @@ pub fn cpu_device() -> burn::tensor::Device {
 
 /// Whether tensors of `device` are CPU tensors that the kernels of this crate work on.
 pub(crate) fn on_cpu(device: &burn::tensor::Device) -> bool {
-    matches!(
-        device.clone().inner().as_dispatch(),
-        burn::backend::DispatchDevice::Flex(_)
-    )
+    matches!(device.clone().inner().as_dispatch(), burn::backend::DispatchDevice::Flex(_))
 }

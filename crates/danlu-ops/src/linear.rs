@@ -82,9 +82,11 @@ mod tests {
 
     #[test]
     fn kernel_composed_and_differences_agree() {
-        check(&[[5, 7], [6, 7]], |v| linear(v[0].clone(), v[1].clone()), |v| {
-            composed(v[0].clone(), v[1].clone())
-        });
+        check(
+            &[[5, 7], [6, 7]],
+            |v| linear(v[0].clone(), v[1].clone()),
+            |v| composed(v[0].clone(), v[1].clone()),
+        );
     }
 
     #[test]

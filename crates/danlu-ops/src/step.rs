@@ -3,7 +3,9 @@
 use crate::cpu;
 use crate::on_cpu;
 use burn::backend::flex::FlexTensor;
-use burn::backend::{Backend, Dispatch, ExtensionType, Flex, backend_extension, tensor::FloatTensor};
+use burn::backend::{
+    Backend, Dispatch, ExtensionType, Flex, backend_extension, tensor::FloatTensor,
+};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 

@@ -8,8 +8,7 @@ use burn::backend::{Autodiff, Flex, tensor::FloatTensor};
 
 /// Gradient of each input, from the state that forward kept and the gradient of the output. The
 /// flags say which inputs want one; the others may be `None`.
-pub(crate) type Back<S, const N: usize> =
-    fn(S, FlexTensor, [bool; N]) -> [Option<FlexTensor>; N];
+pub(crate) type Back<S, const N: usize> = fn(S, FlexTensor, [bool; N]) -> [Option<FlexTensor>; N];
 
 struct Recorded<S, const N: usize>(&'static str, Back<S, N>);
 

@@ -19,17 +19,12 @@ pub(crate) fn check(
     let probe = |data: &[TensorData]| -> Tensor<2> {
         fused(&data.iter().map(|d| Tensor::from_data(d.clone(), &plain)).collect::<Vec<_>>())
     };
-    let upstream = Tensor::<2>::random(
-        probe(&inputs).dims(),
-        Distribution::Normal(0.0, 1.0),
-        &plain,
-    )
-    .into_data();
+    let upstream =
+        Tensor::<2>::random(probe(&inputs).dims(), Distribution::Normal(0.0, 1.0), &plain)
+            .into_data();
     let run = |f: &dyn Fn(&[Tensor<2>]) -> Tensor<2>| {
-        let leaves: Vec<Tensor<2>> = inputs
-            .iter()
-            .map(|d| Tensor::from_data(d.clone(), &device).require_grad())
-            .collect();
+        let leaves: Vec<Tensor<2>> =
+            inputs.iter().map(|d| Tensor::from_data(d.clone(), &device).require_grad()).collect();
         let out = f(&leaves);
         let grads = (out.clone() * Tensor::from_data(upstream.clone(), &device)).sum().backward();
         let grads: Vec<Vec<f32>> = leaves

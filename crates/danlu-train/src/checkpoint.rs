@@ -4,7 +4,9 @@ use crate::optim::Optimiser;
 use crate::run::read;
 use burn::tensor::{Tensor, TensorData};
 use danlu_core::{Error, Result};
-use danlu_model::io::{Dtype, NamedTensor, load_parameters, load_tensors, save_tensors, write_atomically};
+use danlu_model::io::{
+    Dtype, NamedTensor, load_parameters, load_tensors, save_tensors, write_atomically,
+};
 use danlu_model::params::{Module, matrix};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

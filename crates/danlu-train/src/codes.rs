@@ -128,7 +128,9 @@ impl CodeTable {
                     let len = number(&mut rest)? as usize;
                     let (codes, left) = rest.split_at_checked(2 * len)?;
                     rest = left;
-                    own.push(codes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b)).collect());
+                    own.push(
+                        codes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b)).collect(),
+                    );
                 }
                 all.push(own);
             }
@@ -189,7 +191,10 @@ mod tests {
 
     #[test]
     fn replies_are_originals_and_prompts_vary() {
-        let table = CodeTable { images: vec![vec![vec![1; ImageTokeniser::TOKENS], vec![2; ImageTokeniser::TOKENS]]], audios: vec![] };
+        let table = CodeTable {
+            images: vec![vec![vec![1; ImageTokeniser::TOKENS], vec![2; ImageTokeniser::TOKENS]]],
+            audios: vec![],
+        };
         let media = Media::Asset(AssetId(0));
         let mut reader = table.reader(Some(Rng::new(1, 1)));
         let mut seen = std::collections::BTreeSet::new();

@@ -9,7 +9,10 @@ pub struct Marginals([f64; 3]);
 
 impl Marginals {
     /// Counts the tokens of `documents` that are learnt.
-    pub fn count<'a>(vocabulary: &Vocabulary, documents: impl Iterator<Item = &'a Document>) -> Self {
+    pub fn count<'a>(
+        vocabulary: &Vocabulary,
+        documents: impl Iterator<Item = &'a Document>,
+    ) -> Self {
         let mut counts = vec![0u64; vocabulary.size()];
         for d in documents {
             for (&id, &w) in d.ids.iter().zip(&d.weights).skip(1) {
@@ -20,9 +23,8 @@ impl Marginals {
         }
         let mut out = [0.0; 3];
         for (entropy, modality) in out.iter_mut().zip(Modality::ALL) {
-            let of = |id: usize| {
-                vocabulary.kind(id as u32).map(TokenKind::modality) == Some(modality)
-            };
+            let of =
+                |id: usize| vocabulary.kind(id as u32).map(TokenKind::modality) == Some(modality);
             let own: Vec<f64> = counts
                 .iter()
                 .enumerate()

@@ -56,7 +56,8 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
         }
         let bytes: usize = texts.iter().map(|t| t.len()).sum();
         let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenisers.text.encode(t)).collect();
-        let exact = ids.iter().zip(&texts).filter(|(i, t)| tokenisers.text.decode(i) == **t).count();
+        let exact =
+            ids.iter().zip(&texts).filter(|(i, t)| tokenisers.text.decode(i) == **t).count();
         let tokens: usize = ids.iter().map(Vec::len).sum();
         rows.push(vec![
             language.into(),
@@ -65,7 +66,12 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
             format!("{exact} of {}", texts.len()).into(),
         ]);
     }
-    table(&mut page, "Held-out text", &["Language", "Texts", "Bytes a token", "Came back exactly"], rows);
+    table(
+        &mut page,
+        "Held-out text",
+        &["Language", "Texts", "Bytes a token", "Came back exactly"],
+        rows,
+    );
 
     page.section("Pictures");
     let mut rows = Vec::new();

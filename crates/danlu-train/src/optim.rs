@@ -29,7 +29,13 @@ const MUON_MOMENTUM: f32 = 0.95;
 
 impl Optimiser {
     /// Fresh state for a module on a device with or without autodiff.
-    pub fn new(module: &dyn Module, betas: [f32; 2], epsilon: f32, weight_decay: f32, clip: f32) -> Self {
+    pub fn new(
+        module: &dyn Module,
+        betas: [f32; 2],
+        epsilon: f32,
+        weight_decay: f32,
+        clip: f32,
+    ) -> Self {
         let parameters = module.parameters();
         let zeros = |p: &&Parameter| {
             let device = p.tensor.device().inner();
@@ -109,11 +115,8 @@ impl Optimiser {
                 *state = [first, second];
                 value
             };
-            p.tensor = if device.is_autodiff() {
-                Tensor::from_inner(new).require_grad()
-            } else {
-                new
-            };
+            p.tensor =
+                if device.is_autodiff() { Tensor::from_inner(new).require_grad() } else { new };
         }
         norm
     }
@@ -180,7 +183,8 @@ mod tests {
 
     #[test]
     fn schedules_warm_up_and_come_down() {
-        let recipe = "name='a'\n[data]\n[train]\nsteps=100\nwarmup=10\nfinal_rate=0.1\n[mixture]\nx=1.0\n";
+        let recipe =
+            "name='a'\n[data]\n[train]\nsteps=100\nwarmup=10\nfinal_rate=0.1\n[mixture]\nx=1.0\n";
         let mut r = danlu_core::Recipe::parse(recipe).expect("valid").train;
         for schedule in [Schedule::Cosine, Schedule::Wsd] {
             r.schedule = schedule;

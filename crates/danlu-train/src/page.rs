@@ -33,7 +33,11 @@ pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
         let mut figures = vec![
             figure("Step", format!("{} of {}", last.step, recipe.train.steps), ""),
             figure("Tokens", format!("{:.2} M", last.tokens as f64 / 1e6), "trained on"),
-            figure("Speed", format!("{:.0}", median(log.iter().map(|l| l.speed))), "tokens/s, median"),
+            figure(
+                "Speed",
+                format!("{:.0}", median(log.iter().map(|l| l.speed))),
+                "tokens/s, median",
+            ),
             figure(
                 "Utilisation",
                 format!("{:.0} %", 100.0 * median(log.iter().map(|l| l.utilisation))),
@@ -131,7 +135,8 @@ fn samples(page: &mut Page, run: &Run) -> Result<()> {
     }
     page.section("Samples as they improve");
     page.text("The same questions at every validation, about pictures in a style and recordings in a voice that training never sees.");
-    let mut by_question: BTreeMap<(String, String, Option<String>), Vec<SampleLine>> = BTreeMap::new();
+    let mut by_question: BTreeMap<(String, String, Option<String>), Vec<SampleLine>> =
+        BTreeMap::new();
     for line in lines {
         let key = (line.task.clone(), line.question.clone(), line.shown.clone());
         by_question.entry(key).or_default().push(line);

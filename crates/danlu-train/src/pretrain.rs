@@ -59,7 +59,8 @@ pub fn fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<String
         hash.update(name.as_bytes());
         hash.update(manifest.as_bytes());
     }
-    let sizes = [corpus.pictures.len(), corpus.sounds.len(), corpus.texts.len(), corpus.samples.len()];
+    let sizes =
+        [corpus.pictures.len(), corpus.sounds.len(), corpus.texts.len(), corpus.samples.len()];
     hash.update(format!("{sizes:?}").as_bytes());
     hash.update(Tokenisers::fingerprint(&run.tokenisers())?.as_bytes());
     Ok(hash.finalize().to_hex().to_string())
@@ -202,13 +203,8 @@ pub fn pretrain(
         &mut faults,
     )?;
     faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
-    let mut state = found.unwrap_or(State {
-        step: 0,
-        next: 0,
-        tokens: 0,
-        fingerprint: print,
-        seconds: 0.0,
-    });
+    let mut state =
+        found.unwrap_or(State { step: 0, next: 0, tokens: 0, fingerprint: print, seconds: 0.0 });
     drop_log_after(run, state.step as usize)?;
 
     let marginals = marginals(&source, &vocabulary)?;
@@ -271,7 +267,9 @@ pub fn pretrain(
                 state.next
             )));
             if bad_in_a_row > 20 {
-                return Err(Error::Other("over 20 steps in a row without a finite gradient".into()));
+                return Err(Error::Other(
+                    "over 20 steps in a row without a finite gradient".into(),
+                ));
             }
         }
         let done = step + 1;
@@ -422,7 +420,8 @@ fn validation_batches(source: &Source<'_>, packer: &Packer) -> Result<Vec<Batch>
             continue;
         }
         for view in [View::HeldStyle, View::HeldVoice, View::Validation] {
-            for sample in questions(source.corpus, tasks::find(name)?, view, 6, source.recipe.seed) {
+            for sample in questions(source.corpus, tasks::find(name)?, view, 6, source.recipe.seed)
+            {
                 let sample = tasks::answered(sample);
                 let mut codes = source.codes.reader(None);
                 let document =
@@ -505,7 +504,8 @@ fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> 
         if source.recipe.mixture.get(name).is_none_or(|&w| w <= 0.0) {
             continue;
         }
-        for sample in questions(source.corpus, tasks::find(name)?, view, 2, source.recipe.seed ^ 77) {
+        for sample in questions(source.corpus, tasks::find(name)?, view, 2, source.recipe.seed ^ 77)
+        {
             let Some(expected) = sample.expected.clone() else { continue };
             let to = match expected.first() {
                 Some(danlu_core::Part::Image(_)) => Modality::Image,
@@ -539,12 +539,18 @@ fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> 
             match part {
                 danlu_core::Part::Image(danlu_core::Media::Asset(id)) => {
                     let file = stem.with_extension("png");
-                    write_atomically(&file, &danlu_media::encode_png(&source.corpus.picture(*id).picture))?;
+                    write_atomically(
+                        &file,
+                        &danlu_media::encode_png(&source.corpus.picture(*id).picture),
+                    )?;
                     shown = Some(file);
                 }
                 danlu_core::Part::Audio(danlu_core::Media::Asset(id)) => {
                     let file = stem.with_extension("wav");
-                    write_atomically(&file, &danlu_media::encode_wav(&source.corpus.sound(*id).sound))?;
+                    write_atomically(
+                        &file,
+                        &danlu_media::encode_wav(&source.corpus.sound(*id).sound),
+                    )?;
                     shown = Some(file);
                 }
                 _ => {}
@@ -614,4 +620,3 @@ fn drop_log_after(run: &Run, step: usize) -> Result<()> {
     }
     write_atomically(&path, text.as_bytes())
 }
-

@@ -21,7 +21,8 @@ impl Run {
         let run = Run { folder: folder.to_path_buf() };
         let path = run.recipe();
         if path.exists() {
-            let found = Recipe::parse(&read(&path)?).map_err(|e| Error::file(&path, "a recipe", e))?;
+            let found =
+                Recipe::parse(&read(&path)?).map_err(|e| Error::file(&path, "a recipe", e))?;
             if &found != recipe {
                 return Err(Error::file(
                     &path,

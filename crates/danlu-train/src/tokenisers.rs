@@ -26,7 +26,12 @@ pub struct LogLine {
 }
 
 /// Learns (or goes on learning, or loads) all three tokenisers of a run.
-pub fn train_all(recipe: &Recipe, run: &Run, corpus: &Corpus, watcher: &mut dyn Watcher) -> Result<Tokenisers> {
+pub fn train_all(
+    recipe: &Recipe,
+    run: &Run,
+    corpus: &Corpus,
+    watcher: &mut dyn Watcher,
+) -> Result<Tokenisers> {
     Ok(Tokenisers {
         text: train_text(recipe, run, corpus, watcher)?,
         image: train_image(recipe, run, corpus, watcher)?,
@@ -154,8 +159,7 @@ pub fn train_audio(
     let mut config: AudioTokeniserConfig = r.into();
     let plain = AudioTokeniser::new(config.clone(), recipe.seed, &device);
     let mut rng = Rng::new(recipe.seed, 1 << 51);
-    let some: Vec<f32> =
-        (0..200).flat_map(|_| plain.rows(&rng.pick(&sounds).samples)).collect();
+    let some: Vec<f32> = (0..200).flat_map(|_| plain.rows(&rng.pick(&sounds).samples)).collect();
     let n = some.len() as f64;
     let mean = some.iter().map(|&v| v as f64).sum::<f64>() / n;
     let variance = some.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n;

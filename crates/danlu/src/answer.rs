@@ -101,8 +101,7 @@ impl Answerer for Asked<'_> {
         done: &mut dyn FnMut(usize),
     ) -> Result<Vec<Vec<Value>>> {
         let template = Template::new(&self.model.tokenisers);
-        let mut codes =
-            Encoded { model: self.model, assets: self.assets, known: HashMap::new() };
+        let mut codes = Encoded { model: self.model, assets: self.assets, known: HashMap::new() };
         let mut requests = Vec::with_capacity(questions.len());
         for (i, q) in questions.iter().enumerate() {
             let prompt = template.prompt(&q.sample, &mut codes)?;
@@ -154,10 +153,7 @@ pub(crate) fn reconstructions(
             }
         })
     };
-    questions
-        .iter()
-        .map(|q| q.expected().iter().map(|p| one(p, &mut codes)).collect())
-        .collect()
+    questions.iter().map(|q| q.expected().iter().map(|p| one(p, &mut codes)).collect()).collect()
 }
 
 /// The model folder to use when none is named: the one in the repository.

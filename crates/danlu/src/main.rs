@@ -41,7 +41,9 @@ fn main() -> std::process::ExitCode {
     if let Some(threads) = cli.threads {
         // The pool can be set once; nothing has used it yet.
         if rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().is_err() {
-            eprintln!("error: `--threads`: expected a number that this machine can start, found {threads}");
+            eprintln!(
+                "error: `--threads`: expected a number that this machine can start, found {threads}"
+            );
             return std::process::ExitCode::from(2);
         }
     }

@@ -373,9 +373,9 @@ fn ask(
 pub(crate) mod tests {
     use super::*;
     use crate::corpus::LoadOptions;
-    use danlu_media as media;
     use danlu_core::recipe::DataRecipe;
     use danlu_core::{Picture, Sound};
+    use danlu_media as media;
     use serde_json::json;
     use sha2::{Digest, Sha256};
     use std::collections::HashSet;

@@ -82,7 +82,11 @@ impl TransformerConfig {
         ];
         for (name, value, max) in bounded {
             if value == 0 || value > max {
-                return Err(Error::parameter(format!("model.{name}"), format!("1 to {max}"), value));
+                return Err(Error::parameter(
+                    format!("model.{name}"),
+                    format!("1 to {max}"),
+                    value,
+                ));
             }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
@@ -162,7 +166,7 @@ impl SequenceCache {
 impl Transformer {
     /// Random weights.
     pub fn new(config: TransformerConfig, seed: u64, device: &Device) -> Self {
-        let mut rng = Rng::new(seed, 0x6d6f_6465_6c);
+        let mut rng = Rng::new(seed, 0x006d_6f64_656c);
         let c = &config;
         let table = [c.vocabulary, c.width];
         let embedding =
@@ -198,7 +202,12 @@ impl Transformer {
     }
 
     /// Loss `[1]` and the cross-entropy of each position in nats.
-    pub fn loss(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>, spec: &HeadLoss) -> (Tensor<1>, Vec<f32>) {
+    pub fn loss(
+        &self,
+        ids: &Arc<[u32]>,
+        starts: &Arc<[u32]>,
+        spec: &HeadLoss,
+    ) -> (Tensor<1>, Vec<f32>) {
         danlu_ops::head_loss(self.hidden(ids, starts), self.table(), spec)
     }
 
@@ -264,7 +273,8 @@ mod tests {
     use super::*;
 
     fn tiny() -> Transformer {
-        let recipe = ModelRecipe { depth: 2, width: Some(24), head_dim: Some(6), ..Default::default() };
+        let recipe =
+            ModelRecipe { depth: 2, width: Some(24), head_dim: Some(6), ..Default::default() };
         let config = TransformerConfig::from_recipe(&recipe, 31, 40).expect("valid");
         Transformer::new(config, 5, &danlu_ops::cpu_device())
     }

@@ -32,7 +32,11 @@ pub struct Generator<'a> {
 
 impl<'a> Generator<'a> {
     /// Starts a reply.
-    pub fn new(transformer: &'a Transformer, vocabulary: &Vocabulary, request: &Request) -> Result<Self> {
+    pub fn new(
+        transformer: &'a Transformer,
+        vocabulary: &Vocabulary,
+        request: &Request,
+    ) -> Result<Self> {
         Ok(Self { transformer, one: Sequence::new(transformer, vocabulary, request)? })
     }
 }
@@ -197,12 +201,14 @@ mod tests {
         let model = tiny_model(11);
         let template = Template::new(&model.tokenisers);
         let v = template.vocabulary();
-        let requests: Vec<Request> = [None, Some(Modality::Text), Some(Modality::Image), Some(Modality::Audio)]
-            .into_iter()
-            .enumerate()
-            .map(|(i, to)| request(&template, to, i as u64))
-            .collect();
-        let together = generate(&model.transformer, v, &requests, 3, &mut |_| {}).expect("generates");
+        let requests: Vec<Request> =
+            [None, Some(Modality::Text), Some(Modality::Image), Some(Modality::Audio)]
+                .into_iter()
+                .enumerate()
+                .map(|(i, to)| request(&template, to, i as u64))
+                .collect();
+        let together =
+            generate(&model.transformer, v, &requests, 3, &mut |_| {}).expect("generates");
         for (r, ids) in requests.iter().zip(&together) {
             let alone: Vec<u32> =
                 Generator::new(&model.transformer, v, r).expect("starts").collect();
@@ -223,7 +229,8 @@ mod tests {
         let template = Template::new(&model.tokenisers);
         let mut r = request(&template, Some(Modality::Image), 0);
         r.prompt = vec![0; 120];
-        let error = Generator::new(&model.transformer, template.vocabulary(), &r).expect_err("long");
+        let error =
+            Generator::new(&model.transformer, template.vocabulary(), &r).expect_err("long");
         assert!(error.to_string().contains("120 tokens"), "{error}");
     }
 }

@@ -145,11 +145,16 @@ mod tests {
                         ids.push(id);
                         match v.kind(id).expect("inside") {
                             TokenKind::Image(_) | TokenKind::Audio(_) => run += 1,
-                            TokenKind::Control(Control::ImageEnd) => assert_eq!(run, ImageTokeniser::TOKENS),
+                            TokenKind::Control(Control::ImageEnd) => {
+                                assert_eq!(run, ImageTokeniser::TOKENS)
+                            }
                             TokenKind::Control(Control::AudioEnd) => assert!(run > 0),
                             _ => run = 0,
                         }
-                        if matches!(v.kind(id), Some(TokenKind::Control(Control::Image | Control::Audio))) {
+                        if matches!(
+                            v.kind(id),
+                            Some(TokenKind::Control(Control::Image | Control::Audio))
+                        ) {
                             run = 0;
                         }
                         assert!(ids.len() <= room, "{to:?} {room}");
@@ -160,7 +165,9 @@ mod tests {
                     match to {
                         Some(Modality::Image) => assert_eq!(ids.len(), ImageTokeniser::TOKENS + 3),
                         Some(Modality::Audio) => assert!(has(Control::Audio)),
-                        Some(Modality::Text) => assert!(!has(Control::Image) && !has(Control::Audio)),
+                        Some(Modality::Text) => {
+                            assert!(!has(Control::Image) && !has(Control::Audio))
+                        }
                         None => {}
                     }
                 }

@@ -101,7 +101,9 @@ impl HfConfig {
         let qk_norm = match self.model_type.as_str() {
             "qwen3" => true,
             "llama" => false,
-            other => return Err(Error::file(path, "`model_type` qwen3 or llama", format!("`{other}`"))),
+            other => {
+                return Err(Error::file(path, "`model_type` qwen3 or llama", format!("`{other}`")));
+            }
         };
         if self.hidden_act != "silu" {
             let found = format!("`{}`", self.hidden_act);

@@ -73,8 +73,8 @@ pub fn save_tensors(
 /// Reads every floating-point tensor of a safetensors file, as `f32`.
 pub fn load_tensors(path: &Path) -> Result<BTreeMap<String, NamedTensor>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|e| Error::file(path, "a safetensors file", e))?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, "a safetensors file", e))?;
     let mut out = BTreeMap::new();
     for (name, view) in file.iter() {
         let data = view.data();
@@ -138,7 +138,8 @@ mod tests {
 
     #[test]
     fn tensors_come_back_in_every_precision() {
-        let t = NamedTensor { name: "a".into(), shape: vec![2, 2], values: vec![1.0, -0.5, 0.25, 3.0] };
+        let t =
+            NamedTensor { name: "a".into(), shape: vec![2, 2], values: vec![1.0, -0.5, 0.25, 3.0] };
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
             let path = file("dtype");
             save_tensors(&path, std::slice::from_ref(&t), dtype, BTreeMap::new()).expect("saves");

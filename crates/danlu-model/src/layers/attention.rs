@@ -34,8 +34,9 @@ impl Attention {
         let normal = |part: &str, dims: [usize; 2], std, rng: &mut Rng| {
             Parameter::normal(format!("{name}.{part}.weight"), &dims, std, rng, device)
         };
-        let ones =
-            |part: &str| Parameter::constant(format!("{name}.{part}.weight"), &[c.head_dim], 1.0, device);
+        let ones = |part: &str| {
+            Parameter::constant(format!("{name}.{part}.weight"), &[c.head_dim], 1.0, device)
+        };
         Self {
             qkv: normal("qkv_proj", [shape.projection(), c.width], c.init_std(), rng),
             out: normal("o_proj", [c.width, shape.output()], c.residual_std(), rng),

@@ -23,7 +23,12 @@ impl Block {
     /// Random weights under `name` (`model.layers.3`).
     pub fn new(name: &str, c: &TransformerConfig, rng: &mut Rng, device: &Device) -> Self {
         Self {
-            attention_norm: RmsNorm::new(&format!("{name}.input_layernorm"), c.width, c.norm_eps, device),
+            attention_norm: RmsNorm::new(
+                &format!("{name}.input_layernorm"),
+                c.width,
+                c.norm_eps,
+                device,
+            ),
             attention: Attention::new(&format!("{name}.self_attn"), c, rng, device),
             mlp_norm: RmsNorm::new(
                 &format!("{name}.post_attention_layernorm"),

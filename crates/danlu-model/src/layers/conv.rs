@@ -59,12 +59,32 @@ pub struct ResBlock {
 
 impl ResBlock {
     /// Random weights; the last convolution starts at a tenth, so a deep stack starts near identity.
-    pub fn new(name: &str, channels: usize, kernel: [usize; 2], rng: &mut Rng, device: &Device) -> Self {
+    pub fn new(
+        name: &str,
+        channels: usize,
+        kernel: [usize; 2],
+        rng: &mut Rng,
+        device: &Device,
+    ) -> Self {
         let both = [channels, channels];
         Self {
             norm: RmsNorm::new(&format!("{name}.norm"), channels, 1e-6, device),
-            wide: Conv::new(&format!("{name}.wide"), both, ConvShape::same(kernel), 1.4, rng, device),
-            narrow: Conv::new(&format!("{name}.narrow"), both, ConvShape::same([1, 1]), 0.1, rng, device),
+            wide: Conv::new(
+                &format!("{name}.wide"),
+                both,
+                ConvShape::same(kernel),
+                1.4,
+                rng,
+                device,
+            ),
+            narrow: Conv::new(
+                &format!("{name}.narrow"),
+                both,
+                ConvShape::same([1, 1]),
+                0.1,
+                rng,
+                device,
+            ),
         }
     }
 

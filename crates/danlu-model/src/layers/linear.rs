@@ -11,8 +11,15 @@ pub struct Linear {
 
 impl Linear {
     /// Normally distributed weights.
-    pub fn new(name: &str, [outputs, inputs]: [usize; 2], std: f32, rng: &mut Rng, device: &Device) -> Self {
-        let weight = Parameter::normal(format!("{name}.weight"), &[outputs, inputs], std, rng, device);
+    pub fn new(
+        name: &str,
+        [outputs, inputs]: [usize; 2],
+        std: f32,
+        rng: &mut Rng,
+        device: &Device,
+    ) -> Self {
+        let weight =
+            Parameter::normal(format!("{name}.weight"), &[outputs, inputs], std, rng, device);
         Self { weight }
     }
 

@@ -80,7 +80,7 @@ const RATE: u32 = 16_000;
 impl AudioTokeniser {
     /// Random weights.
     pub fn new(config: AudioTokeniserConfig, seed: u64, device: &Device) -> Self {
-        let mut rng = Rng::new(seed, 0x61_7564_696f);
+        let mut rng = Rng::new(seed, 0x0061_7564_696f);
         let rng = &mut rng;
         let (c, group) = (config.channels, config.mels * config.frames);
         let (wide, point) = (ConvShape::same([1, 5]), ConvShape::same([1, 1]));
@@ -169,7 +169,8 @@ impl AudioTokeniser {
         let width = self.config.frames * self.config.mels;
         let t = rows.len() / width;
         let device = self.to_code.weight.tensor.device();
-        self.fsq.codes(self.encode(Tensor::from_data(TensorData::new(rows, [1, t, width]), &device)))
+        self.fsq
+            .codes(self.encode(Tensor::from_data(TensorData::new(rows, [1, t, width]), &device)))
     }
 
     /// The log-mel frames that codes stand for.

@@ -86,9 +86,12 @@ impl Half {
 /// `[b, h, w, c]` to `[b, h / f, w / f, f f c]`.
 fn fold(x: Tensor<4>, f: usize) -> Tensor<4> {
     let [b, h, w, c] = x.dims();
-    x.reshape([b, h / f, f, w / f, f, c])
-        .permute([0, 1, 3, 2, 4, 5])
-        .reshape([b, h / f, w / f, f * f * c])
+    x.reshape([b, h / f, f, w / f, f, c]).permute([0, 1, 3, 2, 4, 5]).reshape([
+        b,
+        h / f,
+        w / f,
+        f * f * c,
+    ])
 }
 
 /// The inverse of [`fold`].
@@ -114,7 +117,7 @@ impl ImageTokeniser {
 
     /// Random weights.
     pub fn new(config: ImageTokeniserConfig, seed: u64, device: &Device) -> Self {
-        let mut rng = Rng::new(seed, 0x696d_6167_65);
+        let mut rng = Rng::new(seed, 0x0069_6d61_6765);
         let rng = &mut rng;
         let (fine, coarse, pixels) = (config.channels, 2 * config.channels, FOLD * FOLD * 3);
         let (wide, point) = (ConvShape::same([3, 3]), ConvShape::same([1, 1]));
@@ -222,11 +225,16 @@ impl ImageTokeniser {
             assert!(some.iter().all(|c| c.len() == Self::TOKENS), "codes of a whole picture");
             let pixels = self.decode(self.fsq.values(&some.concat(), &device));
             let values: Vec<f32> = pixels.into_data().try_into_vec().expect("f32");
-            out.extend(values.chunks_exact(SIDE * SIDE * 3).map(|v| Picture {
-                width: SIDE,
-                height: SIDE,
-                rgb: v.iter().map(|&v| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8).collect(),
-            }));
+            out.extend(
+                values.chunks_exact(SIDE * SIDE * 3).map(|v| Picture {
+                    width: SIDE,
+                    height: SIDE,
+                    rgb: v
+                        .iter()
+                        .map(|&v| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8)
+                        .collect(),
+                }),
+            );
         }
         out
     }

@@ -2,10 +2,10 @@
 
 use danlu_core::{Error, Result};
 use std::path::Path;
-use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::Tokenizer;
 use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// The learnt tokeniser of text.
 #[derive(Debug, Clone)]
@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn odd_text_comes_back() {
         let t = tokeniser();
-        for text in ["", " ", "\n\t  x", "\u{0}\u{202e}", "👩‍🚀🇨🇳", "<|end|>", "e\u{301}", "ﬁ①"] {
+        for text in ["", " ", "\n\t  x", "\u{0}\u{202e}", "👩‍🚀🇨🇳", "<|end|>", "e\u{301}", "ﬁ①"]
+        {
             assert_eq!(t.decode(&t.encode(text)), text);
         }
         assert!(t.encode("<|end|>").len() > 1, "control tokens are not text");

@@ -131,8 +131,7 @@ impl Session<'_> {
             }
         };
         let request = self.how.request(&template, prompt, self.to);
-        let generator =
-            Generator::new(&self.model.transformer, template.vocabulary(), &request);
+        let generator = Generator::new(&self.model.transformer, template.vocabulary(), &request);
         let generator = match generator {
             Ok(generator) => generator,
             Err(error) => {
@@ -161,6 +160,8 @@ impl Session<'_> {
             said.push(part(Media::File(path)));
         }
         self.history.push(Message { role: Role::Assistant, parts: said });
-        std::io::stdout().flush().map_err(|e| danlu_core::Error::io(Path::new("standard output"), e))
+        std::io::stdout()
+            .flush()
+            .map_err(|e| danlu_core::Error::io(Path::new("standard output"), e))
     }
 }

@@ -89,7 +89,12 @@ impl How {
     }
 
     /// The request of a prompt.
-    pub(crate) fn request(&self, template: &Template<'_>, prompt: Vec<u32>, to: Option<Modality>) -> Request {
+    pub(crate) fn request(
+        &self,
+        template: &Template<'_>,
+        prompt: Vec<u32>,
+        to: Option<Modality>,
+    ) -> Request {
         let sampling = |default: f32| Sampling {
             temperature: self.temperature.unwrap_or(default),
             top_k: self.top_k,

@@ -4,8 +4,9 @@ mod chat;
 mod completions;
 mod eval;
 mod generate;
-mod quickstart;
+mod publish;
 mod questions;
+mod quickstart;
 mod tokenizer;
 mod train;
 
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Eval(eval::Args),
     /// Write files of questions from data packs, for `danlu eval`
     Questions(questions::Args),
+    /// Write a run's model as a folder to share, with a model card
+    Publish(publish::Args),
     /// Print completions for a shell
     Completions(completions::Args),
 }
@@ -43,6 +46,7 @@ pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
         Command::Chat(args) => chat::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Questions(args) => questions::run(args),
+        Command::Publish(args) => publish::run(args),
         Command::Completions(args) => completions::run(args, cli),
     }
 }

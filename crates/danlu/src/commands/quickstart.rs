@@ -59,7 +59,12 @@ pub(crate) fn all_questions(recipe: &Recipe, corpus: &Corpus) -> Result<Vec<Ques
 }
 
 /// Evaluates a run's model in every direction; writes `eval.json` and `eval.html`.
-pub(crate) fn evaluate(run: &Run, recipe: &Recipe, corpus: &Corpus, model: &Model) -> Result<PathBuf> {
+pub(crate) fn evaluate(
+    run: &Run,
+    recipe: &Recipe,
+    corpus: &Corpus,
+    model: &Model,
+) -> Result<PathBuf> {
     let questions = all_questions(recipe, corpus)?;
     let gallery = Gallery::of_corpus(corpus, 2);
     let style = super::eval::style(recipe.eval.temperature, recipe.eval.guidance, recipe.seed);
