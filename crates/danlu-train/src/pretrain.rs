@@ -55,6 +55,13 @@ pub struct LogLine {
 pub fn fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<String> {
     let mut hash = blake3::Hasher::new();
     hash.update(recipe.to_toml().as_bytes());
+    hash.update(codes_fingerprint(recipe, run, corpus)?.as_bytes());
+    Ok(hash.finalize().to_hex().to_string())
+}
+
+/// What the codes of a corpus depend on, in one hash: data and tokenisers.
+pub fn codes_fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<String> {
+    let mut hash = blake3::Hasher::new();
     for (name, manifest) in manifests(recipe)? {
         hash.update(name.as_bytes());
         hash.update(manifest.as_bytes());
@@ -62,6 +69,7 @@ pub fn fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<String
     let sizes =
         [corpus.pictures.len(), corpus.sounds.len(), corpus.texts.len(), corpus.samples.len()];
     hash.update(format!("{sizes:?}").as_bytes());
+    hash.update(format!("{} {}", recipe.data.variants, recipe.seed).as_bytes());
     hash.update(Tokenisers::fingerprint(&run.tokenisers())?.as_bytes());
     Ok(hash.finalize().to_hex().to_string())
 }

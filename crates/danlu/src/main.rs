@@ -47,7 +47,9 @@ fn main() -> std::process::ExitCode {
             return std::process::ExitCode::from(2);
         }
     }
-    match commands::run(cli.command, &mut Cli::command()) {
+    // Inside the pool, so that the thread that hands out work also does some instead of sleeping.
+    let result = rayon::scope(|_| commands::run(cli.command, &mut Cli::command()));
+    match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -52,7 +52,7 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, tokenizers: Option<PathBuf>) -> 
     }
     super::tokenizer::learn(run, recipe, &corpus)?;
     let tokenisers = Tokenisers::load(&run.tokenisers(), &danlu_ops::cpu_device())?;
-    let print = pretrain::fingerprint(recipe, run, &corpus)?;
+    let print = pretrain::codes_fingerprint(recipe, run, &corpus)?;
     let path = run.folder.join("codes.bin");
     let codes = match CodeTable::load(&path, &print) {
         Some(codes) => codes,
