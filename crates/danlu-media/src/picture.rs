@@ -69,6 +69,11 @@ pub fn encode_png(picture: &Picture) -> Vec<u8> {
 
 /// Writes a PNG file, whole or not at all.
 pub fn write_picture(path: impl AsRef<Path>, picture: &Picture) -> Result<()> {
+    let (w, h, values) = (picture.width, picture.height, picture.rgb.len());
+    if w * h == 0 || values != w * h * 3 {
+        let found = format!("{w}x{h} pixels and {values} values");
+        return Err(Error::file(path, "a picture with pixels to write", found));
+    }
     crate::write(path.as_ref(), &encode_png(picture))
 }
 

@@ -228,9 +228,9 @@ mod tests {
         let model = tiny_model(1);
         let template = Template::new(&model.tokenisers);
         let mut r = request(&template, Some(Modality::Image), 0);
-        r.prompt = vec![0; 120];
+        r.prompt = vec![0; 130];
         let error =
             Generator::new(&model.transformer, template.vocabulary(), &r).expect_err("long");
-        assert!(error.to_string().contains("120 tokens"), "{error}");
+        assert!(error.to_string().contains("130 tokens"), "{error}");
     }
 }

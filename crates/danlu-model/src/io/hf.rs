@@ -13,6 +13,7 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HfConfig {
     /// `Qwen3ForCausalLM`, or `LlamaForCausalLM` without query and key norms.
+    #[serde(default)]
     pub architectures: Vec<String>,
     /// `qwen3` or `llama`.
     pub model_type: String,

@@ -24,8 +24,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let (run, recipe) = super::train::open(Some(args.recipe), args.out, None)?;
-    let model = super::train::train(&run, &recipe, None)?;
-    let corpus = super::tokenizer::load(&recipe)?;
+    let (model, corpus) = super::train::train(&run, &recipe, None)?;
     let page = evaluate(&run, &recipe, &corpus, &model)?;
     eprintln!(
         "\ndone in {:.0} s. Look at\n  {}  training, samples, recipe\n  {}  evaluation\n  {}  what the tokenisers keep\n\
@@ -66,6 +65,8 @@ pub(crate) fn evaluate(
     model: &Model,
 ) -> Result<PathBuf> {
     let questions = all_questions(recipe, corpus)?;
+    let (questions, over) = crate::answer::fitting(model, questions, corpus)?;
+    over.iter().for_each(|line| eprintln!("not asked: {line}"));
     let gallery = Gallery::of_corpus(corpus, 2);
     let style = super::eval::style(recipe.eval.temperature, recipe.eval.guidance, recipe.seed);
     let done = super::eval::measure(model, &questions, corpus, &gallery, style)?;

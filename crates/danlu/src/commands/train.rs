@@ -1,5 +1,6 @@
 use crate::progress::Terminal;
 use danlu_core::{Error, Recipe, Result};
+use danlu_data::Corpus;
 use danlu_model::{Model, Tokenisers};
 use danlu_train::{CodeTable, Run, pretrain};
 use std::path::PathBuf;
@@ -44,8 +45,13 @@ pub(crate) fn open(
     }
 }
 
-/// Everything from data to model folder; what an earlier call has finished is not done again.
-pub(crate) fn train(run: &Run, recipe: &Recipe, tokenizers: Option<PathBuf>) -> Result<Model> {
+/// Everything from data to model folder; what an earlier call has finished is not done again. With
+/// the model comes the data as it was used.
+pub(crate) fn train(
+    run: &Run,
+    recipe: &Recipe,
+    tokenizers: Option<PathBuf>,
+) -> Result<(Model, Corpus)> {
     let mut corpus = super::tokenizer::load(recipe)?;
     if let Some(from) = tokenizers {
         copy_tokenisers(&from, run)?;
@@ -65,7 +71,8 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, tokenizers: Option<PathBuf>) -> 
         }
     };
     pretrain::check_lengths(recipe, &mut corpus, &tokenisers, &codes)?;
-    pretrain::pretrain(recipe, run, &corpus, tokenisers, &codes, &mut Terminal::new())
+    let model = pretrain::pretrain(recipe, run, &corpus, tokenisers, &codes, &mut Terminal::new())?;
+    Ok((model, corpus))
 }
 
 fn copy_tokenisers(from: &std::path::Path, run: &Run) -> Result<()> {
