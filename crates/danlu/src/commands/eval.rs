@@ -3,8 +3,8 @@ use crate::progress::Terminal;
 use danlu_core::{Error, Result};
 use danlu_data::Pack;
 use danlu_eval::{
-    Answerer, Assets, Files, Gallery, Judges, Question, Report, evaluate, judge_only, read_set,
-    write_page,
+    Answerer, Assets, Files, Gallery, Judges, Question, Report, Scored, evaluate, judge_only,
+    read_set, write_page,
 };
 use danlu_model::Model;
 use danlu_model::engine::Sampling;
@@ -145,6 +145,21 @@ pub(crate) fn write_json(path: &Path, report: &Report) -> Result<()> {
     write_atomically(path, text.as_bytes())
 }
 
+/// One score in words: task, view, metric, number of questions, value, interval, chance, ceiling.
+pub(crate) fn cells(s: &Scored) -> [String; 8] {
+    let optional = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v:.3}"));
+    [
+        s.task.clone(),
+        s.view.clone(),
+        s.metric.clone(),
+        s.n.to_string(),
+        format!("{:.3}", s.value.mean),
+        format!("{:.3} to {:.3}", s.value.low, s.value.high),
+        optional(s.chance),
+        optional(s.ceiling),
+    ]
+}
+
 /// The figures, a line each.
 pub(crate) fn print(report: &Report) {
     println!(
@@ -152,18 +167,9 @@ pub(crate) fn print(report: &Report) {
         "task", "held out", "metric", "n", "value", "95 % interval", "chance", "ceiling"
     );
     for s in &report.scores {
-        let optional = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v:.3}"));
+        let [task, view, metric, n, value, interval, chance, ceiling] = cells(s);
         println!(
-            "{:22} {:13} {:6} {:>5} {:>8.3}  {:.3} to {:.3}    {:>8} {:>8}",
-            s.task,
-            s.view,
-            s.metric,
-            s.n,
-            s.value.mean,
-            s.value.low,
-            s.value.high,
-            optional(s.chance),
-            optional(s.ceiling)
+            "{task:22} {view:13} {metric:6} {n:>5} {value:>8}  {interval}    {chance:>8} {ceiling:>8}"
         );
     }
     if report.wrong_kind > 0 {

@@ -5,7 +5,6 @@ use danlu_model::io::{Dtype, write_atomically};
 use danlu_model::{Model, Module};
 use danlu_train::Run;
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::PathBuf;
 
 /// Write a run's model as a folder to share: half precision, figures and a model card
@@ -103,22 +102,7 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
             .into(),
     );
     for s in &report.scores {
-        let optional = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v:.3}"));
-        let row = write!(
-            out,
-            "| {} | {} | {} | {} | {:.3} | {:.3} to {:.3} | {} | {} |",
-            s.task,
-            s.view,
-            s.metric,
-            s.n,
-            s.value.mean,
-            s.value.low,
-            s.value.high,
-            optional(s.chance),
-            optional(s.ceiling)
-        );
-        row.map_err(|e| Error::Other(e.to_string()))?;
-        out.push('\n');
+        line(&mut out, format!("| {} |", super::eval::cells(s).join(" | ")));
     }
     line(
         &mut out,
