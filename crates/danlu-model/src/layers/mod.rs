@@ -12,4 +12,4 @@ pub use block::Block;
 pub use conv::{Conv, ResBlock};
 pub use linear::Linear;
 pub use mlp::Mlp;
-pub use norm::RmsNorm;
+pub use norm::{LayerNorm, RmsNorm};
