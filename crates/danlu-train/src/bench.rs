@@ -251,6 +251,31 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        for arch in [Arch::Gpt, Arch::Qwen] {
+            // Large enough for products, norms and attention to be shared between threads.
+            let s = Setting {
+                arch,
+                depth: 1,
+                width: 128,
+                heads: 4,
+                vocabulary: 300,
+                window: 160,
+                rows: 2,
+                steps: 3,
+                warmup: 0,
+            };
+            let run = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                let b = pool.expect("starts").install(|| train(&s)).expect("trains");
+                (b.loss_first, b.loss_last)
+            };
+            let one = run(1);
+            assert_eq!([run(2), run(3)], [one; 2], "{arch:?}");
+        }
+    }
+
+    #[test]
     fn heads_that_do_not_divide_the_width_are_refused() {
         let s = Setting {
             arch: Arch::Gpt,
