@@ -9,6 +9,7 @@
 //! (Dao et al., arXiv 2205.14135).
 
 use crate::cpu::{self, Mat, Shared, Threads, gemm};
+use crate::pool::tensor;
 use crate::rms_norm::{inverse_rms, row_backward};
 use crate::{on_cpu, tape};
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -25,7 +26,9 @@ const BLOCK: usize = 64;
 /// half a head apart as in Llama and Qwen.
 #[derive(Debug)]
 pub struct Rotary {
+    /// Pairs that are turned; 0: none.
     half: usize,
+    positions: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -38,12 +41,17 @@ impl Rotary {
         let table = |f: fn(f64) -> f64| {
             (0..positions * half).map(|e| f(angle(e / half, e % half)) as f32).collect()
         };
-        Self { half, cos: table(f64::cos), sin: table(f64::sin) }
+        Self { half, positions, cos: table(f64::cos), sin: table(f64::sin) }
+    }
+
+    /// Turns nothing, for models that learn their positions or have none.
+    pub fn none(positions: usize) -> Self {
+        Self { half: 0, positions, cos: Vec::new(), sin: Vec::new() }
     }
 
     /// Number of positions.
     pub fn positions(&self) -> usize {
-        self.cos.len() / self.half.max(1)
+        self.positions
     }
 
     #[inline(always)]
@@ -261,7 +269,7 @@ impl<C: CheckpointStrategy> AttentionOp for Autodiff<Flex, C> {
                 });
                 (out, saved)
             },
-            |saved, grad, _| saved.task.backward(&saved, &grad.to_contiguous()).map(Some),
+            |saved, up, _| saved.task.backward(&saved, &up.grad).map(Some),
         )
     }
 }
@@ -373,7 +381,7 @@ impl Task {
                 },
             );
         });
-        (cpu::tensor(out, [n, width]), lse)
+        (tensor(out, [n, width]), lse)
     }
 
     fn backward(&self, saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
@@ -503,8 +511,8 @@ impl Task {
                 sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
             }
         }
-        let [dq_norm, dk_norm] = sums.map(|v| cpu::tensor(v, [1, dim]));
-        [cpu::tensor(dx, [n, wide]), dq_norm, dk_norm]
+        let [dq_norm, dk_norm] = sums.map(|v| tensor(v, [1, dim]));
+        [tensor(dx, [n, wide]), dq_norm, dk_norm]
     }
 }
 

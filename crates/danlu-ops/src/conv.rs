@@ -2,6 +2,7 @@
 //! A one-dimensional convolution is one of height 1.
 
 use crate::cpu::{self, Mat, Threads, gemm};
+use crate::pool::{Buffer, tensor};
 use crate::{on_cpu, tape};
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::flex::FlexTensor;
@@ -96,20 +97,19 @@ impl<C: CheckpointStrategy> ConvOp for Autodiff<Flex, C> {
                 let y = forward(&x, &w, &bias, shape);
                 (y, tracked.then_some((x, w, shape)))
             },
-            |(x, w, shape), grad, [want_x, ..]| {
-                backward(&x, &w, shape, &grad.to_contiguous(), want_x)
-            },
+            |(x, w, shape), up, [want_x, ..]| backward(&x, &w, shape, &up.grad, want_x),
         )
     }
 }
 
 /// For every output position the patch under it: `[batch * height' * width', kh * kw * inputs]`.
-fn patches(x: &FlexTensor, shape: ConvShape) -> Vec<f32> {
+fn patches(x: &FlexTensor, shape: ConvShape) -> Buffer {
     let [batch, height, width, inputs] = cpu::dims(x);
     let [oh, ow] = shape.output([height, width]);
     let [kh, kw] = shape.kernel;
     let columns = kh * kw * inputs;
-    let mut out = vec![0.0; batch * oh * ow * columns];
+    // Positions over the padding stay 0.
+    let mut out = Buffer::zeros(batch * oh * ow * columns);
     let x = cpu::values(x);
     out.par_chunks_mut((ow * columns).max(1)).enumerate().for_each(|(line, out)| {
         let (b, oy) = (line / oh, line % oh);
@@ -150,10 +150,8 @@ fn forward(x: &FlexTensor, w: &FlexTensor, bias: &FlexTensor, shape: ConvShape) 
     let [oh, ow] = shape.output([height, width]);
     let [outputs, columns] = cpu::dims(w);
     let rows = batch * oh * ow;
-    let mut out = Vec::with_capacity(rows * outputs);
-    for _ in 0..rows {
-        out.extend_from_slice(cpu::values(bias));
-    }
+    let mut out = Buffer::any(rows * outputs);
+    cpu::fill_rows(&mut out, cpu::values(bias));
     let gathered;
     let a = if shape == ConvShape::same([1, 1]) {
         cpu::values(x)
@@ -163,7 +161,7 @@ fn forward(x: &FlexTensor, w: &FlexTensor, bias: &FlexTensor, shape: ConvShape) 
     };
     let (a, b) = (Mat::new(a, columns), Mat::new(cpu::values(w), columns).t());
     gemm([rows, columns, outputs], a, b, &mut out, outputs, 1.0, Threads::All);
-    cpu::tensor(out, [batch, oh, ow, outputs])
+    tensor(out, [batch, oh, ow, outputs])
 }
 
 fn backward(
@@ -185,7 +183,7 @@ fn backward(
         &gathered
     };
     let g = Mat::new(cpu::values(grad), outputs);
-    let mut dw = vec![0.0; outputs * columns];
+    let mut dw = Buffer::any(outputs * columns);
     gemm(
         [outputs, rows, columns],
         g.t(),
@@ -195,15 +193,12 @@ fn backward(
         0.0,
         Threads::All,
     );
-    let mut db = vec![0.0; outputs];
-    for row in cpu::values(grad).chunks_exact(outputs) {
-        db.iter_mut().zip(row).for_each(|(b, g)| *b += g);
-    }
+    let db = cpu::sum_rows(cpu::values(grad), outputs);
     let dx = want_x.then(|| {
-        let mut dp = vec![0.0; rows * columns];
+        let mut dp = Buffer::any(rows * columns);
         let w = Mat::new(cpu::values(w), columns);
         gemm([rows, outputs, columns], g, w, &mut dp, columns, 0.0, Threads::All);
-        let mut dx = vec![0.0; batch * height * width * inputs];
+        let mut dx = Buffer::zeros(batch * height * width * inputs);
         // One image is one task: its patches overlap, images do not.
         dx.par_chunks_mut((height * width * inputs).max(1))
             .zip(dp.par_chunks((oh * ow * columns).max(1)))
@@ -216,9 +211,9 @@ fn backward(
                     });
                 }
             });
-        cpu::tensor(dx, [batch, height, width, inputs])
+        tensor(dx, [batch, height, width, inputs])
     });
-    [dx, Some(cpu::tensor(dw, [outputs, columns])), Some(cpu::tensor(db, [1, outputs]))]
+    [dx, Some(tensor(dw, [outputs, columns])), Some(tensor(db, [1, outputs]))]
 }
 
 #[cfg(test)]

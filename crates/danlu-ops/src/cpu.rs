@@ -1,17 +1,12 @@
 //! What the CPU kernels share: slices of tensors, matrix products, vectorised exponentials.
 
+use crate::pool::{Buffer, tensor};
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{Shape, TensorData};
 use rayon::prelude::*;
 
 /// Rows that one task of a row-wise kernel handles. Fixed, so that partial sums are the same for
 /// any number of threads.
 pub(crate) const ROWS: usize = 64;
-
-/// A contiguous `f32` tensor of `shape` that takes over `values`.
-pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(values, shape))
-}
 
 /// The dimensions of `t`.
 pub(crate) fn dims<const D: usize>(t: &FlexTensor) -> [usize; D] {
@@ -21,6 +16,23 @@ pub(crate) fn dims<const D: usize>(t: &FlexTensor) -> [usize; D] {
 /// The values of `t`, which must be contiguous.
 pub(crate) fn values(t: &FlexTensor) -> &[f32] {
     t.as_slice().expect("the caller made the tensor contiguous")
+}
+
+/// The values of `t`, which must be contiguous, to change. They are copied first if another tensor
+/// shares them or `t` is a part of something larger.
+pub(crate) fn values_mut(t: &mut FlexTensor) -> &mut [f32] {
+    if t.storage::<f32>().len() != t.layout().num_elements() {
+        let shape = t.layout().shape().clone();
+        let mut copy = Buffer::any(t.layout().num_elements());
+        copy.copy_from_slice(values(t));
+        *t = tensor(copy, shape);
+    }
+    t.storage_mut::<f32>()
+}
+
+/// Rows of `width` that one task handles where nothing is summed over rows.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (16 * 1024 / width.max(1)).max(1)
 }
 
 /// A matrix inside a slice: element `(i, j)` is at `i * rows + j * cols`.
@@ -148,6 +160,65 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + tail
 }
 
+/// Sum in sixteen interleaved partial sums.
+#[inline(always)]
+pub(crate) fn sum(a: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (chunks, tail) = a.as_chunks::<16>();
+    for chunk in chunks {
+        for i in 0..16 {
+            sums[i] += chunk[i];
+        }
+    }
+    sums.iter().sum::<f32>() + tail.iter().sum::<f32>()
+}
+
+/// `out` takes the rows of `from`, of `width` each, plus `bias` if there is one.
+pub(crate) fn copy_rows(out: &mut [f32], from: &[f32], bias: Option<&[f32]>, width: usize) {
+    let rows = rows_per_task(width) * width.max(1);
+    out.par_chunks_mut(rows).zip(from.par_chunks(rows)).for_each(|(out, from)| {
+        let Some(bias) = bias else { return out.copy_from_slice(from) };
+        vectorised(
+            #[inline(always)]
+            || {
+                for (out, from) in out.chunks_exact_mut(width).zip(from.chunks_exact(width)) {
+                    for i in 0..width {
+                        out[i] = from[i] + bias[i];
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Every row of `out` becomes `row`.
+pub(crate) fn fill_rows(out: &mut [f32], row: &[f32]) {
+    let rows = rows_per_task(row.len()) * row.len().max(1);
+    out.par_chunks_mut(rows).for_each(|out| {
+        out.chunks_exact_mut(row.len().max(1)).for_each(|out| out.copy_from_slice(row));
+    });
+}
+
+/// Sum of the rows of `x`, of `width` each.
+pub(crate) fn sum_rows(x: &[f32], width: usize) -> Vec<f32> {
+    let parts: Vec<Vec<f32>> = x
+        .par_chunks(ROWS * width.max(1))
+        .map(|x| {
+            let mut sum = vec![0.0; width];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for row in x.chunks_exact(width.max(1)) {
+                        sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
+                    }
+                },
+            );
+            sum
+        })
+        .collect();
+    add_parts(&parts, width)
+}
+
 /// Sums of every column of the row-major `[rows, width]` matrices in `parts`, added in order.
 pub(crate) fn add_parts(parts: &[Vec<f32>], width: usize) -> Vec<f32> {
     let mut total = vec![0.0; width];
@@ -231,16 +302,39 @@ pub fn fma_peak(threads: usize, seconds: f64) -> f64 {
     }
 }
 
+/// Which operand of a product lies transposed in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transposed {
+    /// None: the gradient of a projection's input.
+    Neither,
+    /// The left one: the gradient of a projection's weight.
+    Left,
+    /// The right one: a projection.
+    Right,
+}
+
 /// Rate of a matrix product `[m, k] x [k, n]` on every thread, in FLOP/s: the median of `repeats`.
-pub fn gemm_rate([m, k, n]: [usize; 3], repeats: usize) -> f64 {
+pub fn gemm_rate([m, k, n]: [usize; 3], transposed: Transposed, repeats: usize) -> f64 {
     let a = vec![0.5f32; m * k];
     let b = vec![0.25f32; k * n];
     let mut c = vec![0.0f32; m * n];
+    let left = match transposed {
+        Transposed::Left => Mat::new(&a, m).t(),
+        _ => Mat::new(&a, k),
+    };
+    let right = match transposed {
+        Transposed::Right => Mat::new(&b, k).t(),
+        _ => Mat::new(&b, n),
+    };
+    // Several products at a time where one is too short for the clock.
+    let times = (20_000_000 / (m * k * n).max(1)).clamp(1, 200);
     let mut seconds: Vec<f64> = (0..repeats.max(1))
         .map(|_| {
             let start = std::time::Instant::now();
-            gemm([m, k, n], Mat::new(&a, k), Mat::new(&b, n), &mut c, n, 0.0, Threads::All);
-            start.elapsed().as_secs_f64()
+            for _ in 0..times {
+                gemm([m, k, n], left, right, &mut c, n, 0.0, Threads::All);
+            }
+            start.elapsed().as_secs_f64() / times as f64
         })
         .collect();
     seconds.sort_by(f64::total_cmp);
@@ -266,7 +360,7 @@ mod tests {
     fn no_matrix_product_is_faster_than_the_peak() {
         let threads = rayon::current_num_threads();
         let peak = fma_peak(threads, 0.05);
-        let product = gemm_rate([512, 512, 512], 9);
+        let product = gemm_rate([512, 512, 512], Transposed::Neither, 9);
         // Another program may have had the processor during one of the two.
         assert!(product < 2.0 * peak, "product {product:e}, peak {peak:e} FLOP/s");
     }

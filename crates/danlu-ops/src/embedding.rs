@@ -1,11 +1,13 @@
 //! Rows of a table by id.
 
 use crate::cpu;
+use crate::pool::{Buffer, tensor};
 use crate::{on_cpu, tape};
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::flex::FlexTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 #[backend_extension(Flex, Autodiff)]
@@ -51,29 +53,39 @@ impl<C: CheckpointStrategy> EmbeddingOp for Autodiff<Flex, C> {
                 let out = forward(&table, &ids);
                 (out, tracked.then(|| (cpu::dims::<2>(&table), ids.clone())))
             },
-            |([size, width], ids), grad, _| {
-                let grad = grad.to_contiguous();
-                let mut out = vec![0.0; size * width];
-                for (row, &id) in cpu::values(&grad).chunks_exact(width).zip(ids.iter()) {
-                    let to = &mut out[id as usize * width..][..width];
-                    for (t, g) in to.iter_mut().zip(row) {
-                        *t += g;
-                    }
-                }
-                [Some(cpu::tensor(out, [size, width]))]
+            |([size, width], ids), up, _| {
+                let mut out = Buffer::any(size * width);
+                scatter(&mut out, cpu::values(&up.grad), &ids, width);
+                [Some(tensor(out, [size, width]))]
             },
         )
     }
 }
 
+/// Every row `id` of `out` becomes the sum of the rows of `grad` that belong to it. A task has a
+/// range of ids, so the sums do not depend on the number of threads.
+fn scatter(out: &mut [f32], grad: &[f32], ids: &[u32], width: usize) {
+    let share = (out.len() / width.max(1)).div_ceil(16).max(1);
+    out.par_chunks_mut((share * width).max(1)).enumerate().for_each(|(task, out)| {
+        out.fill(0.0);
+        let mine = task * share..(task + 1) * share;
+        for (row, &id) in grad.chunks_exact(width).zip(ids) {
+            if mine.contains(&(id as usize)) {
+                let to = &mut out[(id as usize - mine.start) * width..][..width];
+                to.iter_mut().zip(row).for_each(|(t, g)| *t += g);
+            }
+        }
+    });
+}
+
 fn forward(table: &FlexTensor, ids: &[u32]) -> FlexTensor {
     let [_, width] = cpu::dims(table);
     let table = cpu::values(table);
-    let mut out = Vec::with_capacity(ids.len() * width);
-    for &id in ids {
-        out.extend_from_slice(&table[id as usize * width..][..width]);
+    let mut out = Buffer::any(ids.len() * width);
+    for (to, &id) in out.chunks_exact_mut(width.max(1)).zip(ids) {
+        to.copy_from_slice(&table[id as usize * width..][..width]);
     }
-    cpu::tensor(out, [ids.len(), width])
+    tensor(out, [ids.len(), width])
 }
 
 #[cfg(test)]

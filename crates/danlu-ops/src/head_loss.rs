@@ -5,6 +5,7 @@
 //! the cache, so the backward pass only scales them.
 
 use crate::cpu::{self, Mat, Threads, gemm};
+use crate::pool::{Buffer, tensor};
 use crate::{on_cpu, tape};
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::flex::FlexTensor;
@@ -14,7 +15,7 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Rows whose logits exist at once.
-const BLOCK: usize = 256;
+const BLOCK: usize = 1024;
 
 /// What each position should predict and how much it counts.
 #[derive(Debug, Clone)]
@@ -104,12 +105,10 @@ impl<C: CheckpointStrategy> HeadLossOp for Autodiff<Flex, C> {
         tape::record::<C, _, 2>(
             "head_loss",
             [hidden, table],
-            |[hidden, table], tracked| {
-                run(&hidden.to_contiguous(), &table.to_contiguous(), &spec, tracked)
-            },
-            |(dh, dt), grad, _| {
+            |[hidden, table], tracked| run(&hidden, &table, &spec, tracked),
+            |(dh, dt), up, _| {
                 // Element 0 of the output is the loss; the rest is a report without gradient.
-                let up = cpu::values(&grad.to_contiguous())[0];
+                let up = cpu::values(&up.grad)[0];
                 [Some(scaled(dh, up)), Some(scaled(dt, up))]
             },
         )
@@ -118,7 +117,9 @@ impl<C: CheckpointStrategy> HeadLossOp for Autodiff<Flex, C> {
 
 fn scaled(mut t: FlexTensor, by: f32) -> FlexTensor {
     if by != 1.0 {
-        t.storage_mut::<f32>().iter_mut().for_each(|v| *v *= by);
+        cpu::values_mut(&mut t).par_chunks_mut(1 << 16).for_each(|part| {
+            part.iter_mut().for_each(|v| *v *= by);
+        });
     }
     t
 }
@@ -137,10 +138,15 @@ fn run(
     let kept: Vec<usize> = (0..n).filter(|&i| spec.weights[i] != 0.0).collect();
     let mut out = vec![0.0f32; 1 + n];
     let mut total = 0.0f64;
-    let mut dh = if with_grads { vec![0.0; n * width] } else { Vec::new() };
-    let mut dt = if with_grads { vec![0.0; size * width] } else { Vec::new() };
-    let mut logits = vec![0.0f32; BLOCK.min(kept.len()) * size];
-    let mut rows = vec![0.0f32; BLOCK.min(kept.len()) * width];
+    // Rows that do not count keep a gradient of 0.
+    let mut dh = if with_grads { Buffer::zeros(n * width) } else { Buffer::any(0) };
+    let mut dt = match (with_grads, kept.is_empty()) {
+        (true, true) => Buffer::zeros(size * width),
+        (true, false) => Buffer::any(size * width),
+        (false, _) => Buffer::any(0),
+    };
+    let mut logits = Buffer::any(BLOCK.min(kept.len()) * size);
+    let mut rows = Buffer::any(BLOCK.min(kept.len()) * width);
     for (block, kept) in kept.chunks(BLOCK).enumerate() {
         let m = kept.len();
         for (row, &i) in rows.chunks_exact_mut(width).zip(kept) {
@@ -191,7 +197,7 @@ fn run(
         }
         if with_grads {
             let g = Mat::new(logits, size);
-            let mut dx = vec![0.0; m * width];
+            let mut dx = Buffer::any(m * width);
             gemm([m, size, width], g, w, &mut dx, width, 0.0, Threads::All);
             for (row, &i) in dx.chunks_exact(width).zip(kept) {
                 dh[i * width..][..width].copy_from_slice(row);
@@ -202,8 +208,8 @@ fn run(
         }
     }
     out[0] = (total * spec.scale as f64) as f32;
-    let grads = with_grads.then(|| (cpu::tensor(dh, [n, width]), cpu::tensor(dt, [size, width])));
-    (cpu::tensor(out, [1 + n, 1]), grads)
+    let grads = with_grads.then(|| (tensor(dh, [n, width]), tensor(dt, [size, width])));
+    (tensor(out, [1 + n, 1]), grads)
 }
 
 #[cfg(test)]
@@ -222,8 +228,8 @@ mod tests {
 
     #[test]
     fn kernel_composed_and_differences_agree() {
-        // 300 positions cross a block boundary.
-        for (n, size) in [(7, 19), (300, 33), (1, 16)] {
+        // 1,600 positions, a third of which do not count, cross a block boundary.
+        for (n, size) in [(7, 19), (1600, 33), (1, 16)] {
             let spec = spec(n, size);
             let only_loss = |t: Tensor<1>| t.reshape([1, 1]);
             check(

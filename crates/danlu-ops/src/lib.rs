@@ -12,30 +12,40 @@
 //! Reductions are summed in an order that does not depend on the number of threads, so the same
 //! input gives the same bits.
 
+mod activate;
+mod activation;
 mod attention;
 mod conv;
 mod cpu;
 mod embedding;
 mod head_loss;
+mod layer_norm;
 mod linear;
+mod pool;
+mod profile;
+mod residual;
 mod rms_norm;
-mod silu;
+mod seed;
 mod step;
-mod swiglu;
 mod tape;
 #[cfg(test)]
 mod testing;
 
+pub use activate::{activate, silu, swiglu};
+pub use activation::Activation;
 pub use attention::{AttentionShape, Rotary, attention, attention_cached};
 pub use conv::{ConvShape, conv2d};
-pub use cpu::{fma_peak, gemm_rate};
+pub use cpu::{Transposed, fma_peak, gemm_rate};
 pub use embedding::embedding;
 pub use head_loss::{HeadLoss, head_loss};
-pub use linear::linear;
+pub use layer_norm::layer_norm;
+pub use linear::{Fused, linear, linear_with};
+pub use pool::{Memory, memory, reset_peak};
+pub use profile::{Timed, start_profile, take_profile};
+pub use residual::{Last, Norm, residual};
 pub use rms_norm::rms_norm;
-pub use silu::silu;
+pub use seed::seed;
 pub use step::{AdamW, adamw_step, squared_norm};
-pub use swiglu::swiglu;
 
 /// This machine's processor; `.autodiff()` of it records gradients.
 pub fn cpu_device() -> burn::tensor::Device {

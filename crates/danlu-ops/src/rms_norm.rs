@@ -1,6 +1,8 @@
 //! Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467).
 
 use crate::cpu::{self, ROWS};
+use crate::pool::{Buffer, tensor};
+use crate::tape::{Recording, Upstream};
 use crate::{on_cpu, tape};
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::flex::FlexTensor;
@@ -10,16 +12,25 @@ use rayon::prelude::*;
 
 #[backend_extension(Flex, Autodiff)]
 trait RmsNormOp: Backend {
-    fn danlu_rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>, eps: f32) -> FloatTensor<Self>;
+    fn danlu_rms_norm(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        eps: f32,
+        onto: bool,
+    ) -> FloatTensor<Self>;
 }
 
 /// `x / sqrt(mean(x^2) + eps) * g` over the last dimension, for `x: [n, width]`, `g: [1, width]`.
 pub fn rms_norm(x: Tensor<2>, g: Tensor<2>, eps: f32) -> Tensor<2> {
+    run(x, g, eps, false)
+}
+
+pub(crate) fn run(x: Tensor<2>, g: Tensor<2>, eps: f32, onto: bool) -> Tensor<2> {
     assert_eq!([1, x.dims()[1]], g.dims(), "rms_norm: x {:?}", x.dims());
     if !on_cpu(&x.device()) {
         return composed(x, g, eps);
     }
-    Tensor::from_dispatch(Dispatch::danlu_rms_norm(x.into_dispatch(), g.into_dispatch(), eps))
+    Tensor::from_dispatch(Dispatch::danlu_rms_norm(x.into_dispatch(), g.into_dispatch(), eps, onto))
 }
 
 fn composed(x: Tensor<2>, g: Tensor<2>, eps: f32) -> Tensor<2> {
@@ -28,22 +39,27 @@ fn composed(x: Tensor<2>, g: Tensor<2>, eps: f32) -> Tensor<2> {
 }
 
 impl RmsNormOp for Flex {
-    fn danlu_rms_norm(x: FlexTensor, g: FlexTensor, eps: f32) -> FlexTensor {
+    fn danlu_rms_norm(x: FlexTensor, g: FlexTensor, eps: f32, _: bool) -> FlexTensor {
         forward(&x.to_contiguous(), &g.to_contiguous(), eps)
     }
 }
 
 impl<C: CheckpointStrategy> RmsNormOp for Autodiff<Flex, C> {
-    fn danlu_rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
-        tape::record::<C, _, 2>(
+    fn danlu_rms_norm(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        eps: f32,
+        onto: bool,
+    ) -> FloatTensor<Self> {
+        tape::record_with::<C, _, 2>(
             "rms_norm",
+            Recording { onto },
             [x, g],
             |[x, g], tracked| {
-                let (x, g) = (x.to_contiguous(), g.to_contiguous());
                 let y = forward(&x, &g, eps);
                 (y, tracked.then_some((x, g, eps)))
             },
-            |(x, g, eps), grad, _| backward(&x, &g, eps, &grad.to_contiguous()).map(Some),
+            |(x, g, eps), up, _| backward(&x, &g, eps, up).map(Some),
         )
     }
 }
@@ -65,13 +81,19 @@ pub(crate) fn row_backward(
     dg: &mut [f32],
 ) {
     // With r the inverse RMS and u = grad * g: dx = r (u - x r^2 mean(u x)), dg += grad x r.
+    let width = row.len();
+    let (g, grad) = (&g[..width], &grad[..width]);
+    let (dx, dg) = (&mut dx[..width], &mut dg[..width]);
     let r = inverse_rms(row, eps);
-    let mut sum = 0.0;
-    for i in 0..row.len() {
-        sum += grad[i] * g[i] * row[i];
+    let mut sums = [0.0f32; 16];
+    for i in 0..width / 16 * 16 {
+        sums[i % 16] += grad[i] * g[i] * row[i];
     }
-    let pull = r * r * sum / row.len() as f32;
-    for i in 0..row.len() {
+    for i in width / 16 * 16..width {
+        sums[0] += grad[i] * g[i] * row[i];
+    }
+    let pull = r * r * sums.iter().sum::<f32>() / width as f32;
+    for i in 0..width {
         dx[i] = r * (grad[i] * g[i] - row[i] * pull);
         dg[i] += grad[i] * row[i] * r;
     }
@@ -80,7 +102,7 @@ pub(crate) fn row_backward(
 fn forward(x: &FlexTensor, g: &FlexTensor, eps: f32) -> FlexTensor {
     let [n, width] = cpu::dims(x);
     let g = cpu::values(g);
-    let mut out = vec![0.0; n * width];
+    let mut out = Buffer::any(n * width);
     let rows = ROWS * width.max(1);
     out.par_chunks_mut(rows).zip(cpu::values(x).par_chunks(rows)).for_each(|(out, x)| {
         cpu::vectorised(
@@ -95,36 +117,39 @@ fn forward(x: &FlexTensor, g: &FlexTensor, eps: f32) -> FlexTensor {
             },
         );
     });
-    cpu::tensor(out, [n, width])
+    tensor(out, [n, width])
 }
 
-fn backward(x: &FlexTensor, g: &FlexTensor, eps: f32, grad: &FlexTensor) -> [FlexTensor; 2] {
+fn backward(x: &FlexTensor, g: &FlexTensor, eps: f32, up: Upstream) -> [FlexTensor; 2] {
     let [n, width] = cpu::dims(x);
     let g = cpu::values(g);
-    let mut dx = vec![0.0; n * width];
+    let mut dx = Buffer::any(n * width);
     let rows = ROWS * width.max(1);
+    let earlier = up.earlier.as_ref().map(cpu::values);
     let parts: Vec<Vec<f32>> = dx
         .par_chunks_mut(rows)
         .zip(cpu::values(x).par_chunks(rows))
-        .zip(cpu::values(grad).par_chunks(rows))
-        .map(|((dx, x), grad)| {
+        .zip(cpu::values(&up.grad).par_chunks(rows))
+        .enumerate()
+        .map(|(task, ((dx, x), grad))| {
             let mut dg = vec![0.0; width];
             cpu::vectorised(
                 #[inline(always)]
                 || {
-                    for ((dx, x), grad) in dx
-                        .chunks_exact_mut(width)
-                        .zip(x.chunks_exact(width))
-                        .zip(grad.chunks_exact(width))
-                    {
-                        row_backward(x, g, eps, grad, dx, &mut dg);
+                    for (row, dx) in dx.chunks_exact_mut(width).enumerate() {
+                        let part = row * width..(row + 1) * width;
+                        row_backward(&x[part.clone()], g, eps, &grad[part.clone()], dx, &mut dg);
+                        if let Some(earlier) = earlier {
+                            let earlier = &earlier[task * rows..][part];
+                            dx.iter_mut().zip(earlier).for_each(|(d, e)| *d += e);
+                        }
                     }
                 },
             );
             dg
         })
         .collect();
-    [cpu::tensor(dx, [n, width]), cpu::tensor(cpu::add_parts(&parts, width), [1, width])]
+    [tensor(dx, [n, width]), tensor(cpu::add_parts(&parts, width), [1, width])]
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use crate::cpu;
 use crate::on_cpu;
+use crate::pool::tensor;
+use crate::profile::timed;
 use burn::backend::flex::FlexTensor;
 use burn::backend::{
     Backend, Dispatch, ExtensionType, Flex, backend_extension, tensor::FloatTensor,
@@ -62,7 +64,7 @@ pub fn adamw_step(
         first: first.into_dispatch(),
         second: second.into_dispatch(),
     };
-    let new = Dispatch::danlu_adamw(state, grad.into_dispatch(), adamw);
+    let new = timed("adamw", "", || Dispatch::danlu_adamw(state, grad.into_dispatch(), adamw));
     [new.value, new.first, new.second].map(Tensor::from_dispatch)
 }
 
@@ -136,7 +138,7 @@ impl StepOp for Flex {
             })
             .collect();
         let n = parts.len();
-        cpu::tensor(parts, [n])
+        tensor(parts, [n])
     }
 }
 
@@ -145,7 +147,7 @@ fn whole(t: FlexTensor) -> FlexTensor {
     let t = t.to_contiguous();
     match t.storage::<f32>().len() == t.layout().num_elements() {
         true => t,
-        false => cpu::tensor(cpu::values(&t).to_vec(), cpu::dims::<2>(&t)),
+        false => tensor(cpu::values(&t).to_vec(), cpu::dims::<2>(&t)),
     }
 }
 

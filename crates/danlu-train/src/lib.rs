@@ -4,6 +4,7 @@
 //! folder ([`run::Run`]) that can be resumed, and report through a [`Watcher`]; nothing here
 //! prints.
 
+pub mod bench;
 pub mod checkpoint;
 mod codes;
 mod marginal;

@@ -1,6 +1,6 @@
 //! Optimisers: AdamW for everything, Muon for the matrices inside the blocks where the recipe asks.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 use danlu_core::recipe::{Optimiser as Kind, Schedule, TrainRecipe};
 use danlu_model::{Module, Parameter};
 use danlu_ops::{AdamW, adamw_step, squared_norm};
@@ -123,6 +123,15 @@ impl Optimiser {
         }
         norm
     }
+}
+
+/// The gradient of every parameter, in the module's order; zeros where there is none.
+pub fn gradients(module: &dyn Module, mut grads: Gradients) -> Vec<Tensor<2>> {
+    let taken = module.parameters().into_iter().map(|p| {
+        let grad = p.tensor.grad_remove(&mut grads);
+        grad.unwrap_or_else(|| Tensor::zeros(p.tensor.dims(), &p.tensor.device().inner()))
+    });
+    taken.collect()
 }
 
 /// The nearest matrix with orthogonal rows or columns, roughly: five steps of the quintic

@@ -3,7 +3,7 @@
 use crate::checkpoint::{self, State};
 use crate::codes::CodeTable;
 use crate::marginal::Marginals;
-use crate::optim::{Optimiser, rate_at};
+use crate::optim::{Optimiser, gradients, rate_at};
 use crate::page::run_page;
 use crate::run::{Run, append};
 use crate::watch::{Event, Watcher};
@@ -242,13 +242,9 @@ pub fn pretrain(
             let number: f32 = value.clone().inner().into_scalar();
             loss += number as f64 / r.accumulate as f64;
             sums.add(&batch, &each, &vocabulary);
-            let grads = value.backward();
-            let grads = model.parameters().into_iter().map(|p| {
-                let grad = p.tensor.grad(&grads);
-                grad.unwrap_or_else(|| Tensor::zeros(p.tensor.dims(), &plain))
-            });
+            let grads = gradients(&model, value.backward());
             total = Some(match total {
-                None => grads.collect(),
+                None => grads,
                 Some(sum) => sum.into_iter().zip(grads).map(|(a, b)| a + b).collect(),
             });
         }

@@ -2,7 +2,7 @@ use crate::arch::TransformerConfig;
 use crate::params::Parameter;
 use burn::tensor::{Device, Tensor, TensorData};
 use danlu_core::Rng;
-use danlu_ops::{AttentionShape, Rotary};
+use danlu_ops::{AttentionShape, Fused, Last, Rotary};
 use std::sync::Arc;
 
 /// Grouped-query attention with rotary positions and normalised queries and keys.
@@ -48,10 +48,16 @@ impl Attention {
 
     /// Packed documents `[n, width]` to `[n, width]`; see [`danlu_ops::attention`] for `starts`.
     pub fn forward(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
+        let Last { x, weight, around } = self.branch(x, rotary, starts);
+        danlu_ops::linear_with(x, weight, around)
+    }
+
+    /// The same, but for the last projection.
+    pub fn branch(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Last {
         let qkv = danlu_ops::linear(x, self.qkv.tensor.clone());
         let (q, k) = (self.q_norm.tensor.clone(), self.k_norm.tensor.clone());
-        let mixed = danlu_ops::attention(qkv, q, k, &self.shape, rotary, starts);
-        danlu_ops::linear(mixed, self.out.tensor.clone())
+        let x = danlu_ops::attention(qkv, q, k, &self.shape, rotary, starts);
+        Last { x, weight: self.out.tensor.clone(), around: Fused::default() }
     }
 
     /// The new tokens of several sequences, one after the other in `x: [sum of counts, width]`,

@@ -42,9 +42,10 @@ impl Block {
 
     /// `[n, width]` to `[n, width]`.
     pub fn forward(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
-        let mixed = self.attention.forward(self.attention_norm.forward(x.clone()), rotary, starts);
-        let x = x + mixed;
-        x.clone() + self.mlp.forward(self.mlp_norm.forward(x))
+        let x = danlu_ops::residual(x, self.attention_norm.op(), |x| {
+            self.attention.branch(x, rotary, starts)
+        });
+        danlu_ops::residual(x, self.mlp_norm.op(), |x| self.mlp.branch(x))
     }
 
     /// As [`Attention::forward_cached`].

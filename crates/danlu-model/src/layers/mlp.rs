@@ -2,6 +2,7 @@ use crate::arch::TransformerConfig;
 use crate::params::Parameter;
 use burn::tensor::{Device, Tensor};
 use danlu_core::Rng;
+use danlu_ops::{Activation, Fused, Last};
 
 /// SwiGLU feed-forward: `down(silu(gate(x)) * up(x))`, with gate and up as one matrix.
 #[derive(Debug, Clone)]
@@ -36,7 +37,14 @@ impl Mlp {
 
     /// `[n, width]` to `[n, width]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let both = danlu_ops::linear(x, self.gate_up.tensor.clone());
-        danlu_ops::linear(danlu_ops::swiglu(both), self.down.tensor.clone())
+        let Last { x, weight, around } = self.branch(x);
+        danlu_ops::linear_with(x, weight, around)
+    }
+
+    /// The same, but for the last projection.
+    pub fn branch(&self, x: Tensor<2>) -> Last {
+        let around = Fused { activation: Activation::Swiglu, ..Fused::default() };
+        let x = danlu_ops::linear(x, self.gate_up.tensor.clone());
+        Last { x, weight: self.down.tensor.clone(), around }
     }
 }

@@ -13,4 +13,4 @@ pub(crate) use conv::fold;
 pub use conv::{Conv, ResBlock};
 pub use linear::Linear;
 pub use mlp::Mlp;
-pub use norm::RmsNorm;
+pub use norm::{LayerNorm, RmsNorm};

@@ -1,5 +1,6 @@
 //! The verbs, one file each; adding one is a file and a line here.
 
+mod bench;
 mod chat;
 mod completions;
 mod eval;
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Questions(questions::Args),
     /// Write a run's model as a folder to share, with a model card
     Publish(publish::Args),
+    /// Measure how fast this machine trains, what each operation takes, and matrix products
+    Bench(bench::Args),
     /// Print completions for a shell
     Completions(completions::Args),
 }
@@ -47,6 +50,7 @@ pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
         Command::Eval(args) => eval::run(args),
         Command::Questions(args) => questions::run(args),
         Command::Publish(args) => publish::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Completions(args) => completions::run(args, cli),
     }
 }

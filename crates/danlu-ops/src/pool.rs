@@ -1,0 +1,265 @@
+//! Memory of tensors, taken from the system once and used again.
+//!
+//! A training step allocates and drops large tensors by the hundred, the same sizes each time.
+//! Given back to the system they cost a page fault for every page of every step, and fresh memory
+//! must be zeroed although nearly all of it is overwritten at once. So what a [`Buffer`] held goes
+//! to a list by size when it is dropped, and the next one of the size takes it, whatever it holds.
+//!
+//! What is kept for later is never more than it takes to reach the largest amount that was in use
+//! at one time: before new memory is taken, memory of other sizes is given back.
+
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::{Bytes, DType, Shape};
+use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
+use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc, handle_alloc_error};
+use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Bytes of a large page.
+const LARGE: usize = 2 << 20;
+
+/// Memory of tensors in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// In use now.
+    pub used: usize,
+    /// Most in use at one time since [`reset_peak`].
+    pub peak: usize,
+    /// Kept for later.
+    pub kept: usize,
+}
+
+/// What is in use and what is kept, of the whole program.
+static POOL: Mutex<Pool> =
+    Mutex::new(Pool { free: BTreeMap::new(), now: Memory { used: 0, peak: 0, kept: 0 } });
+
+struct Pool {
+    /// Addresses of blocks by their size in bytes.
+    free: BTreeMap<usize, Vec<usize>>,
+    now: Memory,
+}
+
+fn pool() -> MutexGuard<'static, Pool> {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Memory of tensors at this moment.
+pub fn memory() -> Memory {
+    pool().now
+}
+
+/// Begins a new measurement of the peak.
+pub fn reset_peak() {
+    let mut pool = pool();
+    pool.now.peak = pool.now.used;
+}
+
+/// Bytes that a buffer of `len` numbers takes.
+pub(crate) fn size(len: usize) -> usize {
+    let bytes = (len * size_of::<f32>()).max(64);
+    match bytes {
+        ..0x1_0000 => bytes.next_power_of_two(),
+        ..LARGE => bytes.next_multiple_of(0x1_0000),
+        _ => bytes.next_multiple_of(LARGE),
+    }
+}
+
+fn layout(bytes: usize) -> Allocation {
+    let align = if bytes < LARGE { 64 } else { LARGE };
+    Allocation::from_size_align(bytes, align).expect("sizes are far below the address space")
+}
+
+impl Pool {
+    fn take(&mut self, bytes: usize) -> NonNull<u8> {
+        self.now.used += bytes;
+        self.now.peak = self.now.peak.max(self.now.used);
+        if let Some(address) = self.free.get_mut(&bytes).and_then(Vec::pop) {
+            self.now.kept -= bytes;
+            return NonNull::new(address as *mut u8).expect("only real addresses are kept");
+        }
+        while self.now.used + self.now.kept > self.now.peak && self.now.kept > 0 {
+            self.give_back();
+        }
+        let layout = layout(bytes);
+        // SAFETY: the size is at least 64.
+        let at = unsafe { alloc_zeroed(layout) };
+        let Some(at) = NonNull::new(at) else { handle_alloc_error(layout) };
+        prefer_large_pages(at, bytes);
+        at
+    }
+
+    /// Returns one kept block, of the largest size, to the system.
+    fn give_back(&mut self) {
+        let Some((&bytes, list)) = self.free.iter_mut().next_back() else { return };
+        if let Some(address) = list.pop() {
+            self.now.kept -= bytes;
+            // SAFETY: `take` allocated it with this layout, and the list was its only owner.
+            unsafe { dealloc(address as *mut u8, layout(bytes)) };
+        }
+        if list.is_empty() {
+            self.free.remove(&bytes);
+        }
+    }
+}
+
+/// Asks for pages of 2 MiB, which cost fewer page faults and address look-ups.
+#[cfg(target_os = "linux")]
+fn prefer_large_pages(at: NonNull<u8>, bytes: usize) {
+    if bytes >= LARGE {
+        // SAFETY: the range is one allocation of ours; the advice changes no content.
+        unsafe { libc::madvise(at.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn prefer_large_pages(_: NonNull<u8>, _: usize) {}
+
+/// Numbers in pooled memory.
+pub(crate) struct Buffer {
+    at: NonNull<u8>,
+    len: usize,
+    bytes: usize,
+}
+
+// SAFETY: a buffer owns its memory alone, like a `Box`.
+unsafe impl Send for Buffer {}
+// SAFETY: as above; shared references only read.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// `len` numbers of any values (memory is zeroed when it comes from the system, and afterwards
+    /// holds what was left in it).
+    pub(crate) fn any(len: usize) -> Self {
+        let bytes = size(len);
+        Self { at: pool().take(bytes), len, bytes }
+    }
+
+    /// `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        use rayon::prelude::*;
+        let mut this = Self::any(len);
+        this.par_chunks_mut(1 << 18).for_each(|part| part.fill(0.0));
+        this
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut pool = pool();
+        pool.now.used -= self.bytes;
+        pool.now.kept += self.bytes;
+        pool.free.entry(self.bytes).or_default().push(self.at.as_ptr() as usize);
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: the block is ours, aligned, holds at least `len` numbers, and was zeroed or
+        // written when it came from the system.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr().cast(), self.len) }
+    }
+}
+
+impl AllocationController for Buffer {
+    fn alloc_align(&self) -> usize {
+        // Copies are made at this alignment, which is the most that ordinary ones have.
+        16
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Other
+    }
+
+    unsafe fn memory_mut(
+        &mut self,
+        _: AccessPolicy,
+    ) -> Result<&mut [MaybeUninit<u8>], AccessError> {
+        let len = self.len * size_of::<f32>();
+        // SAFETY: as in `deref_mut`; the caller writes only initialised bytes.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr().cast(), len) })
+    }
+
+    fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
+        let len = self.len * size_of::<f32>();
+        // SAFETY: as in `deref`.
+        Ok(unsafe { std::slice::from_raw_parts(self.at.as_ptr().cast(), len) })
+    }
+}
+
+/// Values that a tensor can take over.
+pub(crate) trait IntoBytes {
+    fn into_bytes(self) -> Bytes;
+}
+
+impl IntoBytes for Vec<f32> {
+    fn into_bytes(self) -> Bytes {
+        Bytes::from_elems(self)
+    }
+}
+
+impl IntoBytes for Buffer {
+    fn into_bytes(self) -> Bytes {
+        let len = self.len * size_of::<f32>();
+        // SAFETY: all of the buffer's numbers are initialised.
+        unsafe { Bytes::from_controller(Box::new(self), len) }
+    }
+}
+
+/// A contiguous `f32` tensor of `shape` that takes over `values`.
+pub(crate) fn tensor(values: impl IntoBytes, shape: impl Into<Shape>) -> FlexTensor {
+    let (bytes, shape) = (values.into_bytes(), shape.into());
+    assert_eq!(bytes.len(), shape.num_elements() * size_of::<f32>(), "tensor: {shape:?}");
+    FlexTensor::new(bytes, Layout::contiguous(shape), DType::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_up() {
+        assert_eq!([size(1), size(17), size(1 << 14)], [64, 128, 1 << 16]);
+        assert_eq!(size((1 << 20) + 1), 3 * LARGE);
+    }
+
+    #[test]
+    fn memory_is_used_again_and_zeros_are_zeros() {
+        // A size that no other test uses.
+        let n = 5_555_555;
+        let mut a = Buffer::any(n);
+        a.fill(3.0);
+        let address = a.as_ptr();
+        drop(a);
+        let b = Buffer::any(n);
+        assert_eq!((b.as_ptr(), b[n - 1]), (address, 3.0));
+        drop(b);
+        let c = Buffer::zeros(n);
+        assert_eq!(c.as_ptr(), address);
+        assert!(c.iter().all(|&v| v == 0.0));
+    }
+
+    #[test]
+    fn a_tensor_takes_over_and_gives_back() {
+        let mut a = Buffer::any(77_777);
+        a.fill(2.0);
+        let t = tensor(a, [7, 11_111]);
+        let copy = t.clone();
+        let mut changed = t.clone();
+        changed.storage_mut::<f32>()[5] = 1.0;
+        assert_eq!(copy.storage::<f32>()[5], 2.0);
+        let values: Vec<f32> = t.into_data().try_into_vec().expect("f32");
+        assert!(values.iter().all(|&v| v == 2.0));
+    }
+}

@@ -1,0 +1,268 @@
+//! How fast a model trains: steps on synthetic ids, with the time of each operation and memory.
+
+use crate::optim::Optimiser;
+use burn::tensor::Tensor;
+use danlu_core::recipe::ModelRecipe;
+use danlu_core::{Error, Result, Rng};
+use danlu_model::arch::{Gpt, GptConfig};
+use danlu_model::{Module, Transformer, TransformerConfig};
+use danlu_ops::HeadLoss;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+mod single;
+pub use single::{Rate, Rates, gemm, ops};
+
+/// Which architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    /// GPT-2's: LayerNorm, biases, GELU, learnt positions.
+    Gpt,
+    /// Danlu's: the Qwen3 family.
+    Qwen,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    /// Architecture.
+    pub arch: Arch,
+    /// Layers.
+    pub depth: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Token ids.
+    pub vocabulary: usize,
+    /// Tokens of a row.
+    pub window: usize,
+    /// Rows of a batch.
+    pub rows: usize,
+    /// Steps that are measured.
+    pub steps: usize,
+    /// Steps before them.
+    pub warmup: usize,
+}
+
+/// What came of it. The names are read by scripts and stay.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainBench {
+    /// Always `danlu`.
+    pub engine: String,
+    /// `gpt` or `qwen`.
+    pub arch: String,
+    /// Median over the steps.
+    pub tokens_per_second: f64,
+    /// Share of the multiply-add peak that the model's operations use.
+    pub mfu: f64,
+    /// The machine's multiply-add peak in GFLOP/s, the larger of before and after.
+    pub fma_peak_gflops: f64,
+    /// Most memory that the process had, in MB (10^6 bytes).
+    pub peak_rss_mb: f64,
+    /// Most memory of tensors in use at one time, in MB.
+    pub peak_tensors_mb: f64,
+    /// Threads.
+    pub threads: usize,
+    /// Steps that were measured.
+    pub steps: usize,
+    /// Loss of the very first step.
+    pub loss_first: f64,
+    /// Loss of the last one.
+    pub loss_last: f64,
+    /// Milliseconds a step, by operation; `other` is what no clock was on.
+    pub ops: BTreeMap<String, f64>,
+}
+
+/// A model of one of the architectures.
+enum Model {
+    Gpt(Gpt),
+    Qwen(Transformer),
+}
+
+impl Model {
+    fn new(s: &Setting) -> Result<Self> {
+        let device = danlu_ops::cpu_device();
+        let model = match s.arch {
+            Arch::Gpt => {
+                if !s.width.is_multiple_of(2 * s.heads.max(1)) {
+                    let wanted = format!("a divisor of half the width ({})", s.width / 2);
+                    return Err(Error::parameter("--heads", wanted, s.heads));
+                }
+                let config = GptConfig {
+                    vocabulary: s.vocabulary,
+                    width: s.width,
+                    depth: s.depth,
+                    heads: s.heads,
+                    context: s.window,
+                    norm_eps: 1e-5,
+                };
+                Self::Gpt(Gpt::new(config, 1, &device))
+            }
+            Arch::Qwen => {
+                let recipe = ModelRecipe {
+                    depth: s.depth,
+                    width: Some(s.width),
+                    heads: Some(s.heads),
+                    head_dim: Some(s.width / s.heads.max(1)),
+                    ..Default::default()
+                };
+                let config = TransformerConfig::from_recipe(&recipe, s.vocabulary, s.window)?;
+                Self::Qwen(Transformer::new(config, 1, &device))
+            }
+        };
+        Ok(model)
+    }
+
+    fn module(&mut self) -> &mut dyn Module {
+        match self {
+            Self::Gpt(m) => m,
+            Self::Qwen(m) => m,
+        }
+    }
+
+    fn loss(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>, spec: &HeadLoss) -> Tensor<1> {
+        match self {
+            Self::Gpt(m) => m.loss(ids, starts, spec).0,
+            Self::Qwen(m) => m.loss(ids, starts, spec).0,
+        }
+    }
+
+    fn flops_per_token(&self, span: f64) -> f64 {
+        match self {
+            Self::Gpt(m) => m.config.flops_per_token(span),
+            Self::Qwen(m) => m.config.flops_per_token(span),
+        }
+    }
+}
+
+/// Ids that can be learnt: each follows from the one before by a fixed rule seven times in eight.
+fn synthetic(s: &Setting, step: u64) -> Vec<u32> {
+    let mut rng = Rng::new(7, step);
+    let size = s.vocabulary;
+    let mut ids = Vec::with_capacity(s.rows * (s.window + 1));
+    for _ in 0..s.rows {
+        let mut id = rng.below(size);
+        for _ in 0..=s.window {
+            ids.push(id as u32);
+            id = if rng.below(8) == 0 { rng.below(size) } else { (id * 5 + 17) % size };
+        }
+    }
+    ids
+}
+
+/// Trains for some steps and measures.
+pub fn train(s: &Setting) -> Result<TrainBench> {
+    let threads = rayon::current_num_threads();
+    let peak = danlu_ops::fma_peak(threads, 0.3);
+    let device = danlu_ops::cpu_device().autodiff();
+    let mut model = Model::new(s)?;
+    model.module().to_device(&device);
+    let mut optimiser = Optimiser::new(model.module(), [0.9, 0.95], 1e-8, 0.1, 1.0);
+    let n = s.rows * s.window;
+    let starts: Arc<[u32]> = (0..=s.rows).map(|r| (r * s.window) as u32).collect();
+    danlu_ops::reset_peak();
+    let (mut losses, mut seconds) = (Vec::new(), Vec::new());
+    for step in 0..s.warmup + s.steps {
+        if step == s.warmup {
+            danlu_ops::start_profile();
+        }
+        let all = synthetic(s, step as u64);
+        let rows = || all.chunks_exact(s.window + 1);
+        let ids: Arc<[u32]> = rows().flat_map(|r| &r[..s.window]).copied().collect();
+        let spec = HeadLoss {
+            targets: rows().flat_map(|r| &r[1..]).copied().collect(),
+            weights: vec![1.0; n].into(),
+            scale: 1.0 / n as f32,
+            z_loss: 0.0,
+        };
+        let start = Instant::now();
+        let loss = model.loss(&ids, &starts, &spec);
+        losses.push(loss.clone().inner().into_scalar::<f32>() as f64);
+        let grads = loss.backward();
+        let grads = crate::optim::gradients(model.module(), grads);
+        optimiser.step(model.module(), grads, [1e-3, 0.0], 1.0);
+        if step >= s.warmup {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let profile = danlu_ops::take_profile();
+    let steps = s.steps.max(1) as f64;
+    let mut ops: BTreeMap<String, f64> =
+        profile.into_iter().map(|(name, t)| (name, 1e3 * t.seconds / steps)).collect();
+    let all = 1e3 * seconds.iter().sum::<f64>() / steps;
+    ops.insert("other".into(), all - ops.values().sum::<f64>());
+    seconds.sort_by(f64::total_cmp);
+    let speed = n as f64 / seconds[seconds.len() / 2];
+    let peak = peak.max(danlu_ops::fma_peak(threads, 0.3));
+    Ok(TrainBench {
+        engine: "danlu".into(),
+        arch: match s.arch {
+            Arch::Gpt => "gpt".into(),
+            Arch::Qwen => "qwen".into(),
+        },
+        tokens_per_second: speed,
+        mfu: speed * model.flops_per_token(s.window as f64 / 2.0) / peak,
+        fma_peak_gflops: peak / 1e9,
+        peak_rss_mb: peak_rss().unwrap_or(f64::NAN) / 1e6,
+        peak_tensors_mb: danlu_ops::memory().peak as f64 / 1e6,
+        threads,
+        steps: s.steps,
+        loss_first: losses[0],
+        loss_last: losses[losses.len() - 1],
+        ops,
+    })
+}
+
+/// Most memory that this process has had, in bytes, where the system tells.
+pub fn peak_rss() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(1024.0 * kib)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_architectures_learn_and_are_measured() {
+        for arch in [Arch::Gpt, Arch::Qwen] {
+            let s = Setting {
+                arch,
+                depth: 2,
+                width: 32,
+                heads: 2,
+                vocabulary: 40,
+                window: 24,
+                rows: 4,
+                steps: 30,
+                warmup: 2,
+            };
+            let b = train(&s).expect("trains");
+            assert!(b.loss_last < b.loss_first - 0.3, "{arch:?}: {b:?}");
+            assert!(b.mfu > 0.0 && b.tokens_per_second > 0.0, "{b:?}");
+            assert!(b.ops.contains_key("attention back"), "{b:?}");
+        }
+    }
+
+    #[test]
+    fn heads_that_do_not_divide_the_width_are_refused() {
+        let s = Setting {
+            arch: Arch::Gpt,
+            depth: 1,
+            width: 30,
+            heads: 4,
+            vocabulary: 9,
+            window: 8,
+            rows: 1,
+            steps: 1,
+            warmup: 0,
+        };
+        let message = train(&s).expect_err("refused").to_string();
+        assert!(message.contains("--heads"), "{message}");
+    }
+}

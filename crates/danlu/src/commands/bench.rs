@@ -1,0 +1,141 @@
+use danlu_core::{Error, Result};
+use danlu_train::bench::{Arch, Setting, train};
+
+/// Measure how fast this machine trains, what each operation takes, and matrix products
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Train on synthetic ids: tokens a second, share of the multiply-add peak, memory, time of
+    /// each operation
+    Train(TrainArgs),
+    /// Each operation of training by itself, forward and backward
+    Ops {
+        /// Repetitions; the median counts
+        #[arg(long, default_value_t = 9)]
+        repeats: usize,
+        /// One JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Matrix products of the shapes of training
+    Gemm {
+        /// Repetitions; the median counts
+        #[arg(long, default_value_t = 15)]
+        repeats: usize,
+        /// One JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct TrainArgs {
+    /// Architecture: GPT-2's or Danlu's own
+    #[arg(long, value_enum, default_value = "gpt")]
+    arch: ArchArg,
+    /// Layers
+    #[arg(long, default_value_t = 8)]
+    depth: usize,
+    /// Width of the residual stream
+    #[arg(long, default_value_t = 512)]
+    width: usize,
+    /// Heads
+    #[arg(long, default_value_t = 8)]
+    heads: usize,
+    /// Token ids
+    #[arg(long, default_value_t = 8192)]
+    vocabulary: usize,
+    /// Tokens of a row
+    #[arg(long, default_value_t = 512)]
+    window: usize,
+    /// Rows of a batch
+    #[arg(long, default_value_t = 8)]
+    rows: usize,
+    /// Steps that are measured
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    /// Steps before them
+    #[arg(long, default_value_t = 2)]
+    warmup: usize,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ArchArg {
+    Gpt,
+    Qwen,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    match args.what {
+        What::Train(args) => run_train(args),
+        What::Ops { repeats, json } => table(json, danlu_train::bench::ops(repeats)),
+        What::Gemm { repeats, json } => table(json, danlu_train::bench::gemm(repeats)),
+    }
+}
+
+/// Prints what was measured, as one JSON object or as a table.
+fn table(json: bool, rates: danlu_train::bench::Rates) -> Result<()> {
+    if json {
+        return print_json(&rates);
+    }
+    println!("multiply-add peak {:.0} GFLOP/s on {} threads", rates.fma_peak_gflops, rates.threads);
+    for row in &rates.rows {
+        let rate = match row.gflops {
+            Some(g) => format!("{g:8.1} GFLOP/s {:4.0} %", 100.0 * g / rates.fma_peak_gflops),
+            None => format!("{:8.1} GB/s", row.gigabytes_per_second.unwrap_or(f64::NAN)),
+        };
+        println!("{:<44} {:9.3} ms {rate}", row.name, row.milliseconds);
+    }
+    Ok(())
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(|e| Error::Other(e.to_string()))?;
+    println!("{text}");
+    Ok(())
+}
+
+fn run_train(args: TrainArgs) -> Result<()> {
+    let setting = Setting {
+        arch: match args.arch {
+            ArchArg::Gpt => Arch::Gpt,
+            ArchArg::Qwen => Arch::Qwen,
+        },
+        depth: args.depth,
+        width: args.width,
+        heads: args.heads,
+        vocabulary: args.vocabulary,
+        window: args.window,
+        rows: args.rows,
+        steps: args.steps.max(1),
+        warmup: args.warmup,
+    };
+    let b = train(&setting)?;
+    if args.json {
+        return print_json(&b);
+    }
+    println!(
+        "{:.0} tokens/s, {:.1} % of {:.0} GFLOP/s on {} threads",
+        b.tokens_per_second,
+        100.0 * b.mfu,
+        b.fma_peak_gflops,
+        b.threads
+    );
+    println!("memory: {:.0} MB, tensors {:.0} MB", b.peak_rss_mb, b.peak_tensors_mb);
+    println!("loss: {:.4} at first, {:.4} at last", b.loss_first, b.loss_last);
+    let mut ops: Vec<_> = b.ops.iter().collect();
+    ops.sort_by(|a, b| b.1.total_cmp(a.1));
+    let all: f64 = b.ops.values().sum();
+    for (name, ms) in ops {
+        println!("  {name:<28} {ms:9.2} ms {:5.1} %", 100.0 * ms / all);
+    }
+    Ok(())
+}
