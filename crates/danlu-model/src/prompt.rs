@@ -291,7 +291,8 @@ mod tests {
 
     impl Codes for Fixed {
         fn image(&mut self, _: &Media, _: bool) -> Result<Vec<u32>> {
-            Ok((0..ImageTokeniser::TOKENS as u32).map(|i| i % 4).collect())
+            // The semantic token, then the codes.
+            Ok((0..=ImageTokeniser::TOKENS as u32).map(|i| i % 4).collect())
         }
         fn audio(&mut self, _: &Media, _: bool) -> Result<Vec<u32>> {
             Ok(vec![1, 2, 3])
@@ -319,7 +320,8 @@ mod tests {
     fn only_the_reply_counts_and_the_prompt_is_its_prefix() {
         let t = tiny_tokenisers();
         let template = Template::new(&t);
-        let weights = LossWeights { text: 1.0, image: 0.5, audio: 0.25, ..Default::default() };
+        let weights =
+            LossWeights { text: 1.0, image: 0.5, audio: 0.25, semantic: 2.0, prompt: 0.0 };
         let d = template.document(&sample(), &mut Fixed, &weights, false, 7).expect("renders");
         let mut asked = sample();
         asked.messages.pop();
@@ -327,7 +329,12 @@ mod tests {
         assert_eq!(d.ids[..prompt.len()], prompt[..]);
         assert!(d.weights[..prompt.len()].iter().all(|&w| w == 0.0));
         assert!(d.weights[prompt.len()..].iter().all(|&w| w > 0.0));
-        assert_eq!(d.weights.iter().filter(|&&w| w == 0.25).count(), 3);
+        assert_eq!(d.weights.iter().filter(|&&w| w == 0.25).count(), 2);
+        assert_eq!(d.weights.iter().filter(|&&w| w == 2.0).count(), 1);
+        let first = d.ids[prompt.len()..].iter().position(|&id| {
+            matches!(template.vocabulary().kind(id), Some(TokenKind::AudioSemantic(1)))
+        });
+        assert!(first.is_some(), "the semantic token of the sound that is said");
         let v = template.vocabulary();
         assert!(prompt.contains(&v.place_id(3)), "a place token");
         let places = prompt.iter().filter(|&&id| matches!(v.kind(id), Some(TokenKind::Place(_))));
@@ -345,7 +352,8 @@ mod tests {
         let reply = template.reply(&d.ids[3..]).expect("well-formed");
         assert_eq!(reply[0], Value::Text("ok".into()));
         assert!(matches!(&reply[1], Value::Sound(s) if !s.samples.is_empty()));
-        let short = [t.vocabulary().control_id(Control::Image), t.vocabulary().image_id(0)];
+        let v = t.vocabulary();
+        let short = [v.control_id(Control::Image), v.image_semantic_id(2), v.image_id(0)];
         let error = template.reply(&short).expect_err("one code is no picture");
         assert!(error.to_string().contains("Image of 1 codes"), "{error}");
     }
