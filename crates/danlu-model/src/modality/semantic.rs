@@ -68,6 +68,41 @@ impl RecogniserConfig {
 /// Pixels folded into channels in front of the first scale.
 const FOLD: usize = 2;
 
+/// How a picture is looked at before it is recognised: size, and shift to the right and down in
+/// pixels. One style fills its square more than another.
+const VIEWS: [[f32; 3]; 5] =
+    [[1.0, 0.0, 0.0], [0.88, 0.0, 0.0], [1.1, 0.0, 0.0], [1.0, 2.0, 1.0], [1.0, -2.0, -1.0]];
+
+/// `picture` scaled about its centre and shifted, on white.
+fn view(picture: &Picture, size: f32, x: f32, y: f32) -> Picture {
+    if size == 1.0 && x == 0.0 && y == 0.0 {
+        return picture.clone();
+    }
+    let (w, h) = (picture.width, picture.height);
+    let pixel = |x: i32, y: i32, c: usize| -> f32 {
+        let inside = x >= 0 && y >= 0 && x < w as i32 && y < h as i32;
+        if inside { picture.rgb[(y as usize * w + x as usize) * 3 + c] as f32 } else { 255.0 }
+    };
+    let back = |at: usize, shift: f32, side: usize| {
+        let centre = (side as f32 - 1.0) / 2.0;
+        let from = (at as f32 - centre - shift) / size + centre;
+        (from.floor() as i32, from - from.floor())
+    };
+    let mut rgb = Vec::with_capacity(picture.rgb.len());
+    for row in 0..h {
+        let (y0, fy) = back(row, y, h);
+        for column in 0..w {
+            let (x0, fx) = back(column, x, w);
+            for c in 0..3 {
+                let top = pixel(x0, y0, c) * (1.0 - fx) + pixel(x0 + 1, y0, c) * fx;
+                let low = pixel(x0, y0 + 1, c) * (1.0 - fx) + pixel(x0 + 1, y0 + 1, c) * fx;
+                rgb.push((top * (1.0 - fy) + low * fy + 0.5) as u8);
+            }
+        }
+    }
+    Picture { width: w, height: h, rgb }
+}
+
 /// A convolutional network whose embedding is compared with one prototype a class.
 #[derive(Debug, Clone)]
 pub struct Recogniser {
@@ -173,9 +208,12 @@ impl Recogniser {
         self.embed_norm.forward(self.embed.forward(Tensor::cat(vec![mean, peak], 1)))
     }
 
-    /// The class of each embedding `[n, width]`, and of equal ones the first.
-    pub fn classify(&self, embedding: Tensor<2>) -> Vec<u32> {
-        let logits = danlu_ops::linear(embedding, self.table());
+    /// The class of each embedding `[n * views, width]`, `views` of one thing after the other: that
+    /// whose prototype is nearest to their sum, and of equal ones the first.
+    pub fn classify(&self, embedding: Tensor<2>, views: usize) -> Vec<u32> {
+        let [rows, width] = embedding.dims();
+        let sum = embedding.reshape([rows / views, views, width]).sum_dim(1);
+        let logits = danlu_ops::linear(sum.reshape([rows / views, width]), self.table());
         let logits: Vec<f32> = logits.into_data().try_into_vec().expect("f32");
         logits
             .chunks_exact(self.config.classes)
@@ -187,12 +225,17 @@ impl Recogniser {
             .collect()
     }
 
-    /// The class of each 64x64 picture.
+    /// The class of each 64x64 picture, looked at in several [`VIEWS`].
     pub fn pictures(&self, pictures: &[&Picture]) -> Vec<u32> {
         let device = self.prototypes.tensor.device();
-        let some =
-            |some: &[&Picture]| self.classify(self.embed(ImageTokeniser::pixels(some, &device)));
-        pictures.chunks(32).flat_map(some).collect()
+        let some = |some: &[&Picture]| {
+            let views: Vec<Picture> =
+                some.iter().flat_map(|p| VIEWS.map(|[size, x, y]| view(p, size, x, y))).collect();
+            let views: Vec<&Picture> = views.iter().collect();
+            let embedding = self.embed(ImageTokeniser::pixels(&views, &device));
+            self.classify(embedding, VIEWS.len())
+        };
+        pictures.chunks(8).flat_map(some).collect()
     }
 
     /// The class of each sound, given as rows of [`AudioTokeniser::rows`].
@@ -200,7 +243,7 @@ impl Recogniser {
     /// [`AudioTokeniser::rows`]: crate::modality::AudioTokeniser::rows
     pub fn sounds(&self, rows: &[&[f32]]) -> Vec<u32> {
         let device = self.prototypes.tensor.device();
-        let some = |some: &[&[f32]]| self.classify(self.embed(self.frames(some, &device)));
+        let some = |some: &[&[f32]]| self.classify(self.embed(self.frames(some, &device)), 1);
         rows.chunks(32).flat_map(some).collect()
     }
 
