@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, apply_rotary_pos_emb
 
 HERE = Path(__file__).resolve().parent
@@ -385,11 +385,92 @@ def make_llama():
     save_json("untied_llama.json", {"config": config_json(LLAMA, "llama", 500_000.0)})
 
 
+# --- GPT-2 ---------------------------------------------------------------------------------------
+
+GPT2 = dict(vocab_size=53, n_positions=20, n_embd=24, n_layer=2, n_head=3)
+GPT2_STARTS = [0, 20, 27, 28, 40]
+
+
+def gpt2_model(dtype=torch.float32):
+    config = GPT2Config(**GPT2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    config._attn_implementation = "eager"
+    assert config.activation_function == "gelu_new" and config.layer_norm_epsilon == 1e-5
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for i, (name, p) in enumerate(sorted(model.named_parameters())):
+            gain = ".ln_" in name and name.endswith("weight")
+            p.copy_(normal(5000 + i, *p.shape, std=0.2) + 1 if gain else
+                    normal(5000 + i, *p.shape, std=0.08))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    return model.to(dtype)
+
+
+def gpt2_named(model, pick):
+    """Tensors by name; transformers keeps these projections as `[inputs, outputs]`."""
+    turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    return {n.removeprefix("transformer."): pick(p).T if n.endswith(turned) else pick(p)
+            for n, p in model.named_parameters()}
+
+
+def gpt2_run(model, ids, targets, weights):
+    """Logits of the documents, one by one, and the loss."""
+    logits = torch.cat([model(input_ids=ids[None, a:b], use_cache=False).logits[0]
+                        for a, b in zip(GPT2_STARTS, GPT2_STARTS[1:])])
+    return logits, weighted_loss(logits, targets, weights.to(logits.dtype), 0.0)
+
+
+def gpt2_steps(dtype, batch):
+    """Losses of ten clipped AdamW steps."""
+    model = gpt2_model(dtype)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimiser = torch.optim.AdamW(
+        [dict(params=matrices, weight_decay=0.1), dict(params=vectors, weight_decay=0.0)],
+        lr=1e-2, betas=(0.9, 0.95), eps=1e-8,
+    )
+    losses = []
+    for _ in range(10):
+        optimiser.zero_grad()
+        loss = gpt2_run(model, *batch)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def make_gpt2():
+    g = torch.Generator().manual_seed(5900)
+    n = GPT2_STARTS[-1]
+    ids, targets = (torch.randint(0, GPT2["vocab_size"], (n,), generator=g) for _ in range(2))
+    weights = torch.tensor([0.0, 0.5, 1.0])[torch.randint(0, 3, (n,), generator=g)]
+    batch = ids, targets, weights
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        model = gpt2_model(dtype)
+        logits, loss = gpt2_run(model, *batch)
+        loss.backward()
+        results.append((model, logits, loss))
+    (model, logits, loss), (double, near, _) = results
+    expect_close("float32 and float64, GPT-2 logits", logits, near, 5e-6)
+    worst = max(distance(p.grad, q.grad) for p, q in zip(model.parameters(), double.parameters()))
+    print(f"  float32 and float64, worst GPT-2 gradient: {worst:.1e} apart")
+    assert worst < 2e-5
+    losses = gpt2_steps(torch.float32, batch)
+    expect_close("float32 and float64, GPT-2 losses", losses, gpt2_steps(torch.float64, batch), 1e-4)
+    grads = gpt2_named(model, lambda p: p.grad)
+    save("gpt2_tiny.safetensors", gpt2_named(model, lambda p: p) | {
+        f"grad.{name}": grad for name, grad in grads.items()
+    } | dict(ids=ids, targets=targets, weights=weights, starts=torch.tensor(GPT2_STARTS),
+             logits=logits, loss=loss.view(1), losses=losses))
+
+
 def main():
     make_qwen3()
     make_block()
     make_ops()
     make_llama()
+    make_gpt2()
     made = sorted(HERE.glob("*.safetensors")) + sorted(HERE.glob("*.json"))
     for path in (p for p in made if p.suffix == ".safetensors"):
         print(f"\n{path.name}")

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Tensor, TensorData};
-use danlu_model::arch::{Transformer, TransformerConfig};
+use danlu_model::arch::{Gpt, GptConfig, Transformer, TransformerConfig};
 use danlu_model::io::{HfConfig, NamedTensor, from_hf, load_tensors, to_hf};
 use danlu_model::{Module, params::matrix};
 use danlu_ops::{AdamW, AttentionShape, ConvShape, HeadLoss, Rotary, adamw_step, squared_norm};
@@ -305,4 +305,85 @@ fn an_untied_llama_without_query_norms() {
     let tokens = ids(&f, "ids");
     let starts: Arc<[u32]> = Arc::from([0, tokens.len() as u32]);
     close("logits", &floats(model.logits(&tokens, &starts)), &f["logits"].values, 5e-6);
+}
+
+/// The tiny GPT-2 with the weights of the file.
+fn gpt2(f: &File) -> Gpt {
+    let config =
+        GptConfig { vocabulary: 53, width: 24, depth: 2, heads: 3, context: 20, norm_eps: 1e-5 };
+    let mut model = Gpt::new(config, 0, &danlu_ops::cpu_device());
+    for p in model.parameters_mut() {
+        let t = f.get(&p.name).unwrap_or_else(|| panic!("{} is not in the file", p.name));
+        assert_eq!(p.shape, t.shape, "{}", p.name);
+        p.set(t.values.clone());
+    }
+    model.to_device(&danlu_ops::cpu_device().autodiff());
+    model
+}
+
+/// Weighted cross-entropy of the file's batch.
+fn gpt2_spec(f: &File) -> HeadLoss {
+    let weights = f["weights"].values.clone();
+    HeadLoss {
+        targets: ids(f, "targets"),
+        scale: 1.0 / weights.iter().sum::<f32>(),
+        weights: weights.into(),
+        z_loss: 0.0,
+    }
+}
+
+#[test]
+fn a_whole_gpt2_with_all_gradients() {
+    let f = file("gpt2_tiny.safetensors");
+    let model = gpt2(&f);
+    let (tokens, starts) = (ids(&f, "ids"), ids(&f, "starts"));
+    close("logits", &floats(model.logits(&tokens, &starts)), &f["logits"].values, 5e-6);
+    let (loss, _) = model.loss(&tokens, &starts, &gpt2_spec(&f));
+    close("loss", &floats(loss.clone()), &f["loss"].values, 2e-6);
+    let grads = loss.backward();
+    let all = model.parameters();
+    assert_eq!(all.len(), 28);
+    for p in all {
+        let name = format!("grad.{}", p.name);
+        let got = floats(p.tensor.grad(&grads).unwrap());
+        // The bias of the keys moves every score of a query alike: its gradient is rounding.
+        close(&name, &got, &f[&name].values, 1e-5);
+    }
+}
+
+#[test]
+fn ten_steps_of_gpt2_follow_pytorch() {
+    let f = file("gpt2_tiny.safetensors");
+    let mut model = gpt2(&f);
+    let (tokens, starts, spec) = (ids(&f, "ids"), ids(&f, "starts"), gpt2_spec(&f));
+    let plain = danlu_ops::cpu_device();
+    let mut moments: Vec<[Tensor<2>; 2]> = model
+        .parameters()
+        .iter()
+        .map(|p| [0; 2].map(|_| Tensor::zeros(p.tensor.dims(), &plain)))
+        .collect();
+    for step in 1..=10u64 {
+        let (loss, _) = model.loss(&tokens, &starts, &spec);
+        let (value, want) = (floats(loss.clone())[0], f["losses"].values[step as usize - 1]);
+        assert!((value - want).abs() < 2e-5 * want, "step {step}: {value}, PyTorch {want}");
+        let grads = loss.backward();
+        let grads: Vec<Tensor<2>> =
+            model.parameters().iter().map(|p| p.tensor.grad(&grads).unwrap()).collect();
+        let norm = grads.iter().map(squared_norm).sum::<f64>().sqrt();
+        for ((p, grad), state) in model.parameters_mut().into_iter().zip(grads).zip(&mut moments) {
+            let adamw = AdamW {
+                rate: 1e-2,
+                betas: [0.9, 0.95],
+                epsilon: 1e-8,
+                weight_decay: if p.is_matrix() { 0.1 } else { 0.0 },
+                step,
+                grad_scale: (1.0 / norm.max(1.0)) as f32,
+            };
+            let now = p.tensor.clone().inner();
+            let [value, first, second] =
+                adamw_step([now, state[0].clone(), state[1].clone()], grad, adamw);
+            *state = [first, second];
+            p.tensor = Tensor::from_inner(value).require_grad();
+        }
+    }
 }

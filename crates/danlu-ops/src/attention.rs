@@ -3,13 +3,13 @@
 //!
 //! The input is the output of one fused projection: every row holds all query heads, then the key
 //! heads, then the value heads. Documents are given by where they start, so nothing is ever
-//! computed between documents, and positions restart at each. Scores exist for one block of query
-//! rows at a time: memory is linear in the length of a document. The backward pass keeps the
-//! projection, the output and the log-sum-exp of each row, and makes the rest again
-//! (Dao et al., arXiv 2205.14135).
+//! computed between documents, and positions restart at each. Scores exist for one block of queries
+//! and keys at a time (Dao et al., arXiv 2205.14135): memory is linear in the length of a document,
+//! and keys that no query of a block sees are not computed. The backward pass keeps the projection,
+//! the output and the log-sum-exp of each row, and makes the rest again.
 
-use crate::cpu::{self, Mat, Shared, Threads, gemm};
-use crate::pool::tensor;
+use crate::cpu::{self, Mat, ROWS, Shared, Threads, gemm};
+use crate::pool::{Buffer, tensor};
 use crate::rms_norm::{inverse_rms, row_backward};
 use crate::{on_cpu, tape};
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -19,8 +19,11 @@ use burn::tensor::{Bool, Tensor, TensorData};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Query rows whose scores exist at once.
-const BLOCK: usize = 64;
+/// Query rows whose scores exist at once; divides [`KEYS`].
+const QUERIES: usize = 64;
+
+/// Keys whose scores exist at once.
+const KEYS: usize = 512;
 
 /// Cosines and sines of the rotary embedding (Su et al., arXiv 2104.09864), for pairs of elements
 /// half a head apart as in Llama and Qwen.
@@ -281,47 +284,76 @@ struct Task {
     starts: Arc<[u32]>,
 }
 
+/// Queries and keys as the scores take them.
+struct Prepared {
+    /// Queries, then keys of a row, normalised and turned: `[n, (heads + kv_heads) * dim]`. `None`
+    /// if they are what the projection holds.
+    turned: Option<Buffer>,
+    /// Keys, one dimension a row: `[kv_heads * dim, n]`.
+    keys: Buffer,
+    /// Values the same way, for the backward pass.
+    values: Option<Buffer>,
+}
+
 impl Task {
-    /// One unit of parallel work: `(first row, rows, key head)` of a document.
-    fn units(&self) -> Vec<(usize, usize, usize)> {
-        self.starts
-            .windows(2)
-            .map(|w| (w[0] as usize, (w[1] - w[0]) as usize))
-            .filter(|&(_, len)| len > 0)
-            .flat_map(|(first, len)| (0..self.shape.kv_heads).map(move |h| (first, len, h)))
-            .collect()
+    /// Position of every row in its document.
+    fn positions(&self) -> Vec<usize> {
+        self.starts.windows(2).flat_map(|w| 0..(w[1] - w[0]) as usize).collect()
     }
 
-    /// Rows of one head of a document out of the projection, normalised and turned if `norm`.
-    #[inline(always)]
-    fn load(
-        &self,
-        qkv: &[f32],
-        first: usize,
-        len: usize,
-        head: usize,
-        norm: Option<&[f32]>,
-    ) -> Vec<f32> {
-        let (dim, width) = (self.shape.head_dim, self.shape.projection());
-        let mut out = vec![0.0; len * dim];
-        for (p, to) in out.chunks_exact_mut(dim).enumerate() {
-            let from = &qkv[(first + p) * width + head * dim..][..dim];
-            let Some(norm) = norm else {
-                to.copy_from_slice(from);
-                continue;
-            };
-            match self.shape.norm_eps {
-                Some(eps) => {
-                    let r = inverse_rms(from, eps);
-                    for i in 0..dim {
-                        to[i] = from[i] * r * norm[i];
-                    }
-                }
-                None => to.copy_from_slice(from),
-            }
-            self.rotary.turn(p, to);
+    /// Documents that are not empty: first row and length.
+    fn documents(&self) -> impl Iterator<Item = (usize, usize)> {
+        let all = self.starts.windows(2).map(|w| (w[0] as usize, (w[1] - w[0]) as usize));
+        all.filter(|&(_, len)| len > 0)
+    }
+
+    fn prepare(&self, x: &[f32], norms: [&[f32]; 2], with_values: bool) -> Prepared {
+        let s = &self.shape;
+        let (dim, wide, both) = (s.head_dim, s.projection(), s.heads + s.kv_heads);
+        let n = x.len() / wide;
+        let turns = self.rotary.half > 0 || s.norm_eps.is_some();
+        let mut turned = turns.then(|| Buffer::any(n * both * dim));
+        if let Some(turned) = &mut turned {
+            let positions = self.positions();
+            let rows = ROWS * both * dim;
+            turned.par_chunks_mut(rows).enumerate().for_each(|(task, out)| {
+                cpu::vectorised(
+                    #[inline(always)]
+                    || {
+                        for (r, out) in out.chunks_exact_mut(both * dim).enumerate() {
+                            let row = task * ROWS + r;
+                            for (h, out) in out.chunks_exact_mut(dim).enumerate() {
+                                let from = &x[row * wide + h * dim..][..dim];
+                                let norm = norms[usize::from(h >= s.heads)];
+                                normalise(from, norm, s.norm_eps, out);
+                                self.rotary.turn(positions[row], out);
+                            }
+                        }
+                    },
+                );
+            });
         }
-        out
+        let across = |at: usize| {
+            let (from, width) = match &turned {
+                Some(t) if at < both => (&**t, both * dim),
+                _ => (x, wide),
+            };
+            transposed(from, width, at * dim, s.kv_heads * dim)
+        };
+        let (keys, values) = (across(s.heads), with_values.then(|| across(both)));
+        Prepared { turned, keys, values }
+    }
+
+    /// Rows of `head` (keys follow the queries) from row `first` on.
+    fn rows<'a>(&self, p: &'a Prepared, x: &'a [f32], head: usize, first: usize) -> Mat<'a> {
+        let (dim, both) = (self.shape.head_dim, self.shape.heads + self.shape.kv_heads);
+        match &p.turned {
+            Some(t) if head < both => Mat::new(&t[(first * both + head) * dim..], both * dim),
+            _ => {
+                let wide = self.shape.projection();
+                Mat::new(&x[first * wide + head * dim..], wide)
+            }
+        }
     }
 
     fn forward(
@@ -332,51 +364,60 @@ impl Task {
     ) -> (FlexTensor, Vec<f32>) {
         let s = &self.shape;
         let [n, _] = cpu::dims(qkv);
-        let (x, q_norm, k_norm) = (cpu::values(qkv), cpu::values(q_norm), cpu::values(k_norm));
+        let (x, norms) = (cpu::values(qkv), [cpu::values(q_norm), cpu::values(k_norm)]);
         let (dim, width, group) = (s.head_dim, s.output(), s.heads / s.kv_heads);
-        let mut out = vec![0.0; n * width];
+        let prepared = self.prepare(x, norms, false);
+        let mut out = Buffer::any(n * width);
         let mut lse = vec![0.0; n * s.heads];
         let (to, to_lse) = (Shared::new(&mut out), Shared::new(&mut lse));
-        self.units().into_par_iter().for_each(|(first, len, kv)| {
+        let units: Vec<_> = self
+            .documents()
+            .flat_map(|(first, len)| {
+                let blocks = (0..len).step_by(QUERIES);
+                blocks.flat_map(move |at| (0..s.heads).map(move |h| (first, len, at, h)))
+            })
+            .collect();
+        units.into_par_iter().for_each(|(first, len, begin, head)| {
             cpu::vectorised(
                 #[inline(always)]
                 || {
-                    let k = self.load(x, first, len, s.heads + kv, Some(k_norm));
-                    let v = self.load(x, first, len, s.heads + s.kv_heads + kv, None);
-                    let mut scores = vec![0.0; BLOCK.min(len) * len];
-                    let mut mixed = vec![0.0; BLOCK.min(len) * dim];
-                    for head in kv * group..(kv + 1) * group {
-                        let q = self.load(x, first, len, head, Some(q_norm));
-                        for begin in (0..len).step_by(BLOCK) {
-                            let rows = BLOCK.min(len - begin);
-                            let keys = begin + rows;
-                            let q = Mat::new(&q[begin * dim..], dim);
-                            let kt = Mat::new(&k, dim).t();
-                            gemm([rows, dim, keys], q, kt, &mut scores, keys, 0.0, Threads::One);
-                            for r in 0..rows {
-                                let row = &mut scores[r * keys..][..keys];
-                                let sum = softmax(row, begin + r + 1, s.scale());
-                                let i = (first + begin + r) * s.heads + head;
-                                // SAFETY: this unit alone has this document's rows of `head`.
-                                unsafe { to_lse.part(i, 1) }.fill(sum);
-                            }
-                            let p = Mat::new(&scores, keys);
-                            gemm(
-                                [rows, keys, dim],
-                                p,
-                                Mat::new(&v, dim),
-                                &mut mixed,
-                                dim,
-                                0.0,
-                                Threads::One,
-                            );
-                            for r in 0..rows {
-                                let at = (first + begin + r) * width + head * dim;
-                                // SAFETY: as above.
-                                unsafe { to.part(at, dim) }
-                                    .copy_from_slice(&mixed[r * dim..][..dim]);
+                    let rows = QUERIES.min(len - begin);
+                    let end = begin + rows;
+                    let mut scores = Buffer::any(rows * KEYS.min(end));
+                    let mut mixed = Buffer::any(rows * dim);
+                    let mut peaks = [f32::MIN; QUERIES];
+                    let mut sums = [0.0f32; QUERIES];
+                    let q = self.rows(&prepared, x, head, first + begin);
+                    let kv = head / group;
+                    for from in (0..end).step_by(KEYS) {
+                        let keys = KEYS.min(end - from);
+                        let kt = Mat::new(&prepared.keys[kv * dim * n + first + from..], n);
+                        gemm([rows, dim, keys], q, kt, &mut scores, keys, 0.0, Threads::One);
+                        for r in 0..rows {
+                            let row = &mut scores[r * keys..][..keys];
+                            let seen = (begin + r + 1 - from).min(keys);
+                            let old = peaks[r];
+                            let (peak, sum) = exponentials(row, seen, s.scale(), old);
+                            let kept = cpu::exp(old - peak);
+                            (peaks[r], sums[r]) = (peak, sums[r] * kept + sum);
+                            if from > 0 {
+                                mixed[r * dim..][..dim].iter_mut().for_each(|v| *v *= kept);
                             }
                         }
+                        let v = self.rows(&prepared, x, s.heads + s.kv_heads + kv, first + from);
+                        let keep = if from == 0 { 0.0 } else { 1.0 };
+                        let p = Mat::new(&scores, keys);
+                        gemm([rows, keys, dim], p, v, &mut mixed, dim, keep, Threads::One);
+                    }
+                    for r in 0..rows {
+                        let row = first + begin + r;
+                        // SAFETY: this unit alone has these rows of `head`.
+                        let out = unsafe { to.part(row * width + head * dim, dim) };
+                        let by = 1.0 / sums[r];
+                        out.iter_mut().zip(&mixed[r * dim..]).for_each(|(o, m)| *o = m * by);
+                        // SAFETY: as above.
+                        let lse = unsafe { to_lse.part(row * s.heads + head, 1) };
+                        lse[0] = peaks[r] + sums[r].ln();
                     }
                 },
             );
@@ -387,144 +428,208 @@ impl Task {
     fn backward(&self, saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
         let s = &self.shape;
         let [n, _] = cpu::dims(&saved.qkv);
-        let (x, out, up) = (cpu::values(&saved.qkv), cpu::values(&saved.out), cpu::values(grad));
+        let (x, up) = (cpu::values(&saved.qkv), cpu::values(grad));
         let norms = saved.norms.each_ref().map(cpu::values);
-        let (dim, wide, width) = (s.head_dim, s.projection(), s.output());
-        let group = s.heads / s.kv_heads;
-        let mut dx = vec![0.0; n * wide];
-        let to = Shared::new(&mut dx);
-        let parts: Vec<[Vec<f32>; 2]> = self
-            .units()
+        let (dim, wide) = (s.head_dim, s.projection());
+        let prepared = self.prepare(x, norms, true);
+        let mut dx = Buffer::any(n * wide);
+        // Gradients of key and value by query head, before those of a group are added up.
+        let pair = 2 * dim;
+        let mut spread = Buffer::any(n * s.heads * pair);
+        let (to, to_spread) = (Shared::new(&mut dx), Shared::new(&mut spread));
+        let units: Vec<_> = self
+            .documents()
+            .flat_map(|(first, len)| (0..s.heads).map(move |h| (first, len, h)))
+            .collect();
+        let parts: Vec<Vec<f32>> = units
             .into_par_iter()
-            .map(|(first, len, kv)| {
+            .map(|(first, len, head)| {
                 cpu::vectorised(
                     #[inline(always)]
                     || {
-                        let mut dnorms = [vec![0.0; dim], vec![0.0; dim]];
-                        let k = self.load(x, first, len, s.heads + kv, Some(norms[1]));
-                        let v = self.load(x, first, len, s.heads + s.kv_heads + kv, None);
-                        let (mut dk, mut dv) = (vec![0.0; len * dim], vec![0.0; len * dim]);
-                        let mut dq = vec![0.0; len * dim];
-                        let mut p = vec![0.0; BLOCK.min(len) * len];
-                        let mut dp = vec![0.0; BLOCK.min(len) * len];
-                        let mut go = vec![0.0; BLOCK.min(len) * dim];
-                        // Gradient of the turned, normalised rows of one head, back to `dx`.
-                        let store =
-                            |head: usize,
-                             rows: &mut [f32],
-                             which: Option<usize>,
-                             dnorms: &mut [Vec<f32>; 2]| {
-                                for (r, row) in rows.chunks_exact_mut(dim).enumerate() {
-                                    let at = (first + r) * wide + head * dim;
-                                    // SAFETY: this unit alone has these rows of its heads.
-                                    let to = unsafe { to.part(at, dim) };
-                                    let Some(which) = which else {
-                                        to.copy_from_slice(row);
-                                        continue;
-                                    };
-                                    self.rotary.turn_back(r, row);
-                                    match s.norm_eps {
-                                        Some(eps) => row_backward(
-                                            &x[at..][..dim],
-                                            norms[which],
-                                            eps,
-                                            row,
-                                            to,
-                                            &mut dnorms[which],
-                                        ),
-                                        None => to.copy_from_slice(row),
-                                    }
-                                }
-                            };
-                        for head in kv * group..(kv + 1) * group {
-                            let q = self.load(x, first, len, head, Some(norms[0]));
-                            for begin in (0..len).step_by(BLOCK) {
-                                let rows = BLOCK.min(len - begin);
-                                let keys = begin + rows;
-                                for r in 0..rows {
-                                    let at = (first + begin + r) * width + head * dim;
-                                    go[r * dim..][..dim].copy_from_slice(&up[at..][..dim]);
-                                }
-                                let q = Mat::new(&q[begin * dim..], dim);
-                                let (km, vm) = (Mat::new(&k, dim), Mat::new(&v, dim));
-                                let gm = Mat::new(&go, dim);
-                                gemm([rows, dim, keys], q, km.t(), &mut p, keys, 0.0, Threads::One);
-                                gemm(
-                                    [rows, dim, keys],
-                                    gm,
-                                    vm.t(),
-                                    &mut dp,
-                                    keys,
-                                    0.0,
-                                    Threads::One,
-                                );
-                                for r in 0..rows {
-                                    let row = first + begin + r;
-                                    let lse = saved.lse[row * s.heads + head];
-                                    let o = &out[row * width + head * dim..][..dim];
-                                    let delta = cpu::dot(o, &go[r * dim..][..dim]);
-                                    let (seen, unseen) =
-                                        p[r * keys..][..keys].split_at_mut(begin + r + 1);
-                                    let (dseen, dunseen) =
-                                        dp[r * keys..][..keys].split_at_mut(begin + r + 1);
-                                    for (p, dp) in seen.iter_mut().zip(dseen) {
-                                        *p = cpu::exp(*p * s.scale() - lse);
-                                        *dp = *p * (*dp - delta) * s.scale();
-                                    }
-                                    unseen.fill(0.0);
-                                    dunseen.fill(0.0);
-                                }
-                                let (pm, dpm) = (Mat::new(&p, keys), Mat::new(&dp, keys));
-                                gemm(
-                                    [keys, rows, dim],
-                                    pm.t(),
-                                    gm,
-                                    &mut dv,
-                                    dim,
-                                    1.0,
-                                    Threads::One,
-                                );
-                                gemm(
-                                    [keys, rows, dim],
-                                    dpm.t(),
-                                    q,
-                                    &mut dk,
-                                    dim,
-                                    1.0,
-                                    Threads::One,
-                                );
-                                let dq = &mut dq[begin * dim..];
-                                gemm([rows, keys, dim], dpm, km, dq, dim, 0.0, Threads::One);
-                            }
-                            store(head, &mut dq, Some(0), &mut dnorms);
+                        let [mut dq, dk, dv] =
+                            self.head_backward(saved, &prepared, up, [first, len, head]);
+                        let mut dnorm = vec![0.0; dim];
+                        for (r, dq) in dq.chunks_exact_mut(dim).enumerate() {
+                            let at = (first + r) * wide + head * dim;
+                            // SAFETY: this unit alone has these rows of `head`.
+                            let to = unsafe { to.part(at, dim) };
+                            self.rotary.turn_back(r, dq);
+                            let from = &x[at..][..dim];
+                            self.unnormalise(from, norms[0], dq, to, &mut dnorm);
+                            let at = ((first + r) * s.heads + head) * pair;
+                            // SAFETY: as above.
+                            let to = unsafe { to_spread.part(at, pair) };
+                            to[..dim].copy_from_slice(&dk[r * dim..][..dim]);
+                            to[dim..].copy_from_slice(&dv[r * dim..][..dim]);
                         }
-                        store(s.heads + kv, &mut dk, Some(1), &mut dnorms);
-                        store(s.heads + s.kv_heads + kv, &mut dv, None, &mut dnorms);
-                        dnorms
+                        dnorm
                     },
                 )
             })
             .collect();
-        let mut sums = [vec![0.0; dim], vec![0.0; dim]];
-        for part in &parts {
-            for (sum, part) in sums.iter_mut().zip(part) {
-                sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+        let dq_norm = cpu::add_parts(&parts, dim);
+        let positions = self.positions();
+        let group = s.heads / s.kv_heads;
+        let parts: Vec<Vec<f32>> = dx
+            .par_chunks_mut(ROWS * wide)
+            .enumerate()
+            .map(|(task, dx)| {
+                let mut dnorm = vec![0.0; dim];
+                let mut sum = vec![0.0; pair];
+                cpu::vectorised(
+                    #[inline(always)]
+                    || {
+                        for (r, dx) in dx.chunks_exact_mut(wide).enumerate() {
+                            let row = task * ROWS + r;
+                            for kv in 0..s.kv_heads {
+                                let all = &spread[(row * s.heads + kv * group) * pair..];
+                                sum.copy_from_slice(&all[..pair]);
+                                for more in all[..group * pair].chunks_exact(pair).skip(1) {
+                                    sum.iter_mut().zip(more).for_each(|(s, m)| *s += m);
+                                }
+                                let (dk, dv) = sum.split_at_mut(dim);
+                                self.rotary.turn_back(positions[row], dk);
+                                let at = (s.heads + kv) * dim;
+                                let from = &x[row * wide + at..][..dim];
+                                let to = &mut dx[at..][..dim];
+                                self.unnormalise(from, norms[1], dk, to, &mut dnorm);
+                                dx[at + s.kv_heads * dim..][..dim].copy_from_slice(dv);
+                            }
+                        }
+                    },
+                );
+                dnorm
+            })
+            .collect();
+        let dk_norm = cpu::add_parts(&parts, dim);
+        [tensor(dx, [n, wide]), tensor(dq_norm, [1, dim]), tensor(dk_norm, [1, dim])]
+    }
+
+    /// Gradients of the turned queries and keys and of the values of one head of a document, each
+    /// `[len, dim]`: a block of keys at a time, and for each the blocks of queries that see it,
+    /// from the last one, which sees all of them.
+    #[inline(always)]
+    fn head_backward(
+        &self,
+        saved: &Saved,
+        prepared: &Prepared,
+        up: &[f32],
+        [first, len, head]: [usize; 3],
+    ) -> [Buffer; 3] {
+        let s = &self.shape;
+        let (x, out) = (cpu::values(&saved.qkv), cpu::values(&saved.out));
+        let (dim, width) = (s.head_dim, s.output());
+        let (n, kv) = (x.len() / s.projection(), head / (s.heads / s.kv_heads));
+        let [mut dq, mut dk, mut dv] = [0; 3].map(|_| Buffer::any(len * dim));
+        let mut p = Buffer::any(QUERIES.min(len) * KEYS.min(len));
+        let mut dp = Buffer::any(QUERIES.min(len) * KEYS.min(len));
+        let deltas: Vec<f32> = (first..first + len)
+            .map(|row| {
+                let at = row * width + head * dim;
+                cpu::dot(&out[at..][..dim], &up[at..][..dim])
+            })
+            .collect();
+        let values = prepared.values.as_deref().expect("prepared for the backward pass");
+        for from in (0..len).step_by(KEYS) {
+            for begin in (from..len).step_by(QUERIES).rev() {
+                let rows = QUERIES.min(len - begin);
+                let keys = KEYS.min(begin + rows - from);
+                let at = kv * dim * n + first + from;
+                let (kt, vt) = (Mat::new(&prepared.keys[at..], n), Mat::new(&values[at..], n));
+                let q = self.rows(prepared, x, head, first + begin);
+                let k = self.rows(prepared, x, s.heads + kv, first + from);
+                let go = Mat::new(&up[(first + begin) * width + head * dim..], width);
+                gemm([rows, dim, keys], q, kt, &mut p, keys, 0.0, Threads::One);
+                gemm([rows, dim, keys], go, vt, &mut dp, keys, 0.0, Threads::One);
+                for r in 0..rows {
+                    let lse = saved.lse[(first + begin + r) * s.heads + head];
+                    let delta = deltas[begin + r];
+                    let seen = (begin + r + 1 - from).min(keys);
+                    let (seen_p, unseen_p) = p[r * keys..][..keys].split_at_mut(seen);
+                    let (seen_dp, unseen_dp) = dp[r * keys..][..keys].split_at_mut(seen);
+                    for (p, dp) in seen_p.iter_mut().zip(seen_dp) {
+                        *p = cpu::exp(*p * s.scale() - lse);
+                        *dp = *p * (*dp - delta) * s.scale();
+                    }
+                    unseen_p.fill(0.0);
+                    unseen_dp.fill(0.0);
+                }
+                let (pm, dpm) = (Mat::new(&p, keys), Mat::new(&dp, keys));
+                let keep = if begin + rows == len { 0.0 } else { 1.0 };
+                let to = &mut dv[from * dim..];
+                gemm([keys, rows, dim], pm.t(), go, to, dim, keep, Threads::One);
+                let to = &mut dk[from * dim..];
+                gemm([keys, rows, dim], dpm.t(), q, to, dim, keep, Threads::One);
+                let keep = if from == 0 { 0.0 } else { 1.0 };
+                let to = &mut dq[begin * dim..];
+                gemm([rows, keys, dim], dpm, k, to, dim, keep, Threads::One);
             }
         }
-        let [dq_norm, dk_norm] = sums.map(|v| tensor(v, [1, dim]));
-        [tensor(dx, [n, wide]), dq_norm, dk_norm]
+        [dq, dk, dv]
+    }
+
+    /// Backward pass of [`normalise`] for one row of a head.
+    #[inline(always)]
+    fn unnormalise(
+        &self,
+        from: &[f32],
+        norm: &[f32],
+        grad: &[f32],
+        to: &mut [f32],
+        dnorm: &mut [f32],
+    ) {
+        match self.shape.norm_eps {
+            Some(eps) => row_backward(from, norm, eps, grad, to, dnorm),
+            None => to.copy_from_slice(grad),
+        }
     }
 }
 
-/// Softmax of the first `seen` elements of `row` times `scale`; the rest become 0. Returns the
-/// log-sum-exp.
+/// One head of a row with its norm, if there is one.
 #[inline(always)]
-fn softmax(row: &mut [f32], seen: usize, scale: f32) -> f32 {
+fn normalise(from: &[f32], norm: &[f32], eps: Option<f32>, to: &mut [f32]) {
+    let Some(eps) = eps else { return to.copy_from_slice(from) };
+    let r = inverse_rms(from, eps);
+    for ((to, from), norm) in to.iter_mut().zip(from).zip(norm) {
+        *to = from * r * norm;
+    }
+}
+
+/// Columns `at..at + count` of the row-major `x`, as rows: `[count, n]`.
+fn transposed(x: &[f32], width: usize, at: usize, count: usize) -> Buffer {
+    let n = x.len() / width;
+    let mut out = Buffer::any(count * n);
+    let to = Shared::new(&mut out);
+    (0..n.div_ceil(ROWS)).into_par_iter().for_each(|task| {
+        let rows = task * ROWS..n.min((task + 1) * ROWS);
+        for column in 0..count {
+            // SAFETY: this task alone has these columns of the output.
+            let to = unsafe { to.part(column * n + rows.start, rows.len()) };
+            for (to, row) in to.iter_mut().zip(rows.clone()) {
+                *to = x[row * width + at + column];
+            }
+        }
+    });
+    out
+}
+
+/// The first `seen` scores of `row` times `scale` become their exponentials over the largest of
+/// them and `old`, the rest 0. Returns that largest one and the sum.
+#[inline(always)]
+fn exponentials(row: &mut [f32], seen: usize, scale: f32, old: f32) -> (f32, f32) {
     let (row, unseen) = row.split_at_mut(seen);
     unseen.fill(0.0);
-    let peak = row.iter().fold(f32::MIN, |a, &b| a.max(b)) * scale;
-    let mut sums = [0.0f32; 16];
+    let mut peaks = [f32::MIN; 16];
     let (chunks, tail) = row.as_chunks_mut::<16>();
+    for chunk in &mut *chunks {
+        for j in 0..16 {
+            peaks[j] = if chunk[j] > peaks[j] { chunk[j] } else { peaks[j] };
+        }
+    }
+    let peak = peaks.iter().chain(&*tail).fold(f32::MIN, |a, &b| a.max(b));
+    let peak = (peak * scale).max(old);
+    let mut sums = [0.0f32; 16];
     for chunk in chunks {
         for j in 0..16 {
             chunk[j] = cpu::exp(chunk[j] * scale - peak);
@@ -536,9 +641,14 @@ fn softmax(row: &mut [f32], seen: usize, scale: f32) -> f32 {
         *v = cpu::exp(*v * scale - peak);
         sum += *v;
     }
-    let inverse = 1.0 / sum;
-    row.iter_mut().for_each(|v| *v *= inverse);
-    peak + sum.ln()
+    (peak, sum)
+}
+
+/// Softmax of `row` times `scale`.
+#[inline(always)]
+fn softmax(row: &mut [f32], scale: f32) {
+    let (_, sum) = exponentials(row, row.len(), scale, f32::MIN);
+    row.iter_mut().for_each(|v| *v *= 1.0 / sum);
 }
 
 /// One new token per sequence against its cache, without gradients, on plain slices.
@@ -563,16 +673,7 @@ pub fn attention_cached(
         #[inline(always)]
         || {
             let load = |head: usize, norm: &[f32], to: &mut [f32]| {
-                let from = &qkv[head * dim..][..dim];
-                match shape.norm_eps {
-                    Some(eps) => {
-                        let r = inverse_rms(from, eps);
-                        for i in 0..dim {
-                            to[i] = from[i] * r * norm[i];
-                        }
-                    }
-                    None => to.copy_from_slice(from),
-                }
+                normalise(&qkv[head * dim..][..dim], norm, shape.norm_eps, to);
                 rotary.turn(position, to);
             };
             for h in 0..kv_heads {
@@ -587,7 +688,7 @@ pub fn attention_cached(
                 for (p, score) in scores.iter_mut().enumerate() {
                     *score = cpu::dot(&q, &keys[p * row + kv..][..dim]);
                 }
-                softmax(&mut scores, position + 1, shape.scale());
+                softmax(&mut scores, shape.scale());
                 let out = &mut out[head * dim..][..dim];
                 out.fill(0.0);
                 for (p, &score) in scores.iter().enumerate() {
@@ -612,14 +713,18 @@ mod tests {
 
     #[test]
     fn kernel_composed_and_differences_agree() {
-        // 150 rows cross two blocks; an empty document and one of a single row are allowed.
-        for (starts, norm) in
-            [(vec![0u32, 4, 4, 5, 12], true), (vec![0, 9], false), (vec![0, 3, 150], true)]
-        {
+        // 150 rows cross two blocks of queries, 700 two of keys; an empty document and one of a
+        // single row are allowed.
+        for (starts, norm) in [
+            (vec![0u32, 4, 4, 5, 12], true),
+            (vec![0, 9], false),
+            (vec![0, 3, 150], true),
+            (vec![0, 700], false),
+        ] {
             let n = *starts.last().expect("closed") as usize;
             let starts: Arc<[u32]> = starts.into();
             let shape = shape(norm);
-            let rotary = Arc::new(Rotary::new(6, 200, 10_000.0));
+            let rotary = Arc::new(Rotary::new(6, 700, 10_000.0));
             let run = |v: &[Tensor<2>], fused: bool| {
                 let (a, b, c) = (v[0].clone(), v[1].clone(), v[2].clone());
                 // The norm weights are used in both cases, so that all inputs have a gradient.

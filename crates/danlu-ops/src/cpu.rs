@@ -1,5 +1,6 @@
 //! What the CPU kernels share: slices of tensors, matrix products, vectorised exponentials.
 
+pub(crate) use crate::gemm::{Mat, Threads, gemm, gemm_bias};
 use crate::pool::{Buffer, tensor};
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
@@ -33,86 +34,6 @@ pub(crate) fn values_mut(t: &mut FlexTensor) -> &mut [f32] {
 /// Rows of `width` that one task handles where nothing is summed over rows.
 pub(crate) fn rows_per_task(width: usize) -> usize {
     (16 * 1024 / width.max(1)).max(1)
-}
-
-/// A matrix inside a slice: element `(i, j)` is at `i * rows + j * cols`.
-#[derive(Clone, Copy)]
-pub(crate) struct Mat<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
-}
-
-impl<'a> Mat<'a> {
-    /// Row-major with `width` elements from row to row.
-    pub(crate) fn new(data: &'a [f32], width: usize) -> Self {
-        Self { data, rows: width, cols: 1 }
-    }
-
-    /// The transpose.
-    pub(crate) fn t(self) -> Self {
-        Self { data: self.data, rows: self.cols, cols: self.rows }
-    }
-}
-
-/// Whether a product may use every thread or is already inside a parallel loop.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Threads {
-    One,
-    All,
-}
-
-/// `c = keep * c + a b` for `a: [m, k]`, `b: [k, n]` and `c` row-major `[m, n]` with `width`
-/// elements from row to row. With `keep` 0 what `c` held is not read.
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn gemm(
-    [m, k, n]: [usize; 3],
-    a: Mat<'_>,
-    b: Mat<'_>,
-    c: &mut [f32],
-    width: usize,
-    keep: f32,
-    threads: Threads,
-) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    let last = |rows: usize, cols: usize, r: usize, s: usize| match (rows, cols) {
-        (0, _) | (_, 0) => 0,
-        _ => (rows - 1) * r + (cols - 1) * s + 1,
-    };
-    assert!(a.data.len() >= last(m, k, a.rows, a.cols), "gemm: left operand too short");
-    assert!(b.data.len() >= last(k, n, b.rows, b.cols), "gemm: right operand too short");
-    assert!(c.len() >= last(m, n, width, 1), "gemm: output too short");
-    let parallelism = match threads {
-        Threads::One => gemm::Parallelism::None,
-        Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
-    };
-    // SAFETY: the three assertions above bound every element that the strides reach, and `c` is
-    // borrowed mutably, so it overlaps neither input.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            width as isize,
-            keep != 0.0,
-            a.data.as_ptr(),
-            a.cols as isize,
-            a.rows as isize,
-            b.data.as_ptr(),
-            b.cols as isize,
-            b.rows as isize,
-            keep,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
 }
 
 /// `e^x` with a relative error below 2e-7, in a form that vectorises: range reduction by powers

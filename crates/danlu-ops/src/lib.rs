@@ -18,6 +18,13 @@ mod attention;
 mod conv;
 mod cpu;
 mod embedding;
+#[allow(
+    unreachable_pub,
+    dead_code,
+    unused_imports,
+    reason = "the interface of a part that stands by itself"
+)]
+mod gemm;
 mod head_loss;
 mod layer_norm;
 mod linear;

@@ -4,7 +4,7 @@
 //! memory that needs it. The gradient of the residual is the output's own, without a copy.
 
 use crate::activation::Activation;
-use crate::cpu::{self, Mat, Threads, gemm};
+use crate::cpu::{self, Mat, Threads, gemm, gemm_bias};
 use crate::pool::{Buffer, tensor};
 use crate::tape::Upstream;
 use crate::{on_cpu, tape};
@@ -143,22 +143,18 @@ fn forward(
 ) -> FlexTensor {
     let ([n, wide], [m, k]) = (cpu::dims(x), cpu::dims::<2>(w));
     let mut out = Buffer::any(n * m);
-    let keep = match (how.residual, how.bias) {
-        (true, bias_too) => {
-            let bias = bias_too.then(|| cpu::values(bias));
-            cpu::copy_rows(&mut out, cpu::values(residual), bias, m);
-            1.0
-        }
-        (false, true) => {
-            cpu::fill_rows(&mut out, cpu::values(bias));
-            1.0
-        }
-        (false, false) => 0.0,
-    };
     let activated = activated(x, wide, n * k, how.activation);
-    let x = activated.as_deref().unwrap_or(cpu::values(x));
+    let x = Mat::new(activated.as_deref().unwrap_or(cpu::values(x)), k);
     let w = Mat::new(cpu::values(w), k).t();
-    gemm([n, k, m], Mat::new(x, k), w, &mut out, m, keep, Threads::All);
+    let bias = how.bias.then(|| cpu::values(bias));
+    match (how.residual, bias) {
+        (true, bias) => {
+            cpu::copy_rows(&mut out, cpu::values(residual), bias, m);
+            gemm([n, k, m], x, w, &mut out, m, 1.0, Threads::All);
+        }
+        (false, Some(bias)) => gemm_bias([n, k, m], x, w, bias, &mut out, m, Threads::All),
+        (false, None) => gemm([n, k, m], x, w, &mut out, m, 0.0, Threads::All),
+    }
     tensor(out, [n, m])
 }
 

@@ -60,10 +60,10 @@ pub fn reset_peak() {
 /// Bytes that a buffer of `len` numbers takes.
 pub(crate) fn size(len: usize) -> usize {
     let bytes = (len * size_of::<f32>()).max(64);
-    match bytes {
-        ..0x1_0000 => bytes.next_power_of_two(),
-        ..LARGE => bytes.next_multiple_of(0x1_0000),
-        _ => bytes.next_multiple_of(LARGE),
+    if bytes < 0x1_0000 {
+        bytes.next_power_of_two()
+    } else {
+        bytes.next_multiple_of(if bytes < LARGE { 0x1_0000 } else { LARGE })
     }
 }
 

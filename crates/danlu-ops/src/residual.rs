@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 /// A normalisation with its learnt tensors, each `[1, width]`.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "made and used up at once")]
 pub enum Norm {
     /// See [`crate::rms_norm()`].
     Rms {

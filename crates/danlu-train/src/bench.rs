@@ -77,6 +77,7 @@ pub struct TrainBench {
 }
 
 /// A model of one of the architectures.
+#[allow(clippy::large_enum_variant, reason = "there is one of it")]
 enum Model {
     Gpt(Gpt),
     Qwen(Transformer),
