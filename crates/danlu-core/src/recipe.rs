@@ -92,6 +92,28 @@ pub struct ImageRecipe {
     pub batch: usize,
     /// Peak learning rate.
     pub rate: f32,
+    /// The recogniser of what a picture shows; its classes are the concepts trained on.
+    pub semantic: SemanticRecipe,
+}
+
+/// A recogniser, whose verdict is the token before a picture's or sound's codes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SemanticRecipe {
+    /// Optimiser steps; 0: no recogniser, and no semantic token.
+    pub steps: usize,
+    /// Pictures or sounds a step.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub rate: f32,
+    /// Channels: a picture's four scales have 1, 2, 4 and 8 times as many, a sound's 4, 6, 8 and 8.
+    pub channels: usize,
+    /// Residual blocks at each scale.
+    pub blocks: usize,
+    /// Width of the embedding that is compared with the classes'.
+    pub width: usize,
+    /// Seconds of a sound that are looked at (pictures: not used).
+    pub seconds: f32,
 }
 
 /// Log-mel autoencoder with finite scalar quantisation on 16 kHz mono.
@@ -122,6 +144,8 @@ pub struct AudioRecipe {
     pub rate: f32,
     /// Longest sound that is accepted, in seconds.
     pub max_seconds: f32,
+    /// The recogniser of what is said; its classes are the texts that two voices or more say.
+    pub semantic: SemanticRecipe,
 }
 
 /// The transformer: `depth` derives what is not given.
@@ -250,6 +274,8 @@ pub struct LossWeights {
     pub image: f32,
     /// Audio codes.
     pub audio: f32,
+    /// Semantic tokens of pictures and sounds.
+    pub semantic: f32,
     /// Tokens of prompts, whatever their modality.
     pub prompt: f32,
 }
@@ -281,6 +307,21 @@ impl Default for ImageRecipe {
             steps: 3000,
             batch: 16,
             rate: 1e-3,
+            semantic: SemanticRecipe::default(),
+        }
+    }
+}
+
+impl Default for SemanticRecipe {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: 64,
+            rate: 2e-3,
+            channels: 32,
+            blocks: 1,
+            width: 128,
+            seconds: 2.5,
         }
     }
 }
@@ -300,6 +341,7 @@ impl Default for AudioRecipe {
             clip: 48,
             rate: 1e-3,
             max_seconds: 8.0,
+            semantic: SemanticRecipe::default(),
         }
     }
 }
@@ -324,7 +366,7 @@ impl Default for ModelRecipe {
 
 impl Default for LossWeights {
     fn default() -> Self {
-        Self { text: 1.0, image: 1.0, audio: 1.0, prompt: 0.0 }
+        Self { text: 1.0, image: 1.0, audio: 1.0, semantic: 1.0, prompt: 0.0 }
     }
 }
 
@@ -447,6 +489,18 @@ impl Recipe {
         at_least("train.validate", self.train.validate, 1)?;
         at_least("image.batch", self.image.batch, 1)?;
         at_least("audio.batch", self.audio.batch, 1)?;
+        for (name, semantic) in [("image", &self.image.semantic), ("audio", &self.audio.semantic)] {
+            at_least(&format!("{name}.semantic.batch"), semantic.batch, 1)?;
+            at_least(&format!("{name}.semantic.channels"), semantic.channels, 1)?;
+            at_least(&format!("{name}.semantic.width"), semantic.width, 1)?;
+            if !(0.1..=60.0).contains(&semantic.seconds) {
+                return Err(Error::parameter(
+                    format!("{name}.semantic.seconds"),
+                    "0.1 to 60",
+                    semantic.seconds,
+                ));
+            }
+        }
         at_least("audio.frames", self.audio.frames, 1)?;
         at_least("audio.clip", self.audio.clip, 1)?;
         at_least("audio.hop", self.audio.hop, 1)?;

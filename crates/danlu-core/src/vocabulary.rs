@@ -67,6 +67,10 @@ pub enum TokenKind {
     Image(u32),
     /// Code of the audio tokeniser.
     Audio(u32),
+    /// What a picture shows as a whole; stands before its codes.
+    ImageSemantic(u32),
+    /// What is said in a sound; stands before its codes.
+    AudioSemantic(u32),
     /// A coordinate, in `0..places` along one axis of the picture.
     Place(u32),
     /// A control token.
@@ -78,14 +82,15 @@ impl TokenKind {
     /// text.
     pub fn modality(self) -> Modality {
         match self {
-            TokenKind::Image(_) => Modality::Image,
-            TokenKind::Audio(_) => Modality::Audio,
+            TokenKind::Image(_) | TokenKind::ImageSemantic(_) => Modality::Image,
+            TokenKind::Audio(_) | TokenKind::AudioSemantic(_) => Modality::Audio,
             _ => Modality::Text,
         }
     }
 }
 
-/// The one vocabulary: text, then image codes, audio codes, places and control tokens.
+/// The one vocabulary: text, then image codes, audio codes, semantic tokens of pictures and of
+/// sounds, places and control tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vocabulary {
@@ -95,6 +100,12 @@ pub struct Vocabulary {
     pub image: u32,
     /// Entries of the audio codebook.
     pub audio: u32,
+    /// Semantic tokens of pictures; 0: pictures are codes alone.
+    #[serde(default)]
+    pub image_semantic: u32,
+    /// Semantic tokens of sounds; 0: sounds are codes alone.
+    #[serde(default)]
+    pub audio_semantic: u32,
     /// Bins of a coordinate.
     pub places: u32,
 }
@@ -102,7 +113,7 @@ pub struct Vocabulary {
 impl Vocabulary {
     /// Number of token ids.
     pub fn size(&self) -> usize {
-        (self.text + self.image + self.audio + self.places) as usize + Control::ALL.len()
+        (self.places_from() + self.places) as usize + Control::ALL.len()
     }
 
     /// Id of an image code.
@@ -117,15 +128,49 @@ impl Vocabulary {
         self.text + self.image + code
     }
 
+    /// Id of a picture's semantic token.
+    pub fn image_semantic_id(&self, class: u32) -> u32 {
+        debug_assert!(class < self.image_semantic);
+        self.text + self.image + self.audio + class
+    }
+
+    /// Id of a sound's semantic token.
+    pub fn audio_semantic_id(&self, class: u32) -> u32 {
+        debug_assert!(class < self.audio_semantic);
+        self.text + self.image + self.audio + self.image_semantic + class
+    }
+
+    fn places_from(&self) -> u32 {
+        self.text + self.image + self.audio + self.image_semantic + self.audio_semantic
+    }
+
     /// Id of a place, 0-based along its axis.
     pub fn place_id(&self, bin: u32) -> u32 {
         debug_assert!(bin < self.places);
-        self.text + self.image + self.audio + bin
+        self.places_from() + bin
     }
 
     /// Id of a control token.
     pub fn control_id(&self, control: Control) -> u32 {
-        self.text + self.image + self.audio + self.places + control as u32
+        self.places_from() + self.places + control as u32
+    }
+
+    /// Ids of the tokens of one kind, given by any of its members.
+    pub fn ids_of(&self, kind: TokenKind) -> std::ops::Range<u32> {
+        let from = |first: u32, n: u32| first..first + n;
+        match kind {
+            TokenKind::Text(_) => from(0, self.text),
+            TokenKind::Image(_) => from(self.text, self.image),
+            TokenKind::Audio(_) => from(self.text + self.image, self.audio),
+            TokenKind::ImageSemantic(_) => {
+                from(self.text + self.image + self.audio, self.image_semantic)
+            }
+            TokenKind::AudioSemantic(_) => {
+                from(self.places_from() - self.audio_semantic, self.audio_semantic)
+            }
+            TokenKind::Place(_) => from(self.places_from(), self.places),
+            TokenKind::Control(c) => from(self.control_id(c), 1),
+        }
     }
 
     /// What `id` means; `None` if it is outside the vocabulary.
@@ -135,6 +180,8 @@ impl Vocabulary {
             (self.text, TokenKind::Text as fn(u32) -> TokenKind),
             (self.image, TokenKind::Image),
             (self.audio, TokenKind::Audio),
+            (self.image_semantic, TokenKind::ImageSemantic),
+            (self.audio_semantic, TokenKind::AudioSemantic),
             (self.places, TokenKind::Place),
         ] {
             if left < size {
@@ -152,17 +199,27 @@ mod tests {
 
     #[test]
     fn every_id_has_one_kind_and_comes_back() {
-        let v = Vocabulary { text: 5, image: 3, audio: 4, places: 2 };
-        assert_eq!(v.size(), 5 + 3 + 4 + 2 + 10);
+        let v = Vocabulary {
+            text: 5,
+            image: 3,
+            audio: 4,
+            image_semantic: 6,
+            audio_semantic: 2,
+            places: 2,
+        };
+        assert_eq!(v.size(), 5 + 3 + 4 + 6 + 2 + 2 + 10);
         for id in 0..v.size() as u32 {
             let back = match v.kind(id).expect("inside") {
                 TokenKind::Text(i) => i,
                 TokenKind::Image(i) => v.image_id(i),
                 TokenKind::Audio(i) => v.audio_id(i),
+                TokenKind::ImageSemantic(i) => v.image_semantic_id(i),
+                TokenKind::AudioSemantic(i) => v.audio_semantic_id(i),
                 TokenKind::Place(i) => v.place_id(i),
                 TokenKind::Control(c) => v.control_id(c),
             };
             assert_eq!(back, id);
+            assert!(v.ids_of(v.kind(id).expect("inside")).contains(&id));
         }
         assert_eq!(v.kind(v.size() as u32), None);
         assert_eq!(v.kind(u32::MAX), None);

@@ -5,6 +5,7 @@
 //! once the caller has turned each into a [`danlu_core::Document`], a [`Packer`] fills batches.
 //! Everything random is a pure function of a seed and an index.
 
+mod classes;
 mod corpus;
 mod mixture;
 mod pack;
@@ -13,6 +14,7 @@ mod questions;
 mod scenes;
 pub mod tasks;
 
+pub use classes::{Classes, picture_classes, sound_classes};
 pub use corpus::{
     ConceptEntry, Corpus, Held, LoadOptions, PictureAsset, Purpose, SIDE, SoundAsset, TextDoc,
 };

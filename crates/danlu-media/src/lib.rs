@@ -7,15 +7,17 @@ mod mel;
 mod picture;
 mod quality;
 mod resample;
+mod restyle;
 mod sound;
 
 pub use mel::{FLOOR, Mel, MelBank, MelConfig};
 pub use picture::{alter_picture, decode_picture, encode_png, fit, read_picture, write_picture};
 pub use quality::{mel_distance, psnr, ssim};
 pub use resample::resample;
+pub use restyle::restyle_picture;
 pub use sound::{
     MAX_SECONDS, RATE, alter_sound, decode_sound, decode_sound_within, encode_wav, read_sound,
-    write_sound,
+    revoice_sound, write_sound,
 };
 
 use danlu_core::{Error, Result};

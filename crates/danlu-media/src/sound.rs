@@ -154,7 +154,18 @@ pub fn write_sound(path: impl AsRef<Path>, sound: &Sound) -> Result<()> {
 /// to 1.2 times the level, with a slight spectral tilt, and half of the time with white noise 20
 /// to 40 dB below.
 pub fn alter_sound(sound: &Sound, rng: &mut Rng) -> Sound {
-    let mut samples = resample(&sound.samples, rng.between(0.9, 1.12) as f64);
+    let speed = rng.between(0.9, 1.12);
+    alter(sound, speed, rng)
+}
+
+/// As [`alter_sound`], with speed and pitch from 0.75 to 1.35 times: as another voice might say it.
+pub fn revoice_sound(sound: &Sound, rng: &mut Rng) -> Sound {
+    let speed = rng.between(-0.29, 0.3).exp();
+    alter(sound, speed, rng)
+}
+
+fn alter(sound: &Sound, speed: f32, rng: &mut Rng) -> Sound {
+    let mut samples = resample(&sound.samples, speed as f64);
     // y[n] = x[n] + tilt * x[n-1] lifts the low end (tilt > 0) or the high end.
     let tilt = rng.between(-0.3, 0.3);
     let mut gain = rng.between(0.5, 1.2) / (1.0 + tilt * tilt).sqrt();

@@ -4,8 +4,8 @@ use crate::io::{
     write_atomically,
 };
 use crate::modality::{
-    AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, ImageTokeniserConfig, TextTokeniser,
-    Tokenisers,
+    AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, ImageTokeniserConfig, Recogniser,
+    RecogniserConfig, TextTokeniser, Tokenisers,
 };
 use crate::params::Module;
 use burn::tensor::Device;
@@ -92,7 +92,21 @@ impl Tokenisers {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         write_atomically(&folder.join("tokenizer.json"), self.text.to_json()?.as_bytes())?;
         save_network(folder, "image", &self.image.config, &self.image, dtype)?;
-        save_network(folder, "audio", &self.audio.config, &self.audio, dtype)
+        save_network(folder, "audio", &self.audio.config, &self.audio, dtype)?;
+        for (name, recogniser) in self.recognisers() {
+            if let Some(recogniser) = recogniser {
+                recogniser.save(folder, name, dtype)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The recognisers with the names of their files, in the order of the fingerprint.
+    fn recognisers(&self) -> [(&'static str, Option<&Recogniser>); 2] {
+        [
+            (ImageTokeniser::SEMANTIC, self.image_semantic.as_ref()),
+            (AudioTokeniser::SEMANTIC, self.audio_semantic.as_ref()),
+        ]
     }
 
     /// Reads the three tokenisers of a model folder.
@@ -101,6 +115,8 @@ impl Tokenisers {
             text: TextTokeniser::load(&folder.join("tokenizer.json"))?,
             image: ImageTokeniser::load(&folder.join("image.safetensors"), device)?,
             audio: AudioTokeniser::load(&folder.join("audio.safetensors"), device)?,
+            image_semantic: Recogniser::find(folder, ImageTokeniser::SEMANTIC, device)?,
+            audio_semantic: Recogniser::find(folder, AudioTokeniser::SEMANTIC, device)?,
         })
     }
 
@@ -111,11 +127,43 @@ impl Tokenisers {
             let path = folder.join(name);
             hash.update(&std::fs::read(&path).map_err(|e| Error::io(&path, e))?);
         }
+        for name in [ImageTokeniser::SEMANTIC, AudioTokeniser::SEMANTIC] {
+            let path = folder.join(format!("{name}.safetensors"));
+            if path.exists() {
+                hash.update(name.as_bytes());
+                hash.update(&std::fs::read(&path).map_err(|e| Error::io(&path, e))?);
+            }
+        }
         Ok(hash.finalize().to_hex().to_string())
     }
 }
 
+impl Recogniser {
+    /// Writes it to `folder/NAME.safetensors`.
+    pub fn save(&self, folder: &Path, name: &str, dtype: Dtype) -> Result<()> {
+        save_network(folder, name, &self.config, self, dtype)
+    }
+
+    /// Reads `folder/NAME.safetensors`, if it is there.
+    pub fn find(folder: &Path, name: &str, device: &Device) -> Result<Option<Self>> {
+        let path = folder.join(format!("{name}.safetensors"));
+        if !path.exists() {
+            return Ok(None);
+        }
+        let config: RecogniserConfig = network_config(&path)?;
+        config.check().map_err(|found| {
+            Error::file(&path, "sizes of a recogniser within their bounds", found)
+        })?;
+        let mut module = Self::new(config, 0, device);
+        load_parameters(&mut module, &mut load_tensors(&path)?, &path)?;
+        Ok(Some(module))
+    }
+}
+
 impl ImageTokeniser {
+    /// Name of the file, without its ending, of what pictures are recognised with.
+    pub const SEMANTIC: &'static str = "image-semantic";
+
     /// Writes it to `folder/image.safetensors`.
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
         save_network(folder, "image", &self.config, self, dtype)
@@ -132,6 +180,9 @@ impl ImageTokeniser {
 }
 
 impl AudioTokeniser {
+    /// Name of the file, without its ending, of what sounds are recognised with.
+    pub const SEMANTIC: &'static str = "audio-semantic";
+
     /// Writes it to `folder/audio.safetensors`.
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
         save_network(folder, "audio", &self.config, self, dtype)
@@ -209,6 +260,7 @@ impl Model {
 pub(crate) mod tests {
     use super::*;
     use crate::arch::TransformerConfig;
+    use crate::modality::Eye;
     use danlu_core::recipe::{AudioRecipe, ImageRecipe, ModelRecipe};
 
     /// Untrained tokenisers, as small as they get.
@@ -227,7 +279,14 @@ pub(crate) mod tests {
             text: TextTokeniser::train(["ok hi a b c"].into_iter(), 260).expect("trains"),
             image: ImageTokeniser::new((&image).into(), 1, &d),
             audio: AudioTokeniser::new((&audio).into(), 1, &d),
+            image_semantic: Some(Recogniser::new(tiny_recogniser(Eye::Picture, 7), 2, &d)),
+            audio_semantic: Some(Recogniser::new(tiny_recogniser(Eye::Sound, 5), 3, &d)),
         }
+    }
+
+    fn tiny_recogniser(eye: Eye, classes: usize) -> RecogniserConfig {
+        let (inputs, frames) = (if eye == Eye::Picture { 12 } else { 20 }, 32);
+        RecogniserConfig { eye, inputs, frames, channels: 4, blocks: 1, width: 8, classes }
     }
 
     /// An untrained model, as small as it gets.

@@ -2,7 +2,8 @@
 //! here, so they cannot disagree.
 //!
 //! A turn is its role's control token and its parts; an assistant's turn is closed by
-//! [`Control::End`]. A picture is `<|image|>`, its codes, `<|/image|>`; a sound likewise. `<locN>`
+//! [`Control::End`]. A picture is `<|image|>`, its semantic token, its codes, `<|/image|>`; a sound
+//! likewise. `<locN>`
 //! in a text is the place token N. Nothing a text says becomes a control token.
 
 use crate::modality::{ImageTokeniser, Tokenisers};
@@ -14,9 +15,10 @@ use danlu_core::{
 /// Where the codes of pictures and sounds come from. `prompt` says that the part is shown to the
 /// model and not said by it.
 pub trait Codes {
-    /// Codes of a picture, [`ImageTokeniser::TOKENS`] of them.
+    /// Codes of a picture as [`Tokenisers::image_codes`] makes them: the semantic token, if there
+    /// are such, then [`ImageTokeniser::TOKENS`] codes.
     fn image(&mut self, media: &Media, prompt: bool) -> Result<Vec<u32>>;
-    /// Codes of a sound, at least one.
+    /// Codes of a sound, at least one, after the semantic token if there are such.
     fn audio(&mut self, media: &Media, prompt: bool) -> Result<Vec<u32>>;
 }
 
@@ -31,7 +33,7 @@ impl Codes for FileCodes<'_> {
         };
         let picture =
             danlu_media::fit(&danlu_media::read_picture(path)?, crate::modality::PLACES as usize);
-        Ok(self.0.image.to_codes(&[&picture]).remove(0))
+        Ok(self.0.image_codes(&[&picture]).remove(0))
     }
 
     fn audio(&mut self, media: &Media, _: bool) -> Result<Vec<u32>> {
@@ -47,7 +49,7 @@ impl Codes for FileCodes<'_> {
                 format!("{seconds:.1} seconds"),
             ));
         }
-        Ok(self.0.audio.to_codes(&sound))
+        Ok(self.0.audio_codes(&sound))
     }
 }
 
@@ -137,6 +139,9 @@ impl<'a> Template<'a> {
                     (false, _) | (_, None) => weights.prompt,
                     (true, Some(TokenKind::Image(_))) => weights.image,
                     (true, Some(TokenKind::Audio(_))) => weights.audio,
+                    (true, Some(TokenKind::ImageSemantic(_) | TokenKind::AudioSemantic(_))) => {
+                        weights.semantic
+                    }
                     (true, Some(_)) => weights.text,
                 });
                 document.ids.push(id);
@@ -182,12 +187,18 @@ impl<'a> Template<'a> {
                 Part::Text(text) => ids.extend(self.text(text)),
                 Part::Image(media) => {
                     ids.push(v.control_id(Control::Image));
-                    ids.extend(codes.image(media, prompt)?.into_iter().map(|c| v.image_id(c)));
+                    let codes = codes.image(media, prompt)?;
+                    let (first, rest) = codes.split_at(usize::from(v.image_semantic > 0));
+                    ids.extend(first.iter().map(|&c| v.image_semantic_id(c)));
+                    ids.extend(rest.iter().map(|&c| v.image_id(c)));
                     ids.push(v.control_id(Control::ImageEnd));
                 }
                 Part::Audio(media) => {
                     ids.push(v.control_id(Control::Audio));
-                    ids.extend(codes.audio(media, prompt)?.into_iter().map(|c| v.audio_id(c)));
+                    let codes = codes.audio(media, prompt)?;
+                    let (first, rest) = codes.split_at(usize::from(v.audio_semantic > 0));
+                    ids.extend(first.iter().map(|&c| v.audio_semantic_id(c)));
+                    ids.extend(rest.iter().map(|&c| v.audio_id(c)));
                     ids.push(v.control_id(Control::AudioEnd));
                 }
             }
@@ -217,8 +228,14 @@ impl<'a> Template<'a> {
                     let codes: Vec<u32> = left
                         .by_ref()
                         .map_while(|id| match (open, self.vocabulary.kind(id)) {
-                            (Control::Image, Some(TokenKind::Image(c))) => Some(c),
-                            (Control::Audio, Some(TokenKind::Audio(c))) => Some(c),
+                            (
+                                Control::Image,
+                                Some(TokenKind::Image(c) | TokenKind::ImageSemantic(c)),
+                            ) => Some(c),
+                            (
+                                Control::Audio,
+                                Some(TokenKind::Audio(c) | TokenKind::AudioSemantic(c)),
+                            ) => Some(c),
                             _ => None,
                         })
                         .collect();
@@ -238,11 +255,16 @@ impl<'a> Template<'a> {
     }
 
     fn media(&self, open: Control, codes: Vec<u32>) -> Result<Value> {
-        match (open, codes.len()) {
+        let v = &self.vocabulary;
+        let semantic = match open {
+            Control::Image => usize::from(v.image_semantic > 0),
+            _ => usize::from(v.audio_semantic > 0),
+        };
+        match (open, codes.len().saturating_sub(semantic)) {
             (Control::Image, ImageTokeniser::TOKENS) => {
-                Ok(Value::Picture(self.tokenisers.image.to_pictures(&[codes]).remove(0)))
+                Ok(Value::Picture(self.tokenisers.picture(&codes)))
             }
-            (Control::Audio, 1..) => Ok(Value::Sound(self.tokenisers.audio.to_sound(&codes))),
+            (Control::Audio, 1..) => Ok(Value::Sound(self.tokenisers.sound(&codes))),
             (_, n) => Err(Error::Other(format!("a reply has a {open:?} of {n} codes"))),
         }
     }
@@ -269,7 +291,8 @@ mod tests {
 
     impl Codes for Fixed {
         fn image(&mut self, _: &Media, _: bool) -> Result<Vec<u32>> {
-            Ok((0..ImageTokeniser::TOKENS as u32).map(|i| i % 4).collect())
+            // The semantic token, then the codes.
+            Ok((0..=ImageTokeniser::TOKENS as u32).map(|i| i % 4).collect())
         }
         fn audio(&mut self, _: &Media, _: bool) -> Result<Vec<u32>> {
             Ok(vec![1, 2, 3])
@@ -297,7 +320,8 @@ mod tests {
     fn only_the_reply_counts_and_the_prompt_is_its_prefix() {
         let t = tiny_tokenisers();
         let template = Template::new(&t);
-        let weights = LossWeights { text: 1.0, image: 0.5, audio: 0.25, prompt: 0.0 };
+        let weights =
+            LossWeights { text: 1.0, image: 0.5, audio: 0.25, semantic: 2.0, prompt: 0.0 };
         let d = template.document(&sample(), &mut Fixed, &weights, false, 7).expect("renders");
         let mut asked = sample();
         asked.messages.pop();
@@ -305,7 +329,12 @@ mod tests {
         assert_eq!(d.ids[..prompt.len()], prompt[..]);
         assert!(d.weights[..prompt.len()].iter().all(|&w| w == 0.0));
         assert!(d.weights[prompt.len()..].iter().all(|&w| w > 0.0));
-        assert_eq!(d.weights.iter().filter(|&&w| w == 0.25).count(), 3);
+        assert_eq!(d.weights.iter().filter(|&&w| w == 0.25).count(), 2);
+        assert_eq!(d.weights.iter().filter(|&&w| w == 2.0).count(), 1);
+        let first = d.ids[prompt.len()..].iter().position(|&id| {
+            matches!(template.vocabulary().kind(id), Some(TokenKind::AudioSemantic(1)))
+        });
+        assert!(first.is_some(), "the semantic token of the sound that is said");
         let v = template.vocabulary();
         assert!(prompt.contains(&v.place_id(3)), "a place token");
         let places = prompt.iter().filter(|&&id| matches!(v.kind(id), Some(TokenKind::Place(_))));
@@ -323,7 +352,8 @@ mod tests {
         let reply = template.reply(&d.ids[3..]).expect("well-formed");
         assert_eq!(reply[0], Value::Text("ok".into()));
         assert!(matches!(&reply[1], Value::Sound(s) if !s.samples.is_empty()));
-        let short = [t.vocabulary().control_id(Control::Image), t.vocabulary().image_id(0)];
+        let v = t.vocabulary();
+        let short = [v.control_id(Control::Image), v.image_semantic_id(2), v.image_id(0)];
         let error = template.reply(&short).expect_err("one code is no picture");
         assert!(error.to_string().contains("Image of 1 codes"), "{error}");
     }

@@ -1,4 +1,5 @@
-//! Two-dimensional convolution with channels last, as one matrix product over gathered patches.
+//! Two-dimensional convolution with channels last: patches are gathered for a few lines of output at
+//! a time, as many as the cache holds, and multiplied with the kernels.
 //! A one-dimensional convolution is one of height 1.
 
 use crate::cpu::{self, Mat, Threads, gemm};
@@ -9,6 +10,7 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Tensor, module, ops::ConvOptions};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Kernel, stride and zero padding as `[vertical, horizontal]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,66 +104,111 @@ impl<C: CheckpointStrategy> ConvOp for Autodiff<Flex, C> {
     }
 }
 
-/// For every output position the patch under it: `[batch * height' * width', kh * kw * inputs]`.
-fn patches(x: &FlexTensor, shape: ConvShape) -> Buffer {
-    let [batch, height, width, inputs] = cpu::dims(x);
-    let [oh, ow] = shape.output([height, width]);
-    let [kh, kw] = shape.kernel;
-    let columns = kh * kw * inputs;
-    // Positions over the padding stay 0.
-    let mut out = Buffer::zeros(batch * oh * ow * columns);
-    let x = cpu::values(x);
-    out.par_chunks_mut((ow * columns).max(1)).enumerate().for_each(|(line, out)| {
-        let (b, oy) = (line / oh, line % oh);
-        for (ox, patch) in out.chunks_exact_mut(columns).enumerate() {
-            each_tap(shape, [height, width], [oy, ox], |tap, y, xx| {
-                let from = ((b * height + y) * width + xx) * inputs;
-                patch[tap * inputs..][..inputs].copy_from_slice(&x[from..][..inputs]);
-            });
-        }
-    });
-    out
+/// Values of gathered patches that one task holds at a time: half of a core's second-level cache.
+const GATHER: usize = 96 * 1024;
+/// Parts that the weight gradient is summed in. Fixed, so that the result is the same for any number
+/// of threads.
+const PARTS: usize = 8;
+
+/// Sizes of one call, and the gathering of patches.
+struct Geometry {
+    shape: ConvShape,
+    input: [usize; 2],
+    output: [usize; 2],
+    inputs: usize,
+    /// Values of a patch.
+    columns: usize,
+    /// Lines of output positions, over the whole batch.
+    lines: usize,
 }
 
-/// Calls `f(tap, y, x)` for each kernel position of output `[oy, ox]` that lies inside the input.
-#[inline(always)]
-fn each_tap(
-    shape: ConvShape,
-    [height, width]: [usize; 2],
-    [oy, ox]: [usize; 2],
-    mut f: impl FnMut(usize, usize, usize),
-) {
-    for ky in 0..shape.kernel[0] {
-        let y = (oy * shape.stride[0] + ky).wrapping_sub(shape.padding[0]);
-        if y >= height {
-            continue;
-        }
-        for kx in 0..shape.kernel[1] {
-            let x = (ox * shape.stride[1] + kx).wrapping_sub(shape.padding[1]);
-            if x < width {
-                f(ky * shape.kernel[1] + kx, y, x);
+impl Geometry {
+    fn new(x: &FlexTensor, shape: ConvShape) -> Self {
+        let [batch, height, width, inputs] = cpu::dims(x);
+        let output = shape.output([height, width]);
+        let columns = shape.kernel[0] * shape.kernel[1] * inputs;
+        let lines = batch * output[0];
+        Self { shape, input: [height, width], output, inputs, columns, lines }
+    }
+
+    /// Whether the patches are the input itself.
+    fn is_plain(&self) -> bool {
+        self.shape == ConvShape::same([1, 1])
+    }
+
+    /// Lines whose patches are gathered at a time.
+    fn lines_at_once(&self) -> usize {
+        (GATHER / (self.output[1] * self.columns).max(1)).max(1)
+    }
+
+    /// Writes the patches under output lines `first..first + lines`, `[lines * width', columns]`.
+    fn gather(&self, x: &[f32], first: usize, lines: usize, out: &mut [f32]) {
+        let ([height, width], [oh, ow]) = (self.input, self.output);
+        let row = self.shape.kernel[1] * self.inputs;
+        for (line, out) in (first..first + lines).zip(out.chunks_exact_mut(ow * self.columns)) {
+            let (image, oy) = (line / oh, line % oh);
+            for (ox, patch) in out.chunks_exact_mut(self.columns).enumerate() {
+                // Taps side by side are neighbours in memory: a row of the kernel is one copy.
+                let left = ox * self.shape.stride[1];
+                let (skip, from) = match left.checked_sub(self.shape.padding[1]) {
+                    Some(from) => (0, from),
+                    None => (self.shape.padding[1] - left, 0),
+                };
+                let taps =
+                    (self.shape.kernel[1].saturating_sub(skip)).min(width.saturating_sub(from));
+                let (skip, copied) = (skip * self.inputs, taps * self.inputs);
+                for (ky, to) in patch.chunks_exact_mut(row).enumerate() {
+                    let y = (oy * self.shape.stride[0] + ky).wrapping_sub(self.shape.padding[0]);
+                    if y >= height || taps == 0 {
+                        to.fill(0.0);
+                        continue;
+                    }
+                    let at = ((image * height + y) * width + from) * self.inputs;
+                    to[..skip].fill(0.0);
+                    to[skip..skip + copied].copy_from_slice(&x[at..][..copied]);
+                    to[skip + copied..].fill(0.0);
+                }
             }
+        }
+    }
+
+    /// Calls `f(row, patches)` for output lines `lines`, some at a time: `row` is the first output
+    /// position of the patches `[n, columns]`.
+    fn each(&self, x: &[f32], lines: Range<usize>, mut f: impl FnMut(usize, &[f32])) {
+        let ow = self.output[1];
+        if self.is_plain() {
+            let row = lines.start * ow;
+            f(row, &x[row * self.columns..lines.end * ow * self.columns]);
+            return;
+        }
+        let at_once = self.lines_at_once().min(lines.len());
+        let mut buffer = Buffer::any(at_once * ow * self.columns);
+        for first in lines.clone().step_by(at_once.max(1)) {
+            let n = at_once.min(lines.end - first);
+            let patches = &mut buffer[..n * ow * self.columns];
+            self.gather(x, first, n, patches);
+            f(first * ow, patches);
         }
     }
 }
 
 fn forward(x: &FlexTensor, w: &FlexTensor, bias: &FlexTensor, shape: ConvShape) -> FlexTensor {
-    let [batch, height, width, _] = cpu::dims(x);
-    let [oh, ow] = shape.output([height, width]);
+    let g = Geometry::new(x, shape);
+    let [oh, ow] = g.output;
     let [outputs, columns] = cpu::dims(w);
-    let rows = batch * oh * ow;
-    let mut out = Buffer::any(rows * outputs);
+    let mut out = Buffer::any(g.lines * ow * outputs);
     cpu::fill_rows(&mut out, cpu::values(bias));
-    let gathered;
-    let a = if shape == ConvShape::same([1, 1]) {
-        cpu::values(x)
-    } else {
-        gathered = patches(x, shape);
-        &gathered
-    };
-    let (a, b) = (Mat::new(a, columns), Mat::new(cpu::values(w), columns).t());
-    gemm([rows, columns, outputs], a, b, &mut out, outputs, 1.0, Threads::All);
-    tensor(out, [batch, oh, ow, outputs])
+    let (x, w) = (cpu::values(x), Mat::new(cpu::values(w), columns).t());
+    let some = g.lines_at_once();
+    out.par_chunks_mut((some * ow * outputs).max(1)).enumerate().for_each(|(i, out)| {
+        let lines = i * some..((i + 1) * some).min(g.lines);
+        g.each(x, lines, |_, patches| {
+            let n = patches.len() / columns;
+            let a = Mat::new(patches, columns);
+            gemm([n, columns, outputs], a, w, out, outputs, 1.0, Threads::One);
+        });
+    });
+    tensor(out, [g.lines / oh.max(1), oh, ow, outputs])
 }
 
 fn backward(
@@ -171,49 +218,98 @@ fn backward(
     grad: &FlexTensor,
     want_x: bool,
 ) -> [Option<FlexTensor>; 3] {
-    let [batch, height, width, inputs] = cpu::dims(x);
-    let [oh, ow] = shape.output([height, width]);
     let [outputs, columns] = cpu::dims(w);
-    let rows = batch * oh * ow;
-    let gathered;
-    let a = if shape == ConvShape::same([1, 1]) {
-        cpu::values(x)
-    } else {
-        gathered = patches(x, shape);
-        &gathered
-    };
-    let g = Mat::new(cpu::values(grad), outputs);
-    let mut dw = Buffer::any(outputs * columns);
-    gemm(
-        [outputs, rows, columns],
-        g.t(),
-        Mat::new(a, columns),
-        &mut dw,
-        columns,
-        0.0,
-        Threads::All,
-    );
+    let dw = weight_gradient(x, shape, grad, [outputs, columns]);
     let db = cpu::sum_rows(cpu::values(grad), outputs);
-    let dx = want_x.then(|| {
-        let mut dp = Buffer::any(rows * columns);
-        let w = Mat::new(cpu::values(w), columns);
-        gemm([rows, outputs, columns], g, w, &mut dp, columns, 0.0, Threads::All);
-        let mut dx = Buffer::zeros(batch * height * width * inputs);
-        // One image is one task: its patches overlap, images do not.
-        dx.par_chunks_mut((height * width * inputs).max(1))
-            .zip(dp.par_chunks((oh * ow * columns).max(1)))
-            .for_each(|(dx, dp)| {
-                for (o, patch) in dp.chunks_exact(columns).enumerate() {
-                    each_tap(shape, [height, width], [o / ow, o % ow], |tap, y, xx| {
-                        let to = &mut dx[(y * width + xx) * inputs..][..inputs];
-                        let from = &patch[tap * inputs..][..inputs];
-                        to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
-                    });
-                }
+    let dx = want_x.then(|| input_gradient(x, w, shape, grad));
+    [dx, Some(dw), Some(tensor(db, [1, outputs]))]
+}
+
+fn weight_gradient(
+    x: &FlexTensor,
+    shape: ConvShape,
+    grad: &FlexTensor,
+    [outputs, columns]: [usize; 2],
+) -> FlexTensor {
+    let g = Geometry::new(x, shape);
+    let (x, grad) = (cpu::values(x), cpu::values(grad));
+    let each = g.lines.div_ceil(PARTS).max(1);
+    let parts: Vec<Buffer> = (0..g.lines.div_ceil(each))
+        .into_par_iter()
+        .map(|part| {
+            let lines = part * each..((part + 1) * each).min(g.lines);
+            let mut dw = Buffer::any(outputs * columns);
+            let mut keep = 0.0;
+            g.each(x, lines, |row, patches| {
+                let n = patches.len() / columns;
+                let up = Mat::new(&grad[row * outputs..], outputs).t();
+                let a = Mat::new(patches, columns);
+                gemm([outputs, n, columns], up, a, &mut dw, columns, keep, Threads::One);
+                keep = 1.0;
             });
-        tensor(dx, [batch, height, width, inputs])
+            dw
+        })
+        .collect();
+    let mut parts = parts.into_iter();
+    let mut total = parts.next().unwrap_or_else(|| Buffer::zeros(outputs * columns));
+    let rest: Vec<Buffer> = parts.collect();
+    total.par_chunks_mut(GATHER / 8).enumerate().for_each(|(i, total)| {
+        for part in &rest {
+            let part = &part[i * (GATHER / 8)..][..total.len()];
+            total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+        }
     });
-    [dx, Some(tensor(dw, [outputs, columns])), Some(tensor(db, [1, outputs]))]
+    tensor(total, [outputs, columns])
+}
+
+/// With a stride of one the gradient of the input is a convolution too: of the output's gradient
+/// with the kernel turned round and its channels swapped. Else it is scattered, patch by patch.
+fn input_gradient(
+    x: &FlexTensor,
+    w: &FlexTensor,
+    shape: ConvShape,
+    grad: &FlexTensor,
+) -> FlexTensor {
+    let [batch, height, width, inputs] = cpu::dims(x);
+    let [outputs, columns] = cpu::dims(w);
+    let taps = shape.kernel[0] * shape.kernel[1];
+    let turns = shape.stride == [1, 1] && (0..2).all(|a| shape.padding[a] < shape.kernel[a]);
+    if turns {
+        let (values, mut turned) = (cpu::values(w), Buffer::any(outputs * columns));
+        for (input, row) in turned.chunks_exact_mut((taps * outputs).max(1)).enumerate() {
+            for (tap, row) in row.chunks_exact_mut(outputs).enumerate() {
+                let from = (taps - 1 - tap) * inputs + input;
+                for (output, value) in row.iter_mut().enumerate() {
+                    *value = values[output * columns + from];
+                }
+            }
+        }
+        let turned = tensor(turned, [inputs, taps * outputs]);
+        let padding = [0, 1].map(|a| shape.kernel[a] - 1 - shape.padding[a]);
+        let back = ConvShape { padding, ..shape };
+        return forward(grad, &turned, &tensor(Buffer::zeros(inputs), [1, inputs]), back);
+    }
+    let [oh, ow] = shape.output([height, width]);
+    let (grad, w) = (cpu::values(grad), Mat::new(cpu::values(w), columns));
+    let mut dx = Buffer::zeros(batch * height * width * inputs);
+    // One image is one task: its patches overlap, images do not.
+    dx.par_chunks_mut((height * width * inputs).max(1)).enumerate().for_each(|(image, dx)| {
+        let mut patches = Buffer::any(oh * ow * columns);
+        let up = Mat::new(&grad[image * oh * ow * outputs..], outputs);
+        gemm([oh * ow, outputs, columns], up, w, &mut patches, columns, 0.0, Threads::One);
+        for (o, patch) in patches.chunks_exact(columns).enumerate() {
+            for (tap, from) in patch.chunks_exact(inputs).enumerate() {
+                let [ky, kx] = [tap / shape.kernel[1], tap % shape.kernel[1]];
+                let y = (o / ow * shape.stride[0] + ky).wrapping_sub(shape.padding[0]);
+                let x = (o % ow * shape.stride[1] + kx).wrapping_sub(shape.padding[1]);
+                if y < height && x < width {
+                    let to = &mut dx[(y * width + x) * inputs..][..inputs];
+                    to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
+                }
+            }
+        }
+    });
+    tensor(dx, [batch, height, width, inputs])
 }
 
 #[cfg(test)]

@@ -49,7 +49,14 @@ mod tests {
 
     #[test]
     fn uniform_tokens_have_the_log_of_their_number() {
-        let v = Vocabulary { text: 4, image: 8, audio: 2, places: 1 };
+        let v = Vocabulary {
+            text: 4,
+            image: 8,
+            audio: 2,
+            image_semantic: 0,
+            audio_semantic: 0,
+            places: 1,
+        };
         let ids: Vec<u32> = (0..8).map(|c| v.image_id(c)).collect();
         let mut d = Document { ids: vec![0], weights: vec![1.0], task: 0 };
         d.ids.extend(&ids);

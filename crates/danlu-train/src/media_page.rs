@@ -2,7 +2,7 @@
 
 use crate::run::Run;
 use danlu_core::{Error, Picture, Result, Sound};
-use danlu_data::{Corpus, Held, PictureAsset, SoundAsset, Split};
+use danlu_data::{Corpus, Held, PictureAsset, SoundAsset, Split, picture_classes, sound_classes};
 use danlu_media::{encode_png, encode_wav, mel_distance, psnr, ssim};
 use danlu_model::Tokenisers;
 use danlu_model::io::write_atomically;
@@ -24,10 +24,14 @@ pub struct Quality {
     pub figures: Vec<(&'static str, f64)>,
     /// Share of the codebook that occurs.
     pub codes_used: f64,
+    /// Share of those with a class whose semantic token is that class, if there are such tokens.
+    pub recognised: Option<f64>,
 }
 
 /// Most pictures and sounds that are measured of a kind.
 const MOST: usize = 200;
+/// Most of a kind that are recognised, which is quick.
+const MOST_RECOGNISED: usize = 2000;
 
 /// Measures the tokenisers on trained and held-out data, writes `tokenisers.html` and
 /// `tokenisers.json` of a run, and returns the figures.
@@ -76,7 +80,15 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
     page.section("Pictures");
     let mut rows = Vec::new();
     let mut cards = Vec::new();
-    for (of, assets) in picture_kinds(corpus) {
+    let classes = picture_classes(corpus).of;
+    for (of, all_assets) in picture_kinds(corpus) {
+        let recognised = tokenisers.image_semantic.as_ref().and_then(|r| {
+            let (pictures, wanted): (Vec<&Picture>, Vec<u32>) = some(&all_assets, MOST_RECOGNISED)
+                .filter_map(|&(i, a)| Some((a.picture.as_ref(), classes[i]?)))
+                .unzip();
+            share(&r.pictures(&pictures), &wanted)
+        });
+        let assets: Vec<&PictureAsset> = some(&all_assets, MOST).map(|&(_, a)| a).collect();
         let originals: Vec<&Picture> = assets.iter().map(|a| a.picture.as_ref()).collect();
         let codes = tokenisers.image.to_codes(&originals);
         let made = tokenisers.image.to_pictures(&codes);
@@ -85,14 +97,15 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
             sum / made.len() as f64
         };
         let used: BTreeSet<u32> = codes.iter().flatten().copied().collect();
-        let share = used.len() as f64 / tokenisers.image.fsq.size() as f64;
+        let used = used.len() as f64 / tokenisers.image.fsq.size() as f64;
         let figures = vec![("psnr", mean(&psnr)), ("ssim", mean(&ssim))];
         rows.push(vec![
             of.as_str().into(),
             made.len().into(),
             Cell::number(figures[0].1, 2),
             Cell::number(figures[1].1, 3),
-            Cell::number(100.0 * share, 1),
+            Cell::number(100.0 * used, 1),
+            percent(recognised),
         ]);
         for (asset, made) in assets.iter().zip(&made).take(6) {
             cards.push(Card {
@@ -112,9 +125,9 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
                 ],
             });
         }
-        all.push(Quality { of, n: made.len(), figures, codes_used: share });
+        all.push(Quality { of, n: made.len(), figures, codes_used: used, recognised });
     }
-    let head = ["Pictures", "Measured", "PSNR, dB", "SSIM", "Codebook used, %"];
+    let head = ["Pictures", "Measured", "PSNR, dB", "SSIM", "Codebook used, %", "Recognised, %"];
     let caption = format!("{} tokens a picture, against the original", ImageTokeniser::TOKENS);
     table(&mut page, &caption, &head, rows);
     page.gallery("Original and reconstruction", &cards);
@@ -123,7 +136,15 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
     let mut rows = Vec::new();
     let mut cards = Vec::new();
     let audio = &tokenisers.audio;
-    for (of, assets) in sound_kinds(corpus) {
+    let classes = sound_classes(corpus).of;
+    for (of, all_assets) in sound_kinds(corpus) {
+        let recognised = tokenisers.audio_semantic.as_ref().and_then(|r| {
+            let (rows, wanted): (Vec<Vec<f32>>, Vec<u32>) = some(&all_assets, MOST_RECOGNISED)
+                .filter_map(|&(i, a)| Some((audio.rows(&a.sound.samples), classes[i]?)))
+                .unzip();
+            share(&r.sounds(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>()), &wanted)
+        });
+        let assets: Vec<&SoundAsset> = some(&all_assets, MOST).map(|&(_, a)| a).collect();
         let measured: Vec<(Vec<u32>, Sound, [f64; 3])> = assets
             .par_iter()
             .map(|a| {
@@ -142,14 +163,15 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
         let figures =
             vec![("mel_distance", mean(0)), ("mel_distance_sound", mean(1)), ("floor", mean(2))];
         let used: BTreeSet<u32> = measured.iter().flat_map(|m| &m.0).copied().collect();
-        let share = used.len() as f64 / audio.fsq.size() as f64;
+        let used = used.len() as f64 / audio.fsq.size() as f64;
         rows.push(vec![
             of.as_str().into(),
             n.into(),
             Cell::number(figures[0].1, 2),
             Cell::number(figures[1].1, 2),
             Cell::number(figures[2].1, 2),
-            Cell::number(100.0 * share, 1),
+            Cell::number(100.0 * used, 1),
+            percent(recognised),
         ]);
         for (asset, (_, made, d)) in assets.iter().zip(&measured).take(4) {
             cards.push(Card {
@@ -162,7 +184,7 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
                 ],
             });
         }
-        all.push(Quality { of, n, figures, codes_used: share });
+        all.push(Quality { of, n, figures, codes_used: used, recognised });
     }
     let head = [
         "Sounds",
@@ -171,6 +193,7 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
         "after Griffin-Lim, dB",
         "Griffin-Lim without codes, dB",
         "Codebook used, %",
+        "Recognised, %",
     ];
     let caption = format!("{:.1} tokens a second, against the original", audio.tokens_per_second());
     table(&mut page, &caption, &head, rows);
@@ -194,15 +217,28 @@ fn title(corpus: &Corpus, concept: Option<u32>) -> String {
     entry.and_then(|c| c.name("en")).unwrap_or("a scene").to_string()
 }
 
-/// An even choice of at most [`MOST`].
-fn some<T>(all: Vec<T>) -> Vec<T> {
-    let every = all.len().div_ceil(MOST).max(1);
-    all.into_iter().step_by(every).collect()
+/// An even choice of at most `most`.
+fn some<T>(all: &[T], most: usize) -> impl Iterator<Item = &T> {
+    all.iter().step_by(all.len().div_ceil(most).max(1))
 }
 
-fn picture_kinds(corpus: &Corpus) -> Vec<(String, Vec<&PictureAsset>)> {
+/// Share of `said` that is as `wanted`; `None` of nothing.
+fn share(said: &[u32], wanted: &[u32]) -> Option<f64> {
+    let right = said.iter().zip(wanted).filter(|(s, w)| s == w).count();
+    (!wanted.is_empty()).then(|| right as f64 / wanted.len() as f64)
+}
+
+fn percent(share: Option<f64>) -> Cell {
+    share.map_or_else(|| "".into(), |s| Cell::number(100.0 * s, 1))
+}
+
+/// Assets with their numbers, by kind.
+type Kinds<'a, T> = Vec<(String, Vec<(usize, &'a T)>)>;
+
+fn picture_kinds(corpus: &Corpus) -> Kinds<'_, PictureAsset> {
     let of = |test: &dyn Fn(&PictureAsset) -> bool| {
-        some(corpus.pictures.iter().filter(|p| p.concept.is_some() && test(p)).collect::<Vec<_>>())
+        let all = corpus.pictures.iter().enumerate();
+        all.filter(|(_, p)| p.concept.is_some() && test(p)).collect::<Vec<_>>()
     };
     let kinds = [
         ("trained", of(&|p| p.split == Split::Train)),
@@ -213,9 +249,9 @@ fn picture_kinds(corpus: &Corpus) -> Vec<(String, Vec<&PictureAsset>)> {
     kinds.filter(|(_, all)| !all.is_empty()).collect()
 }
 
-fn sound_kinds(corpus: &Corpus) -> Vec<(String, Vec<&SoundAsset>)> {
+fn sound_kinds(corpus: &Corpus) -> Kinds<'_, SoundAsset> {
     let of = |test: &dyn Fn(&SoundAsset) -> bool| {
-        some(corpus.sounds.iter().filter(|s| test(s)).collect::<Vec<_>>())
+        corpus.sounds.iter().enumerate().filter(|(_, s)| test(s)).collect::<Vec<_>>()
     };
     let kinds = [
         ("trained, synthetic speech", of(&|s| s.split == Split::Train && s.synthetic)),

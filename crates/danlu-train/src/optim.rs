@@ -56,13 +56,16 @@ impl Optimiser {
     pub fn from_recipe(module: &dyn Module, r: &TrainRecipe) -> Self {
         let mut this = Self::new(module, r.betas, r.epsilon, r.weight_decay, r.clip);
         if r.optimiser == Kind::Muon {
-            this.muon = module
-                .parameters()
-                .iter()
-                .map(|p| p.is_matrix() && p.name.contains(".layers."))
-                .collect();
+            this = this.with_muon(module, |name| name.contains(".layers."));
         }
         this
+    }
+
+    /// With Muon for the matrices whose names `inside` accepts.
+    pub fn with_muon(mut self, module: &dyn Module, inside: impl Fn(&str) -> bool) -> Self {
+        let takes = |p: &&Parameter| p.is_matrix() && inside(&p.name);
+        self.muon = module.parameters().iter().map(takes).collect();
+        self
     }
 
     /// Applies gradients (in the module's order, without gradient record) at the learning rates of

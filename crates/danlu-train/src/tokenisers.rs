@@ -6,12 +6,16 @@ use crate::run::{Run, append};
 use crate::watch::{Event, Watcher};
 use burn::tensor::{Tensor, TensorData};
 use danlu_core::recipe::Recipe;
-use danlu_core::{Error, Picture, Result, Rng};
-use danlu_data::{Corpus, Split};
-use danlu_media::{alter_picture, alter_sound};
+use danlu_core::{Error, Picture, Result, Rng, Sound};
+use danlu_data::{Corpus, Split, picture_classes, sound_classes};
+use danlu_media::{alter_picture, alter_sound, restyle_picture, revoice_sound};
 use danlu_model::io::{Dtype, write_atomically};
-use danlu_model::modality::{AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, TextTokeniser};
+use danlu_model::modality::{
+    AudioTokeniser, AudioTokeniserConfig, Eye, ImageTokeniser, Recogniser, RecogniserConfig,
+    TextTokeniser,
+};
 use danlu_model::{Module, Tokenisers};
+use danlu_ops::HeadLoss;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -32,10 +36,15 @@ pub fn train_all(
     corpus: &Corpus,
     watcher: &mut dyn Watcher,
 ) -> Result<Tokenisers> {
+    let text = train_text(recipe, run, corpus, watcher)?;
+    let image = train_image(recipe, run, corpus, watcher)?;
+    let audio = train_audio(recipe, run, corpus, watcher)?;
     Ok(Tokenisers {
-        text: train_text(recipe, run, corpus, watcher)?,
-        image: train_image(recipe, run, corpus, watcher)?,
-        audio: train_audio(recipe, run, corpus, watcher)?,
+        image_semantic: train_image_semantic(recipe, run, corpus, watcher)?,
+        audio_semantic: train_audio_semantic(recipe, run, corpus, &audio, watcher)?,
+        text,
+        image,
+        audio,
     })
 }
 
@@ -203,7 +212,156 @@ pub fn train_audio(
     Ok(module)
 }
 
-/// The loop that image and audio share: AdamW, warm-up, then a straight line to nothing.
+/// Learns to recognise what pictures show, however drawn, from the concepts that are trained on.
+/// `None` if the recipe wants no semantic tokens or no picture has a concept.
+pub fn train_image_semantic(
+    recipe: &Recipe,
+    run: &Run,
+    corpus: &Corpus,
+    watcher: &mut dyn Watcher,
+) -> Result<Option<Recogniser>> {
+    let device = danlu_ops::cpu_device();
+    let name = ImageTokeniser::SEMANTIC;
+    let classes = picture_classes(corpus);
+    let r = &recipe.image.semantic;
+    let found = Recogniser::find(&run.tokenisers(), name, &device)?;
+    if found.is_some() || r.steps == 0 || classes.count == 0 {
+        return Ok(found);
+    }
+    let shown: Vec<(&Picture, u32)> = corpus
+        .pictures
+        .iter()
+        .zip(&classes.of)
+        .filter(|(p, _)| p.split == Split::Train)
+        .filter_map(|(p, class)| Some((p.picture.as_ref(), (*class)?)))
+        .collect();
+    let config = RecogniserConfig {
+        eye: Eye::Picture,
+        inputs: 12,
+        frames: 8,
+        channels: r.channels,
+        blocks: r.blocks,
+        width: r.width,
+        classes: classes.count,
+    };
+    let tracked = device.clone().autodiff();
+    let mut module = Recogniser::new(config, recipe.seed, &tracked);
+    module.to_device(&tracked);
+    let loss = |module: &Recogniser, step: usize| -> Tensor<1> {
+        let batch: Vec<(Picture, u32)> = (0..r.batch)
+            .into_par_iter()
+            .map(|i| {
+                let mut rng = Rng::new(recipe.seed, (1 << 53) + (step * r.batch + i) as u64);
+                let &(picture, class) = rng.pick(&shown);
+                (restyle_picture(picture, &mut rng), class)
+            })
+            .collect();
+        let (pictures, targets): (Vec<&Picture>, Vec<u32>) =
+            batch.iter().map(|(p, c)| (p, *c)).unzip();
+        recognition_loss(module, ImageTokeniser::pixels(&pictures, &tracked), targets)
+    };
+    let phase = "recogniser of pictures";
+    learn(phase, run, name, &mut module, r.steps, r.rate, loss, watcher, recipe)?;
+    module.to_device(&device);
+    module.save(&run.tokenisers(), name, Dtype::F32)?;
+    Ok(Some(module))
+}
+
+/// Learns to recognise what is said, whatever the voice, from the texts that two voices or more say
+/// in training. `None` if the recipe wants no semantic tokens or there is no such text.
+pub fn train_audio_semantic(
+    recipe: &Recipe,
+    run: &Run,
+    corpus: &Corpus,
+    audio: &AudioTokeniser,
+    watcher: &mut dyn Watcher,
+) -> Result<Option<Recogniser>> {
+    let device = danlu_ops::cpu_device();
+    let name = AudioTokeniser::SEMANTIC;
+    let classes = sound_classes(corpus);
+    let r = &recipe.audio.semantic;
+    let found = Recogniser::find(&run.tokenisers(), name, &device)?;
+    if found.is_some() || r.steps == 0 || classes.count == 0 {
+        return Ok(found);
+    }
+    let heard: Vec<(&Sound, u32)> = corpus
+        .sounds
+        .iter()
+        .zip(&classes.of)
+        .filter(|(s, _)| s.split == Split::Train)
+        .filter_map(|(s, class)| Some((s.sound.as_ref(), (*class)?)))
+        .collect();
+    let frames = (r.seconds * 16_000.0 / audio.config.hop as f32) as usize;
+    let config = RecogniserConfig {
+        eye: Eye::Sound,
+        inputs: audio.config.mels,
+        frames: frames.next_multiple_of(8),
+        channels: r.channels,
+        blocks: r.blocks,
+        width: r.width,
+        classes: classes.count,
+    };
+    let tracked = device.clone().autodiff();
+    let mut module = Recogniser::new(config, recipe.seed, &tracked);
+    module.to_device(&tracked);
+    let loss = |module: &Recogniser, step: usize| -> Tensor<1> {
+        let batch: Vec<(Vec<f32>, u32)> = (0..r.batch)
+            .into_par_iter()
+            .map(|i| {
+                let mut rng = Rng::new(recipe.seed, (1 << 54) + (step * r.batch + i) as u64);
+                let &(sound, class) = rng.pick(&heard);
+                let samples = revoice_sound(sound, &mut rng).samples;
+                let mut rows = audio.rows(&samples);
+                mask(&mut rows, audio.config.mels, &mut rng);
+                (rows, class)
+            })
+            .collect();
+        let rows: Vec<&[f32]> = batch.iter().map(|(rows, _)| rows.as_slice()).collect();
+        let targets = batch.iter().map(|(_, class)| *class).collect();
+        recognition_loss(module, module.frames(&rows, &tracked), targets)
+    };
+    let phase = "recogniser of speech";
+    learn(phase, run, name, &mut module, r.steps, r.rate, loss, watcher, recipe)?;
+    module.to_device(&device);
+    module.save(&run.tokenisers(), name, Dtype::F32)?;
+    Ok(Some(module))
+}
+
+/// Cross-entropy of the classes `targets` of `x`.
+fn recognition_loss(module: &Recogniser, x: Tensor<4>, targets: Vec<u32>) -> Tensor<1> {
+    let n = targets.len();
+    let spec = HeadLoss {
+        targets: targets.into(),
+        weights: vec![1.0; n].into(),
+        scale: 1.0 / n as f32,
+        z_loss: 1e-4,
+    };
+    danlu_ops::head_loss(module.embed(x), module.table(), &spec).0
+}
+
+/// Blanks out a band of frequencies and a stretch of time, in half of the calls each (SpecAugment,
+/// arXiv 1904.08779). `frames` are rows of `mels` values.
+fn mask(frames: &mut [f32], mels: usize, rng: &mut Rng) {
+    if rng.unit() < 0.5 {
+        let band = 1 + rng.below(mels / 6 + 1);
+        let low = rng.below(mels - band.min(mels) + 1);
+        for frame in frames.chunks_exact_mut(mels) {
+            frame[low..(low + band).min(mels)].fill(0.0);
+        }
+    }
+    if rng.unit() < 0.5 {
+        let count = frames.len() / mels;
+        let stretch = 1 + rng.below(count / 8 + 1);
+        let first = rng.below(count - stretch.min(count) + 1);
+        frames[first * mels..(first + stretch).min(count) * mels].fill(0.0);
+    }
+}
+
+/// Learning rate of Muon as a multiple of AdamW's.
+const MUON_RATE: f32 = 10.0;
+
+/// The loop that autoencoders and recognisers share: warm-up, then a straight line to nothing. AdamW,
+/// with Muon for the matrices inside a recogniser's scales.
 #[allow(clippy::too_many_arguments)]
 fn learn<M: Module>(
     phase: &str,
@@ -216,7 +374,8 @@ fn learn<M: Module>(
     watcher: &mut dyn Watcher,
     recipe: &Recipe,
 ) -> Result<()> {
-    let mut optimiser = Optimiser::new(module, [0.9, 0.99], 1e-8, 0.01, 1.0);
+    let mut optimiser = Optimiser::new(module, [0.9, 0.99], 1e-8, 0.01, 1.0)
+        .with_muon(module, |name| name.starts_with("scales."));
     let folder = run.tokenisers().join(format!("{name}-checkpoints"));
     let fingerprint = blake3::hash(recipe.to_toml().as_bytes()).to_hex().to_string();
     let mut faults = Vec::new();
@@ -242,7 +401,8 @@ fn learn<M: Module>(
             .collect();
         let warm = ((step + 1) as f32 / 100.0).min(1.0);
         let left = (steps - step) as f32 / steps as f32;
-        let norm = optimiser.step(module, grads, [rate * warm * left.min(1.0), 0.0], 1.0);
+        let rate = rate * warm * left.min(1.0);
+        let norm = optimiser.step(module, grads, [rate, MUON_RATE * rate], 1.0);
         if !norm.is_finite() {
             bad += 1;
             optimiser.step += 1;

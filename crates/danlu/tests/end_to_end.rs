@@ -62,7 +62,9 @@ fn recipe(at: &Path, steps: usize) -> PathBuf {
          [data]\npacks = [{pack:?}]\nfiles = [\"rows.jsonl\"]\nscenes = 12\nvariants = 1\nconcepts = 8\n\
          [text]\nvocabulary = 400\ntrain_bytes = 20000\n\
          [image]\nlevels = [4, 4, 4]\nchannels = 8\nblocks = 1\nsteps = 6\nbatch = 2\n\
+         semantic = {{ steps = 4, batch = 2, channels = 4, width = 8 }}\n\
          [audio]\nlevels = [4, 4, 4]\nchannels = 16\nblocks = 1\nsteps = 6\nbatch = 2\nclip = 8\n\
+         semantic = {{ steps = 4, batch = 2, channels = 4, width = 8, seconds = 1.0 }}\n\
          [model]\ndepth = 2\nwidth = 32\nhead_dim = 8\n\
          [train]\nsteps = {steps}\nrows = 2\nwindow = 160\nwarmup = 2\ncheckpoint = 3\nvalidate = 8\n\
          [mixture]\nname_en = 1.0\ndraw_en = 1.0\nsay_en = 1.0\ndraw_heard_en = 1.0\n\

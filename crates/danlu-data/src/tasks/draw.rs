@@ -1,6 +1,6 @@
 use super::*;
 
-/// Name to image. The style is named half of the time; the reply's asset says which it is.
+/// Name to image. A style that is not the default is named, the default one half of the time.
 pub(super) struct Draw(pub(super) Language);
 
 const WORDINGS: Wordings = Wordings::new(
@@ -28,11 +28,11 @@ impl Task for Draw {
         }
         from_concept(corpus, view, rng, |concept, rng| {
             let name = concept.name(self.0.code())?;
-            let picture = reply_picture(corpus, concept, rng)?;
+            let (picture, must_name) = reply_picture(corpus, concept, rng)?;
             let language = self.0.mostly(rng);
             let wordings = if language == self.0 { &WORDINGS } else { &OTHER };
             let mut question = wordings.pick(language, rng).replace("{}", name);
-            if rng.below(2) == 0 {
+            if must_name || rng.below(2) == 0 {
                 let style = &corpus.picture(picture).style;
                 question +=
                     &language.of(format!(" in the {style} style"), format!("，{style}风格"));

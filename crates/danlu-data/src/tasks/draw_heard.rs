@@ -20,7 +20,7 @@ impl Task for DrawHeard {
     fn draw(&self, corpus: &Corpus, view: View, rng: &mut Rng) -> Option<Drawn> {
         from_concept(corpus, view, rng, |concept, rng| {
             let sound = asked_sound(corpus, concept, view, rng, |s| speaks(s, self.0.code()))?;
-            let picture = reply_picture(corpus, concept, rng)?;
+            let picture = default_picture(corpus, concept)?;
             let instruction = WORDINGS.pick(self.0.mostly(rng), rng);
             let question = in_any_order(instruction, audio(sound), rng);
             Some(ask(self, view, question, vec![image(picture)], Some(concept.label())))

@@ -259,9 +259,23 @@ fn asked_picture(
     pictures(corpus, concept, held, rng)
 }
 
-/// A picture of `concept` to answer with: always of a trained style.
-fn reply_picture(corpus: &Corpus, concept: &ConceptEntry, rng: &mut Rng) -> Option<AssetId> {
-    pictures(corpus, concept, false, rng)
+/// A picture of `concept` to answer with, always of a trained style, and whether its style must be
+/// named: three times of four it is the first, which is what is drawn if no style is asked for.
+/// Which of two styles is meant cannot be learnt from a question that does not say.
+fn reply_picture(
+    corpus: &Corpus,
+    concept: &ConceptEntry,
+    rng: &mut Rng,
+) -> Option<(AssetId, bool)> {
+    let first = default_picture(corpus, concept)?;
+    let id = if rng.below(4) > 0 { first } else { pictures(corpus, concept, false, rng)? };
+    Some((id, id != first))
+}
+
+/// The picture of `concept` that answers a question which names no style.
+fn default_picture(corpus: &Corpus, concept: &ConceptEntry) -> Option<AssetId> {
+    let trained = |id: &AssetId| corpus.picture(*id).held != Some(Held::Style);
+    concept.pictures.iter().copied().find(trained)
 }
 
 fn pictures(corpus: &Corpus, concept: &ConceptEntry, held: bool, rng: &mut Rng) -> Option<AssetId> {
@@ -285,14 +299,21 @@ fn asked_sound(
     sounds(corpus, concept, held, rng, wanted)
 }
 
-/// A sound of `concept` to answer with: always of a trained voice.
+/// A sound of `concept` to answer with, always of a trained voice, and whether its voice must be
+/// named, as in [`reply_picture`].
 fn reply_sound(
     corpus: &Corpus,
     concept: &ConceptEntry,
     rng: &mut Rng,
     wanted: impl Fn(&SoundAsset) -> bool,
-) -> Option<AssetId> {
-    sounds(corpus, concept, false, rng, wanted)
+) -> Option<(AssetId, bool)> {
+    let trained = |id: &AssetId| {
+        let sound = corpus.sound(*id);
+        sound.held != Some(Held::Voice) && wanted(sound)
+    };
+    let first = concept.sounds.iter().copied().find(trained)?;
+    let id = if rng.below(4) > 0 { first } else { sounds(corpus, concept, false, rng, wanted)? };
+    Some((id, id != first))
 }
 
 fn sounds(

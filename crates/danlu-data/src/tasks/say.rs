@@ -1,6 +1,6 @@
 use super::*;
 
-/// Image to speech, with no text in between. The voice is named one time in three.
+/// Image to speech, with no text in between. A voice that is not the default is named.
 pub(super) struct Say(pub(super) Language);
 
 const SAME: Wordings = Wordings::new(
@@ -30,26 +30,26 @@ impl Task for Say {
     fn draw(&self, corpus: &Corpus, view: View, rng: &mut Rng) -> Option<Drawn> {
         from_concept(corpus, view, rng, |concept, rng| {
             let picture = asked_picture(corpus, concept, view, rng)?;
-            let sound = reply_sound(corpus, concept, rng, |s| speaks(s, self.0.code()))?;
+            let (sound, must_name) =
+                reply_sound(corpus, concept, rng, |s| speaks(s, self.0.code()))?;
             let language = self.0.mostly(rng);
             let wordings = if language == self.0 { &SAME } else { &OTHER };
-            let instruction =
-                with_voice(wordings.pick(language, rng), corpus.sound(sound), language, rng);
+            let voice = (corpus.sound(sound).voice.as_str(), must_name);
+            let instruction = with_voice(wordings.pick(language, rng), voice, language, rng);
             let question = in_any_order(instruction, image(picture), rng);
             Some(ask(self, view, question, vec![audio(sound)], Some(concept.label())))
         })
     }
 }
 
-/// Adds the name of the voice, one time in three.
+/// Adds the name of the voice, if it must be named, and else one time in six.
 pub(super) fn with_voice(
     instruction: &str,
-    sound: &SoundAsset,
+    (voice, must_name): (&str, bool),
     language: Language,
     rng: &mut Rng,
 ) -> String {
-    let voice = &sound.voice;
-    if rng.below(3) > 0 || voice.is_empty() {
+    if voice.is_empty() || !(must_name || rng.below(6) == 0) {
         return instruction.to_string();
     }
     language

@@ -1,7 +1,7 @@
 use super::say::with_voice;
 use super::*;
 
-/// Text to speech. The voice is named one time in three.
+/// Text to speech. A voice that is not the default is named.
 pub(super) struct Speak(pub(super) Language);
 
 const WORDINGS: Wordings = Wordings::new(
@@ -23,11 +23,13 @@ impl Task for Speak {
             return None;
         }
         from_concept(corpus, view, rng, |concept, rng| {
-            let sound = reply_sound(corpus, concept, rng, |s| speaks(s, self.0.code()))?;
+            let (sound, must_name) =
+                reply_sound(corpus, concept, rng, |s| speaks(s, self.0.code()))?;
             let asset = corpus.sound(sound);
             let language = self.0.mostly(rng);
             let instruction = WORDINGS.pick(language, rng).replace("{}", &asset.text);
-            let question = vec![text(with_voice(&instruction, asset, language, rng))];
+            let question =
+                vec![text(with_voice(&instruction, (&asset.voice, must_name), language, rng))];
             Some(ask(self, view, question, vec![audio(sound)], Some(concept.label())))
         })
     }

@@ -107,14 +107,14 @@ impl Sequence {
     fn new(transformer: &Transformer, vocabulary: &Vocabulary, r: &Request) -> Result<Self> {
         let context = transformer.config.context;
         let room = context.saturating_sub(r.prompt.len()).min(r.max_tokens);
-        if r.prompt.is_empty() || room < Grammar::room(r.to) {
+        if r.prompt.is_empty() || room < Grammar::room(vocabulary, r.to) {
             return Err(Error::parameter(
                 "prompt",
                 format!(
                     "1 to {} tokens, so that a reply of {} fits into the context of {context} and \
                      max_tokens of {}",
-                    context.saturating_sub(Grammar::room(r.to)),
-                    Grammar::room(r.to),
+                    context.saturating_sub(Grammar::room(vocabulary, r.to)),
+                    Grammar::room(vocabulary, r.to),
                     r.max_tokens
                 ),
                 format!("{} tokens", r.prompt.len()),

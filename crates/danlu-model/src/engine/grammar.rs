@@ -9,6 +9,8 @@ use std::ops::Range;
 enum State {
     Start,
     Free,
+    ImageSemantic,
+    AudioSemantic,
     Image { left: usize },
     Audio { said: usize },
     Closing,
@@ -25,9 +27,14 @@ pub struct Grammar {
 }
 
 /// A picture, its brackets and the end.
-const IMAGE_ROOM: usize = ImageTokeniser::TOKENS + 3;
+fn image_room(v: &Vocabulary) -> usize {
+    ImageTokeniser::TOKENS + 3 + usize::from(v.image_semantic > 0)
+}
+
 /// The shortest sound, its brackets and the end.
-const AUDIO_ROOM: usize = 4;
+fn audio_room(v: &Vocabulary) -> usize {
+    4 + usize::from(v.audio_semantic > 0)
+}
 
 impl Grammar {
     /// A reply of at most `tokens` tokens, the closing one included. With `to`, a reply of that
@@ -37,10 +44,10 @@ impl Grammar {
     }
 
     /// Tokens that a reply of `to` needs at least.
-    pub fn room(to: Option<Modality>) -> usize {
+    pub fn room(vocabulary: &Vocabulary, to: Option<Modality>) -> usize {
         match to {
-            Some(Modality::Image) => IMAGE_ROOM,
-            Some(Modality::Audio) => AUDIO_ROOM,
+            Some(Modality::Image) => image_room(vocabulary),
+            Some(Modality::Audio) => audio_room(vocabulary),
             Some(Modality::Text) | None => 2,
         }
     }
@@ -52,7 +59,7 @@ impl Grammar {
 
     /// Whether the next token is a code of a picture (where guidance applies).
     pub fn in_image(&self) -> bool {
-        matches!(self.state, State::Image { left: 1.. })
+        matches!(self.state, State::ImageSemantic | State::Image { left: 1.. })
     }
 
     /// Ids that may come next, ascending and apart. Empty when done.
@@ -62,16 +69,17 @@ impl Grammar {
             let id = v.control_id(c);
             id..id + 1
         };
-        let codes = |first: u32, n: u32| first..first + n;
         match self.state {
             State::Done => vec![],
             State::Closing => vec![one(Control::End)],
+            State::ImageSemantic => vec![v.ids_of(TokenKind::ImageSemantic(0))],
+            State::AudioSemantic => vec![v.ids_of(TokenKind::AudioSemantic(0))],
             State::Image { left: 0 } => vec![one(Control::ImageEnd)],
-            State::Image { .. } => vec![codes(v.text, v.image)],
+            State::Image { .. } => vec![v.ids_of(TokenKind::Image(0))],
             State::Audio { said } => {
                 let mut all = Vec::new();
                 if said == 0 || self.left > 2 {
-                    all.push(codes(v.text + v.image, v.audio));
+                    all.push(v.ids_of(TokenKind::Audio(0)));
                 }
                 if said > 0 {
                     all.push(one(Control::AudioEnd));
@@ -82,8 +90,8 @@ impl Grammar {
                 let mut all = Vec::new();
                 let wants = |m: Modality| self.to.is_none_or(|to| to == m);
                 if wants(Modality::Text) && self.left > 1 {
-                    all.push(0..v.text);
-                    all.push(codes(v.text + v.image + v.audio, v.places));
+                    all.push(v.ids_of(TokenKind::Text(0)));
+                    all.push(v.ids_of(TokenKind::Place(0)));
                 }
                 let may_end = match self.state {
                     State::Start => self.left <= 1,
@@ -92,10 +100,10 @@ impl Grammar {
                 if may_end {
                     all.push(one(Control::End));
                 }
-                if wants(Modality::Image) && self.left >= IMAGE_ROOM {
+                if wants(Modality::Image) && self.left >= image_room(v) {
                     all.push(one(Control::Image));
                 }
-                if wants(Modality::Audio) && self.left >= AUDIO_ROOM {
+                if wants(Modality::Audio) && self.left >= audio_room(v) {
                     all.push(one(Control::Audio));
                 }
                 all
@@ -108,12 +116,21 @@ impl Grammar {
         debug_assert!(self.allowed().iter().any(|r| r.contains(&id)), "{id} in {self:?}");
         self.left = self.left.saturating_sub(1);
         let single = self.to.is_some();
-        self.state = match (self.state, self.vocabulary.kind(id)) {
+        let v = &self.vocabulary;
+        self.state = match (self.state, v.kind(id)) {
             (_, Some(TokenKind::Control(Control::End))) => State::Done,
-            (_, Some(TokenKind::Control(Control::Image))) => {
+            (_, Some(TokenKind::Control(Control::Image))) if v.image_semantic > 0 => {
+                State::ImageSemantic
+            }
+            (_, Some(TokenKind::Control(Control::Audio))) if v.audio_semantic > 0 => {
+                State::AudioSemantic
+            }
+            (_, Some(TokenKind::Control(Control::Image))) | (State::ImageSemantic, _) => {
                 State::Image { left: ImageTokeniser::TOKENS }
             }
-            (_, Some(TokenKind::Control(Control::Audio))) => State::Audio { said: 0 },
+            (_, Some(TokenKind::Control(Control::Audio))) | (State::AudioSemantic, _) => {
+                State::Audio { said: 0 }
+            }
             (_, Some(TokenKind::Control(_))) if single => State::Closing,
             (_, Some(TokenKind::Control(_))) => State::Free,
             (State::Image { left }, _) => State::Image { left: left - 1 },
@@ -130,13 +147,25 @@ mod tests {
 
     #[test]
     fn any_walk_is_well_formed_and_ends_in_time() {
-        let v = Vocabulary { text: 4, image: 3, audio: 3, places: 2 };
+        for semantic in [0, 5] {
+            walk(&Vocabulary {
+                text: 4,
+                image: 3,
+                audio: 3,
+                image_semantic: semantic,
+                audio_semantic: semantic,
+                places: 2,
+            });
+        }
+    }
+
+    fn walk(v: &Vocabulary) {
         let mut rng = Rng::new(1, 0);
         for to in [None, Some(Modality::Text), Some(Modality::Image), Some(Modality::Audio)] {
-            for room in [Grammar::room(to), 36, 38, 200] {
+            for room in [Grammar::room(v, to), 36, 38, 200] {
                 for _ in 0..50 {
-                    let room = room.max(Grammar::room(to));
-                    let mut g = Grammar::new(&v, to, room);
+                    let room = room.max(Grammar::room(v, to));
+                    let mut g = Grammar::new(v, to, room);
                     let (mut ids, mut run) = (Vec::new(), 0);
                     while !g.done() {
                         let allowed: Vec<u32> = g.allowed().into_iter().flatten().collect();
@@ -163,7 +192,7 @@ mod tests {
                     assert_eq!(has(Control::Image), has(Control::ImageEnd));
                     assert_eq!(has(Control::Audio), has(Control::AudioEnd));
                     match to {
-                        Some(Modality::Image) => assert_eq!(ids.len(), ImageTokeniser::TOKENS + 3),
+                        Some(Modality::Image) => assert_eq!(ids.len(), image_room(v)),
                         Some(Modality::Audio) => assert!(has(Control::Audio)),
                         Some(Modality::Text) => {
                             assert!(!has(Control::Image) && !has(Control::Audio))

@@ -46,6 +46,17 @@ impl Conv {
     }
 }
 
+/// `[n, h, w, c]` to `[n, h / fh, w / fw, fh fw c]`: blocks of positions become channels.
+pub(crate) fn fold(x: Tensor<4>, [fh, fw]: [usize; 2]) -> Tensor<4> {
+    let [n, h, w, c] = x.dims();
+    x.reshape([n, h / fh, fh, w / fw, fw, c]).permute([0, 1, 3, 2, 4, 5]).reshape([
+        n,
+        h / fh,
+        w / fw,
+        fh * fw * c,
+    ])
+}
+
 /// `x + conv1x1(silu(conv(norm(x))))`.
 #[derive(Debug, Clone)]
 pub struct ResBlock {

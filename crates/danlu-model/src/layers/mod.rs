@@ -9,6 +9,7 @@ mod norm;
 
 pub use attention::{Attention, Cache};
 pub use block::Block;
+pub(crate) use conv::fold;
 pub use conv::{Conv, ResBlock};
 pub use linear::Linear;
 pub use mlp::Mlp;

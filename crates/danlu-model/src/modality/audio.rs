@@ -165,7 +165,11 @@ impl AudioTokeniser {
 
     /// Codes of a 16 kHz sound.
     pub fn to_codes(&self, sound: &Sound) -> Vec<u32> {
-        let rows = self.rows(&sound.samples);
+        self.codes_of_rows(self.rows(&sound.samples))
+    }
+
+    /// Codes of what [`rows`](Self::rows) made.
+    pub fn codes_of_rows(&self, rows: Vec<f32>) -> Vec<u32> {
         let width = self.config.frames * self.config.mels;
         let t = rows.len() / width;
         let device = self.to_code.weight.tensor.device();

@@ -4,7 +4,7 @@
 //! training costs.
 
 use super::Fsq;
-use crate::layers::{Conv, ResBlock, RmsNorm};
+use crate::layers::{Conv, ResBlock, RmsNorm, fold};
 use crate::params::{Module, Parameter};
 use burn::tensor::{Device, Tensor, TensorData};
 use danlu_core::recipe::ImageRecipe;
@@ -83,18 +83,7 @@ impl Half {
     }
 }
 
-/// `[b, h, w, c]` to `[b, h / f, w / f, f f c]`.
-fn fold(x: Tensor<4>, f: usize) -> Tensor<4> {
-    let [b, h, w, c] = x.dims();
-    x.reshape([b, h / f, f, w / f, f, c]).permute([0, 1, 3, 2, 4, 5]).reshape([
-        b,
-        h / f,
-        w / f,
-        f * f * c,
-    ])
-}
-
-/// The inverse of [`fold`].
+/// The inverse of [`fold`] with blocks of `f` by `f`.
 fn unfold(x: Tensor<4>, f: usize) -> Tensor<4> {
     let [b, h, w, c] = x.dims();
     let c = c / (f * f);
@@ -165,11 +154,11 @@ impl ImageTokeniser {
     /// The unquantised code of each token, `[n * TOKENS, dimensions]`, of pixels `[n, 64, 64, 3]`.
     pub fn encode(&self, pixels: Tensor<4>) -> Tensor<2> {
         let e = &self.encoder;
-        let mut x = e.enter.forward(fold(pixels, FOLD));
+        let mut x = e.enter.forward(fold(pixels, [FOLD, FOLD]));
         for block in &e.first {
             x = block.forward(x);
         }
-        x = e.change.forward(fold(x, 2));
+        x = e.change.forward(fold(x, [2, 2]));
         for block in &e.second {
             x = block.forward(x);
         }
@@ -271,7 +260,7 @@ mod tests {
     fn folding_comes_back() {
         let d = danlu_ops::cpu_device();
         let x = Tensor::<4>::random([2, 8, 8, 3], burn::tensor::Distribution::Default, &d);
-        let back = unfold(fold(x.clone(), 4), 4);
+        let back = unfold(fold(x.clone(), [4, 4]), 4);
         back.into_data().assert_eq(&x.into_data(), true);
     }
 

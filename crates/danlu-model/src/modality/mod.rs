@@ -3,19 +3,21 @@
 mod audio;
 mod fsq;
 mod image;
+mod semantic;
 mod text;
 
 pub use audio::{AudioTokeniser, AudioTokeniserConfig};
 pub use fsq::Fsq;
 pub use image::{ImageTokeniser, ImageTokeniserConfig};
+pub use semantic::{Eye, Recogniser, RecogniserConfig};
 pub use text::TextTokeniser;
 
-use danlu_core::Vocabulary;
+use danlu_core::{Picture, Sound, Vocabulary};
 
 /// Bins of a coordinate: one per pixel of a picture's side.
 pub const PLACES: u32 = 64;
 
-/// The three tokenisers of a model.
+/// The three tokenisers of a model, and what recognises pictures and sounds as a whole.
 #[derive(Debug, Clone)]
 pub struct Tokenisers {
     /// Byte-level BPE.
@@ -24,6 +26,10 @@ pub struct Tokenisers {
     pub image: ImageTokeniser,
     /// Sounds to codes and back.
     pub audio: AudioTokeniser,
+    /// Gives the semantic token before a picture's codes; without, there is none.
+    pub image_semantic: Option<Recogniser>,
+    /// Gives the semantic token before a sound's codes; without, there is none.
+    pub audio_semantic: Option<Recogniser>,
 }
 
 impl Tokenisers {
@@ -33,7 +39,44 @@ impl Tokenisers {
             text: self.text.size(),
             image: self.image.fsq.size(),
             audio: self.audio.fsq.size(),
+            image_semantic: self.image_semantic.as_ref().map_or(0, Recogniser::classes),
+            audio_semantic: self.audio_semantic.as_ref().map_or(0, Recogniser::classes),
             places: PLACES,
         }
+    }
+
+    /// What stands for each 64x64 picture: its semantic token if there are such, then its
+    /// [`ImageTokeniser::TOKENS`] codes.
+    pub fn image_codes(&self, pictures: &[&Picture]) -> Vec<Vec<u32>> {
+        let mut all = self.image.to_codes(pictures);
+        if let Some(recogniser) = &self.image_semantic {
+            for (codes, class) in all.iter_mut().zip(recogniser.pictures(pictures)) {
+                codes.insert(0, class);
+            }
+        }
+        all
+    }
+
+    /// What stands for a 16 kHz sound: its semantic token if there are such, then its codes.
+    pub fn audio_codes(&self, sound: &Sound) -> Vec<u32> {
+        let rows = self.audio.rows(&sound.samples);
+        let semantic = self.audio_semantic.as_ref();
+        let mut codes: Vec<u32> = semantic.map(|r| r.sounds(&[&rows])[0]).into_iter().collect();
+        codes.extend(self.audio.codes_of_rows(rows));
+        codes
+    }
+
+    /// The picture of what [`image_codes`](Self::image_codes) made.
+    ///
+    /// # Panics
+    /// If the number of codes is another.
+    pub fn picture(&self, codes: &[u32]) -> Picture {
+        let codes = codes[usize::from(self.image_semantic.is_some())..].to_vec();
+        self.image.to_pictures(&[codes]).remove(0)
+    }
+
+    /// The sound of what [`audio_codes`](Self::audio_codes) made.
+    pub fn sound(&self, codes: &[u32]) -> Sound {
+        self.audio.to_sound(&codes[usize::from(self.audio_semantic.is_some())..])
     }
 }

@@ -62,11 +62,12 @@ pub(crate) fn learn(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
         let figures: Vec<String> =
             q.figures.iter().map(|(name, value)| format!("{name} {value:.2}")).collect();
         eprintln!(
-            "  {} ({}): {}, {:.0} % of the codebook",
+            "  {} ({}): {}, {:.0} % of the codebook{}",
             q.of,
             q.n,
             figures.join(", "),
-            100.0 * q.codes_used
+            100.0 * q.codes_used,
+            q.recognised.map_or(String::new(), |r| format!(", {:.1} % recognised", 100.0 * r))
         );
     }
     eprintln!("examples: {}", run.folder.join("tokenisers.html").display());
