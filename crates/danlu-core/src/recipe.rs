@@ -256,6 +256,10 @@ pub struct TrainRecipe {
     /// Share of prompts that are blanked out so that generation can be guided (classifier-free).
     #[serde(default = "default_blank")]
     pub blank: f32,
+    /// Share of the samples whose prompts show pictures and sounds by their semantic token alone,
+    /// where they have a class: short, so that more of them fit, and about what the thing is.
+    #[serde(default)]
+    pub brief: f32,
     /// Steps between checkpoints.
     #[serde(default = "default_checkpoint")]
     pub checkpoint: usize,
@@ -549,6 +553,7 @@ impl Recipe {
             ("train.clip", self.train.clip, 1e-9, 1e9),
             ("train.ema", self.train.ema, 0.0, 0.999_999),
             ("train.blank", self.train.blank, 0.0, 1.0),
+            ("train.brief", self.train.brief, 0.0, 1.0),
             ("train.decay", self.train.decay, 0.0, 1.0),
             ("train.final_rate", self.train.final_rate, 0.0, 1.0),
             ("train.weight_decay", self.train.weight_decay, 0.0, 10.0),

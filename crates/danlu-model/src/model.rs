@@ -30,6 +30,9 @@ pub struct ModelInfo {
     pub data: BTreeMap<String, String>,
     /// BLAKE3 of the tokenisers' files together.
     pub tokenisers: String,
+    /// Fingerprints of the runs that the training went on from, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<String>,
 }
 
 /// A transformer with its tokenisers.
@@ -120,16 +123,21 @@ impl Tokenisers {
         })
     }
 
+    /// The tokenisers' files, and whether a model folder must have each.
+    pub const FILES: [(&'static str, bool); 5] = [
+        ("tokenizer.json", true),
+        ("image.safetensors", true),
+        ("audio.safetensors", true),
+        ("image-semantic.safetensors", false),
+        ("audio-semantic.safetensors", false),
+    ];
+
     /// BLAKE3 of the tokenisers' files in a folder.
     pub fn fingerprint(folder: &Path) -> Result<String> {
         let mut hash = blake3::Hasher::new();
-        for name in ["tokenizer.json", "image.safetensors", "audio.safetensors"] {
+        for (name, needed) in Self::FILES {
             let path = folder.join(name);
-            hash.update(&std::fs::read(&path).map_err(|e| Error::io(&path, e))?);
-        }
-        for name in [ImageTokeniser::SEMANTIC, AudioTokeniser::SEMANTIC] {
-            let path = folder.join(format!("{name}.safetensors"));
-            if path.exists() {
+            if needed || path.exists() {
                 hash.update(name.as_bytes());
                 hash.update(&std::fs::read(&path).map_err(|e| Error::io(&path, e))?);
             }

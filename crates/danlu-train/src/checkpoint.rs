@@ -26,6 +26,35 @@ pub struct State {
     pub fingerprint: String,
     /// Seconds of training so far.
     pub seconds: f64,
+    /// Fingerprints of the runs whose checkpoints it goes on from, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<String>,
+}
+
+/// Takes over the newest checkpoint in `from` for a run of another fingerprint, whose checkpoints
+/// are in `to` and must be none yet.
+pub fn adopt(from: &Path, to: &Path, fingerprint: &str) -> Result<State> {
+    if let Some(found) = list(to).last() {
+        return Err(Error::file(to, "a run without checkpoints to take one over", found.display()));
+    }
+    let newest = list(from).pop();
+    let newest = newest.ok_or_else(|| Error::file(from, "a checkpoint to go on from", "none"))?;
+    let file = newest.join("state.json");
+    let mut state: State = serde_json::from_str(&read(&file)?)
+        .map_err(|e| Error::file(&file, "the state of a checkpoint", e))?;
+    let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
+    state.from.push(before);
+    let name = newest.file_name().unwrap_or_default();
+    let part = to.join(format!("{}.part", name.to_string_lossy()));
+    std::fs::create_dir_all(&part).map_err(|e| Error::io(&part, e))?;
+    let tensors = part.join("tensors.safetensors");
+    std::fs::copy(newest.join("tensors.safetensors"), &tensors)
+        .map_err(|e| Error::io(&tensors, e))?;
+    let json = serde_json::to_string_pretty(&state).map_err(|e| Error::Other(e.to_string()))?;
+    write_atomically(&part.join("state.json"), json.as_bytes())?;
+    let whole = to.join(name);
+    std::fs::rename(&part, &whole).map_err(|e| Error::io(&whole, e))?;
+    Ok(state)
 }
 
 /// Writes a checkpoint into `folder`, and removes all but the newest two. It appears by a rename,

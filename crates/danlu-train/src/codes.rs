@@ -88,8 +88,8 @@ impl CodeTable {
     }
 
     /// Codes for rendering: prompts draw from the altered copies with `rng`, or never without.
-    pub fn reader(&self, rng: Option<Rng>) -> impl danlu_model::prompt::Codes + '_ {
-        Reader { table: self, rng }
+    pub fn reader(&self, rng: Option<Rng>) -> Reader<'_> {
+        Reader { table: self, rng, brief: None }
     }
 
     /// Number of codes of a sound.
@@ -149,9 +149,30 @@ fn shrink(codes: Vec<u32>) -> Vec<u16> {
     codes.into_iter().map(|c| c as u16).collect()
 }
 
-struct Reader<'a> {
+/// Reads a [`CodeTable`].
+#[derive(Debug)]
+pub struct Reader<'a> {
     table: &'a CodeTable,
     rng: Option<Rng>,
+    /// Classes of pictures and of sounds, if prompts are to be brief.
+    brief: Option<[&'a [Option<u32>]; 2]>,
+}
+
+impl<'a> Reader<'a> {
+    /// In prompts, of assets with a class in `classes` (of pictures, of sounds) the semantic token
+    /// alone. Only for tables whose tokenisers have both recognisers.
+    pub fn brief(self, classes: [&'a [Option<u32>]; 2]) -> Self {
+        Self { brief: Some(classes), ..self }
+    }
+
+    fn shorten(&self, kind: usize, media: &Media, prompt: bool, mut codes: Vec<u32>) -> Vec<u32> {
+        if let (true, Some(classes), Media::Asset(AssetId(id))) = (prompt, &self.brief, media)
+            && classes[kind].get(*id as usize).copied().flatten().is_some()
+        {
+            codes.truncate(1);
+        }
+        codes
+    }
 }
 
 impl danlu_model::prompt::Codes for Reader<'_> {
@@ -159,12 +180,13 @@ impl danlu_model::prompt::Codes for Reader<'_> {
         let rng = if prompt { self.rng.as_mut() } else { None };
         let codes = CodeTable::pick(&self.table.images, media, rng)?;
         debug_assert!(codes.len() >= ImageTokeniser::TOKENS);
-        Ok(codes)
+        Ok(self.shorten(0, media, prompt, codes))
     }
 
     fn audio(&mut self, media: &Media, prompt: bool) -> Result<Vec<u32>> {
         let rng = if prompt { self.rng.as_mut() } else { None };
-        CodeTable::pick(&self.table.audios, media, rng)
+        let codes = CodeTable::pick(&self.table.audios, media, rng)?;
+        Ok(self.shorten(1, media, prompt, codes))
     }
 }
 
@@ -204,5 +226,12 @@ mod tests {
         }
         assert_eq!(seen.len(), 2);
         assert!(reader.audio(&media, true).is_err());
+        let with_class = [Some(3)];
+        let mut brief = table.reader(None).brief([&with_class, &[]]);
+        assert_eq!(brief.image(&media, true).expect("there"), [1]);
+        assert_eq!(brief.image(&media, false).expect("there").len(), ImageTokeniser::TOKENS);
+        let without = [None];
+        let mut long = table.reader(None).brief([&without, &[]]);
+        assert_eq!(long.image(&media, true).expect("there").len(), ImageTokeniser::TOKENS);
     }
 }

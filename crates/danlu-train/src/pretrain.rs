@@ -12,7 +12,10 @@ use danlu_core::recipe::{LossWeights, Recipe};
 use danlu_core::{
     Batch, Control, Document, Error, Modality, Result, Rng, Sample, TokenKind, Vocabulary,
 };
-use danlu_data::{Corpus, Drawn, Mixture, Packer, View, cut, questions, tasks};
+use danlu_data::{
+    Classes, Corpus, Drawn, Mixture, Packer, View, cut, picture_classes, questions, sound_classes,
+    tasks,
+};
 use danlu_model::engine::{Request, Sampling, generate};
 use danlu_model::io::{Dtype, write_atomically};
 use danlu_model::prompt::{Template, Value};
@@ -57,6 +60,20 @@ pub fn fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<String
     hash.update(recipe.to_toml().as_bytes());
     hash.update(codes_fingerprint(recipe, run, corpus)?.as_bytes());
     Ok(hash.finalize().to_hex().to_string())
+}
+
+/// Takes over the newest checkpoint and the log of another run, unless `run` has checkpoints of its
+/// own already.
+pub fn take_over(from: &Run, recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<State> {
+    let print = fingerprint(recipe, run, corpus)?;
+    let state = checkpoint::adopt(&from.checkpoints(), &run.checkpoints(), &print)?;
+    for name in ["train", "samples"] {
+        let (old, new) = (from.log(name), run.log(name));
+        if old.exists() {
+            std::fs::copy(&old, &new).map_err(|e| Error::io(&new, e))?;
+        }
+    }
+    Ok(state)
 }
 
 /// What the codes of a corpus depend on, in one hash: data and tokenisers.
@@ -117,6 +134,8 @@ struct Source<'a> {
     mixture: Mixture,
     template: Template<'a>,
     codes: &'a CodeTable,
+    /// Classes of pictures and of sounds.
+    classes: [Classes; 2],
     /// Samples made of packs that were too long for a window so far.
     too_long: std::cell::Cell<u64>,
 }
@@ -136,7 +155,11 @@ impl Source<'_> {
             }
             Drawn::Chat(sample) => {
                 let blank = rng.unit() < train.blank && guided(&sample);
+                let brief = rng.unit() < train.brief;
                 let mut codes = self.codes.reader(Some(rng));
+                if brief {
+                    codes = codes.brief([&self.classes[0].of, &self.classes[1].of]);
+                }
                 let document =
                     self.template.document(&sample, &mut codes, &train.loss, blank, task)?;
                 if document.ids.len() > train.window + 1 {
@@ -189,8 +212,16 @@ pub fn pretrain(
         mixture: Mixture::new(&recipe.mixture, corpus)?,
         template: Template::new(&tokenisers),
         codes,
+        classes: [picture_classes(corpus), sound_classes(corpus)],
         too_long: std::cell::Cell::new(0),
     };
+    if r.brief > 0.0 && (vocabulary.image_semantic == 0 || vocabulary.audio_semantic == 0) {
+        return Err(Error::parameter(
+            "train.brief",
+            "0 for tokenisers without both recognisers",
+            r.brief,
+        ));
+    }
     let names = source.mixture.names();
     let packer =
         Packer { rows: r.rows, window: r.window, pad: vocabulary.control_id(Control::Pad) };
@@ -211,8 +242,14 @@ pub fn pretrain(
         &mut faults,
     )?;
     faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
-    let mut state =
-        found.unwrap_or(State { step: 0, next: 0, tokens: 0, fingerprint: print, seconds: 0.0 });
+    let mut state = found.unwrap_or(State {
+        step: 0,
+        next: 0,
+        tokens: 0,
+        fingerprint: print,
+        seconds: 0.0,
+        from: Vec::new(),
+    });
     drop_log_after(run, state.step as usize)?;
 
     let marginals = marginals(&source, &vocabulary)?;
@@ -331,6 +368,7 @@ pub fn pretrain(
         recipe: blake3::hash(recipe.to_toml().as_bytes()).to_hex().to_string(),
         data: manifests(recipe)?,
         tokenisers: String::new(),
+        from: state.from.clone(),
     };
     let model = Model { transformer, tokenisers, info };
     model.save(&run.model(), Dtype::F32)?;

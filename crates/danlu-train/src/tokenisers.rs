@@ -426,6 +426,7 @@ fn learn<M: Module>(
                 tokens: 0,
                 fingerprint: fingerprint.clone(),
                 seconds: before + start.elapsed().as_secs_f64(),
+                from: Vec::new(),
             };
             checkpoint::save(&folder, &state, module, &optimiser, None)?;
         }

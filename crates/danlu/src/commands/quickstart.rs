@@ -24,7 +24,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let (run, recipe) = super::train::open(Some(args.recipe), args.out, None)?;
-    let (model, corpus) = super::train::train(&run, &recipe, None)?;
+    let (model, corpus) = super::train::train(&run, &recipe, None, None)?;
     let page = evaluate(&run, &recipe, &corpus, &model)?;
     eprintln!(
         "\ndone in {:.0} s. Look at\n  {}  training, samples, recipe\n  {}  evaluation\n  {}  what the tokenisers keep\n\

@@ -16,6 +16,10 @@ pub(crate) struct Args {
     /// Go on with this run instead of starting one
     #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
+    /// Go on from the newest checkpoint of another run, which had another recipe: its tokenisers,
+    /// weights, optimiser state, place in the schedule and log are taken over
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["resume", "tokenizers"])]
+    from: Option<PathBuf>,
     /// Take the tokenisers of this model or run folder instead of learning new ones
     #[arg(long, value_name = "FOLDER")]
     tokenizers: Option<PathBuf>,
@@ -23,7 +27,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let (run, recipe) = open(args.recipe, args.out, args.resume)?;
-    train(&run, &recipe, args.tokenizers)?;
+    let tokenisers = args.from.as_ref().map(|from| Run { folder: from.clone() }.tokenisers());
+    train(&run, &recipe, args.tokenizers.or(tokenisers), args.from)?;
     eprintln!("model: {}\npage:  {}", run.model().display(), run.page().display());
     Ok(())
 }
@@ -51,6 +56,7 @@ pub(crate) fn train(
     run: &Run,
     recipe: &Recipe,
     tokenizers: Option<PathBuf>,
+    from: Option<PathBuf>,
 ) -> Result<(Model, Corpus)> {
     let mut corpus = super::tokenizer::load(recipe)?;
     if let Some(from) = tokenizers {
@@ -70,6 +76,10 @@ pub(crate) fn train(
             codes
         }
     };
+    if let Some(from) = from {
+        let state = pretrain::take_over(&Run { folder: from }, recipe, run, &corpus)?;
+        eprintln!("going on from step {}", state.step);
+    }
     pretrain::check_lengths(recipe, &mut corpus, &tokenisers, &codes)?;
     let model = pretrain::pretrain(recipe, run, &corpus, tokenisers, &codes, &mut Terminal::new())?;
     Ok((model, corpus))
@@ -80,9 +90,9 @@ fn copy_tokenisers(from: &std::path::Path, run: &Run) -> Result<()> {
     let from = if inner.is_dir() { inner } else { from.to_path_buf() };
     let to = run.tokenisers();
     std::fs::create_dir_all(&to).map_err(|e| Error::io(&to, e))?;
-    for name in ["tokenizer.json", "image.safetensors", "audio.safetensors"] {
-        if !to.join(name).exists() {
-            let path = from.join(name);
+    for (name, needed) in Tokenisers::FILES {
+        let path = from.join(name);
+        if !to.join(name).exists() && (needed || path.exists()) {
             std::fs::copy(&path, to.join(name)).map_err(|e| Error::io(&path, e))?;
         }
     }
