@@ -459,6 +459,11 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// The recipe with the default evaluation: what a trained model depends on.
+    pub fn for_training(&self) -> Recipe {
+        Recipe { eval: EvalRecipe::default(), ..self.clone() }
+    }
+
     /// Parses and checks the text of a recipe.
     pub fn parse(text: &str) -> Result<Recipe> {
         let recipe: Recipe =

@@ -3,7 +3,7 @@
 use burn::tensor::{Gradients, Tensor};
 use danlu_core::recipe::{Optimiser as Kind, Schedule, TrainRecipe};
 use danlu_model::{Module, Parameter};
-use danlu_ops::{AdamW, adamw_step, squared_norm};
+use danlu_ops::{AdamW, Muon, MuonMatrix, adamw_step, muon_step, squared_norm};
 
 /// What an optimiser remembers, and its settings.
 #[derive(Debug)]
@@ -23,9 +23,6 @@ pub struct Optimiser {
     pub state: Vec<[Tensor<2>; 2]>,
     muon: Vec<bool>,
 }
-
-/// Decay of Muon's momentum.
-const MUON_MOMENTUM: f32 = 0.95;
 
 impl Optimiser {
     /// Fresh state for a module on a device with or without autodiff.
@@ -86,6 +83,8 @@ impl Optimiser {
         self.step += 1;
         let clip = if norm > self.clip as f64 { self.clip as f64 / norm } else { 1.0 };
         let grad_scale = scale * clip as f32;
+        let mut matrices = Vec::new();
+        let mut takers = Vec::new();
         let all = module.parameters_mut().into_iter().zip(grads).zip(&mut self.state);
         for (((p, grad), state), &muon) in all.zip(&self.muon) {
             let device = p.tensor.device();
@@ -94,35 +93,37 @@ impl Optimiser {
             let value = if device.is_autodiff() { value.inner() } else { value };
             let nothing = || Tensor::zeros([1, 1], &value.device());
             let [first, second] = std::mem::replace(state, [nothing(), nothing()]);
-            let weight_decay = if p.is_matrix() { self.weight_decay } else { 0.0 };
-            let new = if muon {
-                let grad = grad.mul_scalar(grad_scale);
-                let momentum = first.mul_scalar(MUON_MOMENTUM) + grad.clone();
-                let push = grad + momentum.clone().mul_scalar(MUON_MOMENTUM);
-                let [rows, columns] = value.dims();
-                let size = (rows as f32 / columns as f32).max(1.0).sqrt();
-                let value = value.mul_scalar(1.0 - muon_rate * weight_decay)
-                    - orthogonal(push).mul_scalar(muon_rate * size);
-                *state = [momentum, second];
-                value
-            } else {
-                let adamw = AdamW {
-                    rate,
-                    betas: self.betas,
-                    epsilon: self.epsilon,
-                    weight_decay,
-                    step: self.step,
-                    grad_scale,
-                };
-                let [value, first, second] = adamw_step([value, first, second], grad, adamw);
-                *state = [first, second];
-                value
+            if muon {
+                matrices.push(MuonMatrix { value, momentum: first, grad });
+                takers.push((p, state, second));
+                continue;
+            }
+            let adamw = AdamW {
+                rate,
+                betas: self.betas,
+                epsilon: self.epsilon,
+                weight_decay: if p.is_matrix() { self.weight_decay } else { 0.0 },
+                step: self.step,
+                grad_scale,
             };
-            p.tensor =
-                if device.is_autodiff() { Tensor::from_inner(new).require_grad() } else { new };
+            let [value, first, second] = adamw_step([value, first, second], grad, adamw);
+            *state = [first, second];
+            put(p, value);
+        }
+        let muon = Muon { rate: muon_rate, weight_decay: self.weight_decay, grad_scale };
+        let new = muon_step(matrices, muon);
+        for ((p, state, second), [value, momentum]) in takers.into_iter().zip(new) {
+            *state = [momentum, second];
+            put(p, value);
         }
         norm
     }
+}
+
+/// Gives a parameter its new value, as a leaf that wants a gradient if it was one.
+fn put(p: &mut Parameter, value: Tensor<2>) {
+    let tracked = p.tensor.device().is_autodiff();
+    p.tensor = if tracked { Tensor::from_inner(value).require_grad() } else { value };
 }
 
 /// The gradient of every parameter, in the module's order; zeros where there is none.
@@ -132,22 +133,6 @@ pub fn gradients(module: &dyn Module, mut grads: Gradients) -> Vec<Tensor<2>> {
         grad.unwrap_or_else(|| Tensor::zeros(p.tensor.dims(), &p.tensor.device().inner()))
     });
     taken.collect()
-}
-
-/// The nearest matrix with orthogonal rows or columns, roughly: five steps of the quintic
-/// Newton-Schulz iteration (Jordan 2024).
-fn orthogonal(x: Tensor<2>) -> Tensor<2> {
-    let [rows, columns] = x.dims();
-    let tall = rows > columns;
-    let x = if tall { x.transpose() } else { x };
-    let norm = squared_norm(&x).sqrt() as f32;
-    let mut x = x.div_scalar(norm + 1e-7);
-    for _ in 0..5 {
-        let a = danlu_ops::linear(x.clone(), x.clone());
-        let b = a.clone().mul_scalar(-4.775) + a.clone().matmul(a).mul_scalar(2.0315);
-        x = x.clone().mul_scalar(3.4445) + b.matmul(x);
-    }
-    if tall { x.transpose() } else { x }
 }
 
 /// Share of the peak learning rate at `step` (from 0) of `steps`.
@@ -171,27 +156,6 @@ pub fn rate_at(r: &TrainRecipe, step: usize) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
-
-    #[test]
-    fn orthogonal_has_singular_values_near_one() {
-        let device = danlu_ops::cpu_device();
-        device.seed(2);
-        for dims in [[6, 20], [20, 6]] {
-            let x = Tensor::<2>::random(dims, Distribution::Normal(0.0, 1.0), &device);
-            let y = orthogonal(x);
-            let y = if dims[0] > dims[1] { y.transpose() } else { y };
-            let gram: Vec<f32> =
-                danlu_ops::linear(y.clone(), y).into_data().try_into_vec().expect("f32");
-            for i in 0..6 {
-                for j in 0..6 {
-                    let v = gram[i * 6 + j];
-                    let bounds = if i == j { 0.3..1.6 } else { -0.35..0.35 };
-                    assert!(bounds.contains(&v), "{dims:?} [{i},{j}]: {v}");
-                }
-            }
-        }
-    }
 
     #[test]
     fn schedules_warm_up_and_come_down() {

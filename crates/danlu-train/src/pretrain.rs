@@ -54,10 +54,11 @@ pub struct LogLine {
     pub utilisation: f64,
 }
 
-/// What a run depends on, in one hash.
+/// What the training of a run depends on, in one hash: all of the recipe but how it is evaluated,
+/// data and tokenisers.
 pub fn fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<String> {
     let mut hash = blake3::Hasher::new();
-    hash.update(recipe.to_toml().as_bytes());
+    hash.update(recipe.for_training().to_toml().as_bytes());
     hash.update(codes_fingerprint(recipe, run, corpus)?.as_bytes());
     Ok(hash.finalize().to_hex().to_string())
 }

@@ -15,7 +15,7 @@ pub struct Run {
 
 impl Run {
     /// Opens or starts the run of `recipe` in `folder`. A folder that holds another recipe is
-    /// refused.
+    /// refused, unless it is only evaluated otherwise.
     pub fn open(folder: &Path, recipe: &Recipe) -> Result<Run> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let run = Run { folder: folder.to_path_buf() };
@@ -23,16 +23,18 @@ impl Run {
         if path.exists() {
             let found =
                 Recipe::parse(&read(&path)?).map_err(|e| Error::file(&path, "a recipe", e))?;
-            if &found != recipe {
+            if found.for_training() != recipe.for_training() {
                 return Err(Error::file(
                     &path,
                     format!("the recipe `{}` that this run was started with", recipe.name),
                     "another one; choose another folder, or remove this one to start again",
                 ));
             }
-        } else {
-            write_atomically(&path, recipe.to_toml().as_bytes())?;
+            if &found == recipe {
+                return Ok(run);
+            }
         }
+        write_atomically(&path, recipe.to_toml().as_bytes())?;
         Ok(run)
     }
 
@@ -102,4 +104,26 @@ pub(crate) fn entries<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec
         return Ok(Vec::new());
     }
     Ok(read(path)?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_may_be_evaluated_otherwise_but_not_trained_otherwise() {
+        let folder = std::env::temp_dir().join(format!("danlu-run-{}", std::process::id()));
+        let text = "name='a'\n[data]\n[train]\nsteps=100\n[mixture]\nx=1.0\n";
+        let recipe = Recipe::parse(text).expect("valid");
+        Run::open(&folder, &recipe).expect("starts");
+        let mut other = recipe.clone();
+        other.eval.questions = 7;
+        let run = Run::open(&folder, &other).expect("goes on");
+        assert_eq!(Recipe::parse(&read(&run.recipe()).expect("there")).expect("valid"), other);
+        other.train.steps = 99;
+        let error = Run::open(&folder, &other).expect_err("another training").to_string();
+        assert!(error.contains("recipe.toml") && error.contains("`a`"), "{error}");
+        std::fs::remove_file(run.recipe()).expect("removes");
+        std::fs::remove_dir(&folder).expect("removes");
+    }
 }
