@@ -14,6 +14,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use danlu_core::{Picture, Rng};
 use danlu_ops::ConvShape;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// What a recogniser looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,8 @@ impl RecogniserConfig {
     }
 }
 
+/// Frames before a sound begins to be heard, and after, that are looked at as well.
+const AROUND: usize = 3;
 /// Pixels folded into channels in front of the first scale.
 const FOLD: usize = 2;
 
@@ -225,7 +228,7 @@ impl Recogniser {
             .collect()
     }
 
-    /// The class of each 64x64 picture, looked at in several [`VIEWS`].
+    /// The class of each 64x64 picture, looked at in several views.
     pub fn pictures(&self, pictures: &[&Picture]) -> Vec<u32> {
         let device = self.prototypes.tensor.device();
         let some = |some: &[&Picture]| {
@@ -247,17 +250,33 @@ impl Recogniser {
         rows.chunks(32).flat_map(some).collect()
     }
 
-    /// Sounds of a fixed length `[n, 1, frames, mels]`: what is longer is cut, what is shorter goes
-    /// on with zeros, which is the mean of all frames.
+    /// Sounds of a fixed length `[n, 1, frames, mels]`, silence at both ends left out: what is
+    /// longer is cut, what is shorter goes on with zeros, which is the mean of all frames.
     pub fn frames(&self, rows: &[&[f32]], device: &Device) -> Tensor<4> {
         let (frames, mels) = (self.config.frames, self.config.inputs);
         let mut values = Vec::with_capacity(rows.len() * frames * mels);
         for (i, row) in rows.iter().enumerate() {
+            let heard = heard(row, mels);
+            let row = &row[heard.start * mels..heard.end * mels];
             values.extend_from_slice(&row[..row.len().min(frames * mels)]);
             values.resize((i + 1) * frames * mels, 0.0);
         }
         Tensor::from_data(TensorData::new(values, [rows.len(), 1, frames, mels]), device)
     }
+}
+
+/// The frames, with a little around them, in which a sound is at least a third of the way from its
+/// quietest to its loudest. Recordings begin and end with silence of any length; what is recognised
+/// should not.
+fn heard(row: &[f32], mels: usize) -> Range<usize> {
+    let mean = |frame: &[f32]| frame.iter().sum::<f32>() / mels as f32;
+    let loudness: Vec<f32> = row.chunks_exact(mels).map(mean).collect();
+    let least = loudness.iter().copied().fold(f32::INFINITY, f32::min);
+    let most = loudness.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let loud = |&l: &f32| l >= least + (most - least) / 3.0;
+    let first = loudness.iter().position(loud).unwrap_or(0);
+    let last = loudness.iter().rposition(loud).map_or(0, |last| last + 1);
+    first.saturating_sub(AROUND)..(last + AROUND).min(loudness.len())
 }
 
 impl Module for Recogniser {
@@ -327,6 +346,18 @@ mod tests {
         assert_eq!(x[..160], long[..160]);
         assert_eq!((&x[160..190], x[190]), (&long[..30], 0.0));
         assert_eq!(r.sounds(&[&long[..30]]), r.sounds(&[&long[..30], &long])[..1]);
+    }
+
+    #[test]
+    fn silence_at_the_ends_does_not_count() {
+        let r = tiny(Eye::Sound);
+        let loud: Vec<f32> = (0..200).map(|i| 1.0 + (i as f32 * 0.37).sin()).collect();
+        let silence = |frames: usize| vec![-2.0; 10 * frames];
+        let short = [silence(AROUND), loud.clone(), silence(AROUND)].concat();
+        let long = [silence(40), loud, silence(9)].concat();
+        assert_eq!(heard(&long, 10), 40 - AROUND..60 + AROUND);
+        assert_eq!(r.sounds(&[&short]), r.sounds(&[&long]));
+        assert_eq!(heard(&[], 10), 0..0);
     }
 
     #[test]

@@ -56,7 +56,9 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
     let mut out = String::new();
     let names: Vec<&String> = packs.keys().collect();
     let c = &model.transformer.config;
-    let tokenisers = model.tokenisers.image.size() + model.tokenisers.audio.size();
+    let t = &model.tokenisers;
+    let recognisers = [&t.image_semantic, &t.audio_semantic].into_iter().flatten();
+    let recognisers: usize = recognisers.map(|r| r.size()).sum();
     let line = |out: &mut String, text: String| {
         out.push_str(&text);
         out.push('\n');
@@ -72,16 +74,23 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
         &mut out,
         format!(
             "A decoder-only transformer of the Qwen3 family for text, 64x64 pictures and 16 kHz \
-             sound: {:.1} M parameters in {} layers of width {}, a vocabulary of {} tokens, and \
-             {:.1} M parameters in the tokenisers of pictures and sounds. Trained from nothing for \
-             {} steps on {:.1} M tokens.\n",
+             sound: {:.1} M parameters in {} layers of width {}, a vocabulary of {} tokens, {:.1} M \
+             parameters in the tokenisers of pictures and sounds and {:.1} M in their recognisers. \
+             Trained from nothing for {} steps on {:.1} M tokens.{}\n",
             model.transformer.size() as f64 / 1e6,
             c.depth,
             c.width,
             c.vocabulary,
-            tokenisers as f64 / 1e6,
+            (t.image.size() + t.audio.size()) as f64 / 1e6,
+            recognisers as f64 / 1e6,
             model.info.steps,
             model.info.tokens as f64 / 1e6,
+            if model.info.from.is_empty() {
+                ""
+            } else {
+                " It went on from the checkpoint of another run, which `danlu.json` names by its \
+                 fingerprint."
+            },
         ),
     );
     line(&mut out, "## Made of\n".into());
