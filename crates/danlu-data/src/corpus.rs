@@ -217,7 +217,7 @@ impl Corpus {
             split: t.split,
         }));
         if !pack.manifest().notice.is_empty() {
-            self.notices.push(pack.manifest().notice.clone());
+            self.notices.push(format!("{name}: {}", pack.manifest().notice));
         }
         Ok(())
     }
@@ -565,7 +565,7 @@ mod tests {
         let held: Vec<_> = corpus.sounds.iter().filter(|s| s.held == Some(Held::Voice)).collect();
         assert!(held.iter().all(|s| ["en-c", "zh-b", "fr-b"].contains(&s.voice.as_str())));
         assert_eq!(held.len(), 90);
-        assert_eq!(corpus.notices, ["Discs and tones."]);
+        assert_eq!(corpus.notices, ["tiny: Discs and tones."]);
         assert_eq!(corpus.concept_of_label(&corpus.concepts[3].label()), Some(3));
         // Concepts 0, 4, 8... share a group, 0, 7, 14... a keyword.
         assert!(corpus.concepts[0].related.starts_with(&[4, 7, 8, 12, 14]));
