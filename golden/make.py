@@ -8,6 +8,7 @@ run one by one, float32 stays near float64) and prints what it made.
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -465,12 +466,40 @@ def make_gpt2():
              logits=logits, loss=loss.view(1), losses=losses))
 
 
+# --- Muon ----------------------------------------------------------------------------------------
+
+
+def muon_steps(dtype, value, grads):
+    """A matrix after each step of PyTorch's Muon, which here iterates in `dtype`, not bfloat16."""
+    p = torch.nn.Parameter(value.to(dtype, copy=True))
+    optimiser = torch.optim.Muon([p], lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True)
+    after = []
+    for grad in grads:
+        p.grad = grad.to(dtype)
+        with mock.patch.object(torch, "bfloat16", dtype):
+            optimiser.step()
+        after.append(p.detach().clone())
+    return torch.stack(after)
+
+
+def make_muon():
+    tensors = {}
+    for i, (name, shape) in enumerate(dict(wide=(24, 40), tall=(44, 20), square=(18, 18)).items()):
+        value, grads = normal(6000 + i, *shape), normal(6100 + i, 3, *shape)
+        after = muon_steps(torch.float32, value, grads)
+        double = muon_steps(torch.float64, value, grads)
+        expect_close(f"float32 and float64, Muon on {name}", after - value, double - value, 5e-5)
+        tensors |= {f"{name}.value": value, f"{name}.grads": grads, f"{name}.after": after}
+    save("muon.safetensors", tensors)
+
+
 def main():
     make_qwen3()
     make_block()
     make_ops()
     make_llama()
     make_gpt2()
+    make_muon()
     made = sorted(HERE.glob("*.safetensors")) + sorted(HERE.glob("*.json"))
     for path in (p for p in made if p.suffix == ".safetensors"):
         print(f"\n{path.name}")

@@ -1,12 +1,14 @@
 //! Numbers made by PyTorch and transformers (golden/make.py): operations, a block, a whole tiny
-//! model with all gradients and ten optimiser steps, and a second architecture.
+//! model with all gradients and ten optimiser steps, a second architecture, and steps of Muon.
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Tensor, TensorData};
 use danlu_model::arch::{Gpt, GptConfig, Transformer, TransformerConfig};
 use danlu_model::io::{HfConfig, NamedTensor, from_hf, load_tensors, to_hf};
 use danlu_model::{Module, params::matrix};
-use danlu_ops::{AdamW, AttentionShape, ConvShape, HeadLoss, Rotary, adamw_step, squared_norm};
+use danlu_ops::{
+    AdamW, AttentionShape, ConvShape, HeadLoss, Muon, Rotary, adamw_step, muon_step, squared_norm,
+};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -250,6 +252,36 @@ fn ten_optimiser_steps_follow_pytorch() {
         .map(|v| v.as_f64().unwrap() as f32)
         .collect();
     close("embedding after ten steps", &model.embedding.values(), &after, 2e-3);
+}
+
+#[test]
+fn three_steps_of_muon_follow_pytorch() {
+    let f = file("muon.safetensors");
+    let device = danlu_ops::cpu_device();
+    for name in ["wide", "tall", "square"] {
+        let [steps, rows, columns] = f[&format!("{name}.grads")].shape[..] else {
+            panic!("{name}")
+        };
+        let size = rows * columns;
+        let tensor = |v: &[f32]| {
+            Tensor::<2>::from_data(TensorData::new(v.to_vec(), [rows, columns]), &device)
+        };
+        let start = &f[&format!("{name}.value")].values;
+        let mut state = [tensor(start), Tensor::zeros([rows, columns], &device)];
+        for step in 0..steps {
+            let part = |key: &str| &f[&format!("{name}.{key}")].values[step * size..][..size];
+            let [value, momentum] = state;
+            // PyTorch's momentum is an average, ours a sum; the iteration knows no scale.
+            let muon = Muon { rate: 0.02, momentum: 0.95, weight_decay: 0.1, grad_scale: 0.5 };
+            let grad = tensor(part("grads"));
+            state = muon_step(vec![[value, momentum, grad]], muon).remove(0);
+            let moved = |now: &[f32]| -> Vec<f32> {
+                now.iter().zip(start).map(|(now, start)| now - start).collect()
+            };
+            let (got, want) = (moved(&floats(state[0].clone())), moved(part("after")));
+            close(&format!("{name}, step {step}"), &got, &want, 1e-4);
+        }
+    }
 }
 
 #[test]
