@@ -25,6 +25,7 @@ mod embedding;
     reason = "the interface of a part that stands by itself"
 )]
 mod gemm;
+mod grouped;
 mod head_loss;
 mod layer_norm;
 mod linear;
@@ -42,9 +43,10 @@ mod testing;
 pub use activate::{activate, silu, swiglu};
 pub use activation::Activation;
 pub use attention::{AttentionShape, Rotary, attention, attention_cached};
-pub use conv::{ConvShape, conv2d};
+pub use conv::{ConvShape, conv1d, conv2d};
 pub use cpu::{Transposed, fma_peak, gemm_rate};
 pub use embedding::embedding;
+pub use grouped::{batched_linear, grouped_linear};
 pub use head_loss::{HeadLoss, head_loss};
 pub use layer_norm::layer_norm;
 pub use linear::{Fused, linear, linear_with};
