@@ -103,7 +103,7 @@ pub fn muon_step(matrices: Vec<[Tensor<2>; 3]>, muon: Muon) -> Vec<[Tensor<2>; 2
     })
 }
 
-fn composed([value, momentum, grad]: [Tensor<2>; 3], muon: Muon) -> [Tensor<2>; 2] {
+pub(crate) fn composed([value, momentum, grad]: [Tensor<2>; 3], muon: Muon) -> [Tensor<2>; 2] {
     let grad = grad.mul_scalar(muon.grad_scale);
     let momentum = momentum.mul_scalar(muon.momentum) + grad.clone();
     let push = grad + momentum.clone().mul_scalar(muon.momentum);
@@ -278,7 +278,7 @@ fn square(
     let (top, left) = (row * SQUARE, column * SQUARE);
     let (rows, columns) = (SQUARE.min(n - top), SQUARE.min(n - left));
     let mut held = [[0.0f32; SQUARE]; SQUARE];
-    for i in 0..rows {
+    for (i, held) in held.iter_mut().enumerate().take(rows) {
         // SAFETY: the square and its mirror image are this task's alone, as every pair of them is
         // of one task; parts are taken one after the other.
         let from = unsafe { x.part((top + i) * n + left, columns) };
@@ -286,35 +286,32 @@ fn square(
             Some((first, a)) => {
                 let a = &a[(top + i) * n + left..][..columns];
                 for j in 0..columns {
-                    held[i][j] = second * from[j] + first * a[j];
+                    held[j] = second * from[j] + first * a[j];
                 }
             }
             None => {
                 for j in 0..columns {
-                    held[i][j] = second * from[j];
+                    held[j] = second * from[j];
                 }
             }
         }
     }
     if row == column {
         for i in 1..rows {
-            for j in 0..i {
-                held[i][j] = held[j][i];
-            }
+            let (above, rest) = held.split_at_mut(i);
+            rest[0].iter_mut().zip(above).for_each(|(v, above)| *v = above[i]);
         }
     } else {
         for j in 0..columns {
             // SAFETY: as above.
             let to = unsafe { x.part((left + j) * n + top, rows) };
-            for i in 0..rows {
-                to[i] = held[i][j];
-            }
+            to.iter_mut().zip(&held).for_each(|(to, held)| *to = held[j]);
         }
     }
-    for i in 0..rows {
+    for (i, held) in held.iter().enumerate().take(rows) {
         // SAFETY: as above.
         let to = unsafe { x.part((top + i) * n + left, columns) };
-        to.copy_from_slice(&held[i][..columns]);
+        to.copy_from_slice(&held[..columns]);
     }
 }
 
