@@ -309,8 +309,8 @@ def conv_op(stride, padding):
     ).permute(0, 2, 3, 1)
 
 
-def make_ops():
-    tensors, seed = {}, 3000
+def recorder(tensors, seed):
+    """A function that stores an operation's inputs, output and gradients in `tensors`."""
 
     def op(name, f, **shapes):
         """Stores inputs, output, upstream gradient and input gradients of `f`."""
@@ -333,6 +333,12 @@ def make_ops():
         tensors.update({f"{name}.{k}": v for k, v in inputs.items()})
         tensors.update({f"{name}.grad.out": up, **results[0]})
 
+    return op
+
+
+def make_ops():
+    tensors = {}
+    op = recorder(tensors, 3000)
     op("linear", lambda x, w: F.linear(x, w), x=(5, 7), w=(6, 7))
     op("rms_norm", lambda x, g: F.rms_norm(x, (10,), g, EPS), x=(6, 10), g=(10,))
     op("silu", lambda x: F.silu(x), x=(4, 6))
@@ -371,6 +377,44 @@ def make_ops():
     tensors["head_loss.targets"], tensors["head_loss.weights"] = targets, weights
 
     save("ops.safetensors", tensors)
+
+
+def make_fused():
+    tensors = {}
+    op = recorder(tensors, 7000)
+    op("layer_norm", lambda x, g, b: F.layer_norm(x, (10,), g, b, 1e-5), x=(6, 10), g=(10,), b=(10,))
+    op("gelu", lambda x: F.gelu(x), x=(4, 6))
+    op("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), x=(4, 6))
+
+    activations = dict(
+        none=lambda x: x, silu=F.silu, gelu=F.gelu, gelu_tanh=lambda x: F.gelu(x, approximate="tanh"),
+        swiglu=lambda x: F.silu(x[:, :7]) * x[:, 7:],
+    )
+    for name, f in activations.items():
+        op(f"linear_{name}",
+           lambda x, w, bias, residual, f=f: F.linear(f(x), w, bias) + residual,
+           x=(5, 14 if name == "swiglu" else 7), w=(6, 7), bias=(6,), residual=(5, 6))
+
+    def twice(half):
+        return lambda x, **v: half(half(x, **v), **v)
+
+    op("residual_layer_norm", twice(
+        lambda x, g, b, w, bias: x + F.linear(F.gelu(F.layer_norm(x, (8,), g, b, 1e-5)), w, bias)
+    ), x=(6, 8), g=(8,), b=(8,), w=(8, 8), bias=(8,))
+    op("residual_rms_norm", twice(
+        lambda x, g, w: x + F.linear(F.rms_norm(x, (8,), g, EPS), w)
+    ), x=(6, 8), g=(8,), w=(8, 8))
+
+    offsets = [0, 3, 3, 7]
+    op("grouped_linear", lambda x, w: torch.cat([
+        F.linear(x[a:b], w[e]) for e, (a, b) in enumerate(zip(offsets, offsets[1:]))
+    ]), x=(7, 5), w=(3, 4, 5))
+    tensors["grouped_linear.offsets"] = torch.tensor(offsets)
+    op("batched_linear", lambda x, w: torch.bmm(x, w.mT), x=(3, 4, 5), w=(3, 6, 5))
+    op("conv1d", lambda x, w, bias: F.conv1d(
+        x.transpose(1, 2), w.transpose(1, 2), bias, stride=2, padding=2
+    ).transpose(1, 2), x=(2, 9, 3), w=(4, 5, 3), bias=(4,))
+    save("fused.safetensors", tensors)
 
 
 def make_llama():
@@ -497,6 +541,7 @@ def main():
     make_qwen3()
     make_block()
     make_ops()
+    make_fused()
     make_llama()
     make_gpt2()
     make_muon()

@@ -7,8 +7,8 @@ use danlu_model::arch::{Gpt, GptConfig, Transformer, TransformerConfig};
 use danlu_model::io::{HfConfig, NamedTensor, from_hf, load_tensors, to_hf};
 use danlu_model::{Module, params::matrix};
 use danlu_ops::{
-    AdamW, AttentionShape, ConvShape, HeadLoss, Muon, MuonMatrix, Rotary, adamw_step, muon_step,
-    squared_norm,
+    Activation, AdamW, AttentionShape, ConvShape, Fused, HeadLoss, Last, Muon, Norm, Rotary,
+    adamw_step, muon_step, squared_norm,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -54,7 +54,16 @@ fn close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
 
 /// Runs an operation of `ops.safetensors` and compares its output and every gradient.
 fn op(name: &str, inputs: &[&str], run: impl Fn(&File, &[Tensor<2>]) -> Tensor<2>) {
-    let f = file("ops.safetensors");
+    op_of("ops.safetensors", name, inputs, run);
+}
+
+/// The same with one of `fused.safetensors`.
+fn fused(name: &str, inputs: &[&str], run: impl Fn(&File, &[Tensor<2>]) -> Tensor<2>) {
+    op_of("fused.safetensors", name, inputs, run);
+}
+
+fn op_of(from: &str, name: &str, inputs: &[&str], run: impl Fn(&File, &[Tensor<2>]) -> Tensor<2>) {
+    let f = file(from);
     let leaves: Vec<Tensor<2>> = inputs.iter().map(|i| leaf(&f, &format!("{name}.{i}"))).collect();
     let out = run(&f, &leaves);
     close(name, &floats(out.clone()), &f[&format!("{name}.out")].values, 2e-6);
@@ -99,6 +108,58 @@ fn operations() {
         let shape = AttentionShape { norm_eps: None, ..shape };
         let ones = Tensor::ones([1, 8], &v[0].device());
         danlu_ops::attention(v[0].clone(), ones.clone(), ones, &shape, &rotary, &starts)
+    });
+}
+
+#[test]
+fn operations_with_what_stands_around_them() {
+    fused("layer_norm", &["x", "g", "b"], |_, v| {
+        danlu_ops::layer_norm(v[0].clone(), v[1].clone(), v[2].clone(), 1e-5)
+    });
+    for (name, f) in [("gelu", Activation::Gelu), ("gelu_tanh", Activation::GeluTanh)] {
+        fused(name, &["x"], |_, v| danlu_ops::activate(v[0].clone(), f));
+    }
+    for (name, activation) in [
+        ("linear_none", Activation::None),
+        ("linear_silu", Activation::Silu),
+        ("linear_gelu", Activation::Gelu),
+        ("linear_gelu_tanh", Activation::GeluTanh),
+        ("linear_swiglu", Activation::Swiglu),
+    ] {
+        fused(name, &["x", "w", "bias", "residual"], |_, v| {
+            let (bias, residual) = (Some(v[2].clone()), Some(v[3].clone()));
+            let around = Fused { activation, bias, residual };
+            danlu_ops::linear_with(v[0].clone(), v[1].clone(), around)
+        });
+    }
+    fused("residual_layer_norm", &["x", "g", "b", "w", "bias"], |_, v| {
+        let half = |x| {
+            let norm = Norm::Layer { gain: v[1].clone(), bias: v[2].clone(), eps: 1e-5 };
+            let (activation, bias) = (Activation::Gelu, Some(v[4].clone()));
+            let around = Fused { activation, bias, residual: None };
+            danlu_ops::residual(x, norm, |x| Last { x, weight: v[3].clone(), around })
+        };
+        half(half(v[0].clone()))
+    });
+    fused("residual_rms_norm", &["x", "g", "w"], |_, v| {
+        let half = |x| {
+            let norm = Norm::Rms { gain: v[1].clone(), eps: 1e-6 };
+            let weight = v[2].clone();
+            danlu_ops::residual(x, norm, |x| Last { x, weight, around: Fused::default() })
+        };
+        half(half(v[0].clone()))
+    });
+    fused("grouped_linear", &["x", "w"], |f, v| {
+        let offsets = ids(f, "grouped_linear.offsets");
+        danlu_ops::grouped_linear(v[0].clone(), v[1].clone().reshape([12, 5]), &offsets)
+    });
+    fused("batched_linear", &["x", "w"], |_, v| {
+        let (x, w) = (v[0].clone().reshape([3, 4, 5]), v[1].clone().reshape([3, 6, 5]));
+        danlu_ops::batched_linear(x, w).reshape([12, 6])
+    });
+    fused("conv1d", &["x", "w", "bias"], |_, v| {
+        let (x, shape) = (v[0].clone().reshape([2, 9, 3]), ConvShape::along(5, 2, 2));
+        danlu_ops::conv1d(x, v[1].clone(), v[2].clone(), shape).reshape([10, 4])
     });
 }
 
@@ -273,9 +334,9 @@ fn three_steps_of_muon_follow_pytorch() {
             let part = |key: &str| &f[&format!("{name}.{key}")].values[step * size..][..size];
             let [value, momentum] = state;
             // PyTorch's momentum is an average, ours a sum; the iteration knows no scale.
-            let muon = Muon { rate: 0.02, weight_decay: 0.1, grad_scale: 0.5 };
+            let muon = Muon { rate: 0.02, momentum: 0.95, weight_decay: 0.1, grad_scale: 0.5 };
             let grad = tensor(part("grads"));
-            state = muon_step(vec![MuonMatrix { value, momentum, grad }], muon).remove(0);
+            state = muon_step(vec![[value, momentum, grad]], muon).remove(0);
             let moved = |now: &[f32]| -> Vec<f32> {
                 now.iter().zip(start).map(|(now, start)| now - start).collect()
             };

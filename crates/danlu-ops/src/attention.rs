@@ -167,7 +167,7 @@ pub fn attention(
     ))
 }
 
-fn composed(
+pub(crate) fn composed(
     qkv: Tensor<2>,
     q_norm: Tensor<2>,
     k_norm: Tensor<2>,

@@ -29,6 +29,11 @@ impl ConvShape {
         Self { kernel, stride: [1, 1], padding: kernel.map(|k| k / 2) }
     }
 
+    /// For [`conv1d`]: kernel, stride and padding along the only dimension.
+    pub fn along(kernel: usize, stride: usize, padding: usize) -> Self {
+        Self { kernel: [1, kernel], stride: [1, stride], padding: [0, padding] }
+    }
+
     /// Size of the output for an input of `height` and `width`.
     pub fn output(&self, [height, width]: [usize; 2]) -> [usize; 2] {
         let along = |size: usize, a: usize| {
@@ -68,7 +73,21 @@ pub fn conv2d(x: Tensor<4>, w: Tensor<2>, bias: Tensor<2>, shape: ConvShape) -> 
     Tensor::from_dispatch(Dispatch::danlu_conv(x, w, bias, shape))
 }
 
-fn composed(x: Tensor<4>, w: Tensor<2>, bias: Tensor<2>, shape: ConvShape) -> Tensor<4> {
+/// Convolution of `x: [batch, time, inputs]` with `w: [outputs, kernel * inputs]` (rows in the order
+/// tap, channel) plus `bias: [1, outputs]`: `[batch, time', outputs]`. `shape` is one of
+/// [`ConvShape::along`].
+///
+/// # Panics
+/// If shapes do not fit, or `shape` has a height.
+pub fn conv1d(x: Tensor<3>, w: Tensor<2>, bias: Tensor<2>, shape: ConvShape) -> Tensor<3> {
+    assert_eq!([shape.kernel[0], shape.padding[0]], [1, 0], "conv1d: {shape:?} has a height");
+    let [batch, time, inputs] = x.dims();
+    let y = conv2d(x.reshape([batch, 1, time, inputs]), w, bias, shape);
+    let [_, _, time, outputs] = y.dims();
+    y.reshape([batch, time, outputs])
+}
+
+pub(crate) fn composed(x: Tensor<4>, w: Tensor<2>, bias: Tensor<2>, shape: ConvShape) -> Tensor<4> {
     let ([_, _, _, inputs], [outputs, _]) = (x.dims(), w.dims());
     let [kh, kw] = shape.kernel;
     let w = w.reshape([outputs, kh, kw, inputs]).permute([0, 3, 1, 2]);
@@ -344,5 +363,32 @@ mod tests {
                 |v| run(v, false),
             );
         }
+    }
+
+    #[test]
+    fn one_dimension_agrees_too() {
+        let shape = ConvShape::along(5, 2, 2);
+        check(
+            &[[2 * 9, 3], [4, 5 * 3], [1, 4]],
+            |v| {
+                let x = v[0].clone().reshape([2, 9, 3]);
+                conv1d(x, v[1].clone(), v[2].clone(), shape).reshape([2 * 5, 4])
+            },
+            |v| {
+                let x = v[0].clone().reshape([2, 9, 3]).swap_dims(1, 2);
+                let w = v[1].clone().reshape([4, 5, 3]).swap_dims(1, 2);
+                let options = ConvOptions::new([2], [2], [1], 1);
+                let y = module::conv1d(x, w, Some(v[2].clone().reshape([4])), options);
+                y.swap_dims(1, 2).reshape([2 * 5, 4])
+            },
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "has a height")]
+    fn one_dimension_has_no_height() {
+        let d = crate::cpu_device();
+        let (w, bias) = (Tensor::zeros([4, 27], &d), Tensor::zeros([1, 4], &d));
+        conv1d(Tensor::zeros([2, 9, 3], &d), w, bias, ConvShape::same([3, 3]));
     }
 }

@@ -30,7 +30,7 @@ pub fn embedding(table: Tensor<2>, ids: &Arc<[u32]>) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::danlu_embedding(table.into_dispatch(), ids.clone()))
 }
 
-fn composed(table: Tensor<2>, ids: &Arc<[u32]>) -> Tensor<2> {
+pub(crate) fn composed(table: Tensor<2>, ids: &Arc<[u32]>) -> Tensor<2> {
     let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
     let n = ids.len();
     let index = Tensor::<1, Int>::from_data(TensorData::new(ids, [n]), &table.device());

@@ -74,7 +74,7 @@ impl InnerOrSelf for Tensor<2> {
     }
 }
 
-fn composed(hidden: Tensor<2>, table: Tensor<2>, spec: &HeadLoss) -> Tensor<2> {
+pub(crate) fn composed(hidden: Tensor<2>, table: Tensor<2>, spec: &HeadLoss) -> Tensor<2> {
     let device = hidden.device();
     let n = spec.targets.len();
     let logits = hidden.matmul(table.transpose());

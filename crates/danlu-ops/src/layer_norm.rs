@@ -37,7 +37,7 @@ pub(crate) fn run(x: Tensor<2>, g: Tensor<2>, b: Tensor<2>, eps: f32, onto: bool
     Tensor::from_dispatch(Dispatch::danlu_layer_norm(x, g, b, eps, onto))
 }
 
-fn composed(x: Tensor<2>, g: Tensor<2>, b: Tensor<2>, eps: f32) -> Tensor<2> {
+pub(crate) fn composed(x: Tensor<2>, g: Tensor<2>, b: Tensor<2>, eps: f32) -> Tensor<2> {
     let x = x.clone() - x.mean_dim(1);
     let scale = x.clone().powf_scalar(2.0).mean_dim(1).add_scalar(eps).sqrt().recip();
     x * scale * g + b

@@ -4,7 +4,8 @@
 //! definition in plain Burn operations, which is also what every device but the CPU runs), a CPU
 //! kernel on Flex tensors, a hand-written backward pass registered under `Autodiff` through
 //! Burn's `backend_extension`, and tests that hold the kernel against the composed definition
-//! and against finite differences. Goldens against PyTorch are in `danlu-model`'s `tests/goldens.rs`.
+//! and against finite differences. [`ALL`] lists them, and one test goes over it. Goldens against
+//! PyTorch are in `danlu-model`'s `tests/goldens.rs`.
 //!
 //! This is the only crate with `unsafe`, and the last one upwards where a backend type shows:
 //! the public functions take and return [`burn::tensor::Tensor`].
@@ -25,9 +26,11 @@ mod embedding;
     reason = "the interface of a part that stands by itself"
 )]
 mod gemm;
+mod grouped;
 mod head_loss;
 mod layer_norm;
 mod linear;
+mod list;
 mod muon;
 mod pool;
 mod profile;
@@ -42,13 +45,15 @@ mod testing;
 pub use activate::{activate, silu, swiglu};
 pub use activation::Activation;
 pub use attention::{AttentionShape, Rotary, attention, attention_cached};
-pub use conv::{ConvShape, conv2d};
+pub use conv::{ConvShape, conv1d, conv2d};
 pub use cpu::{Transposed, fma_peak, gemm_rate};
 pub use embedding::embedding;
+pub use grouped::{batched_linear, grouped_linear};
 pub use head_loss::{HeadLoss, head_loss};
 pub use layer_norm::layer_norm;
 pub use linear::{Fused, linear, linear_with};
-pub use muon::{Muon, MuonMatrix, muon_step};
+pub use list::{ALL, Op};
+pub use muon::{Muon, muon_step};
 pub use pool::{Memory, memory, reset_peak};
 pub use profile::{Timed, start_profile, take_profile};
 pub use residual::{Last, Norm, residual};

@@ -81,7 +81,7 @@ pub fn linear_with(x: Tensor<2>, w: Tensor<2>, around: Fused) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::danlu_linear(x, w, bias, residual, how))
 }
 
-fn composed(x: Tensor<2>, w: Tensor<2>, around: Fused) -> Tensor<2> {
+pub(crate) fn composed(x: Tensor<2>, w: Tensor<2>, around: Fused) -> Tensor<2> {
     let mut y = around.activation.composed(x).matmul(w.transpose());
     for more in [around.bias, around.residual].into_iter().flatten() {
         y = y + more;

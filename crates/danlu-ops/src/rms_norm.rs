@@ -33,7 +33,7 @@ pub(crate) fn run(x: Tensor<2>, g: Tensor<2>, eps: f32, onto: bool) -> Tensor<2>
     Tensor::from_dispatch(Dispatch::danlu_rms_norm(x.into_dispatch(), g.into_dispatch(), eps, onto))
 }
 
-fn composed(x: Tensor<2>, g: Tensor<2>, eps: f32) -> Tensor<2> {
+pub(crate) fn composed(x: Tensor<2>, g: Tensor<2>, eps: f32) -> Tensor<2> {
     let scale = x.clone().powf_scalar(2.0).mean_dim(1).add_scalar(eps).sqrt().recip();
     x * scale * g
 }

@@ -78,7 +78,11 @@ pub fn squared_norm(x: &Tensor<2>) -> f64 {
     parts.iter().map(|&p| p as f64).sum()
 }
 
-fn composed([value, first, second]: [Tensor<2>; 3], grad: Tensor<2>, a: AdamW) -> [Tensor<2>; 3] {
+pub(crate) fn composed(
+    [value, first, second]: [Tensor<2>; 3],
+    grad: Tensor<2>,
+    a: AdamW,
+) -> [Tensor<2>; 3] {
     let grad = grad.mul_scalar(a.grad_scale);
     let first = first.mul_scalar(a.betas[0]) + grad.clone().mul_scalar(1.0 - a.betas[0]);
     let second = second.mul_scalar(a.betas[1]) + grad.powf_scalar(2.0).mul_scalar(1.0 - a.betas[1]);

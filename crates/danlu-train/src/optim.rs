@@ -3,7 +3,7 @@
 use burn::tensor::{Gradients, Tensor};
 use danlu_core::recipe::{Optimiser as Kind, Schedule, TrainRecipe};
 use danlu_model::{Module, Parameter};
-use danlu_ops::{AdamW, Muon, MuonMatrix, adamw_step, muon_step, squared_norm};
+use danlu_ops::{AdamW, Muon, adamw_step, muon_step, squared_norm};
 
 /// What an optimiser remembers, and its settings.
 #[derive(Debug)]
@@ -23,6 +23,9 @@ pub struct Optimiser {
     pub state: Vec<[Tensor<2>; 2]>,
     muon: Vec<bool>,
 }
+
+/// Decay of Muon's momentum.
+const MUON_MOMENTUM: f32 = 0.95;
 
 impl Optimiser {
     /// Fresh state for a module on a device with or without autodiff.
@@ -84,18 +87,16 @@ impl Optimiser {
         let clip = if norm > self.clip as f64 { self.clip as f64 / norm } else { 1.0 };
         let grad_scale = scale * clip as f32;
         let mut matrices = Vec::new();
-        let mut takers = Vec::new();
         let all = module.parameters_mut().into_iter().zip(grads).zip(&mut self.state);
         for (((p, grad), state), &muon) in all.zip(&self.muon) {
-            let device = p.tensor.device();
-            let empty = Tensor::zeros([1, 1], &device);
-            let value = std::mem::replace(&mut p.tensor, empty);
-            let value = if device.is_autodiff() { value.inner() } else { value };
-            let nothing = || Tensor::zeros([1, 1], &value.device());
-            let [first, second] = std::mem::replace(state, [nothing(), nothing()]);
+            let value = take(&mut p.tensor);
+            let tracked = value.device().is_autodiff();
+            let value = if tracked { value.inner() } else { value };
+            let [first, second] = state.each_mut().map(take);
             if muon {
-                matrices.push(MuonMatrix { value, momentum: first, grad });
-                takers.push((p, state, second));
+                // Stepped below, all together: small matrices then have a thread each.
+                state[1] = second;
+                matrices.push(([value, first, grad], (tracked, p, state)));
                 continue;
             }
             let adamw = AdamW {
@@ -108,22 +109,22 @@ impl Optimiser {
             };
             let [value, first, second] = adamw_step([value, first, second], grad, adamw);
             *state = [first, second];
-            put(p, value);
+            p.tensor = record(value, tracked);
         }
-        let muon = Muon { rate: muon_rate, weight_decay: self.weight_decay, grad_scale };
-        let new = muon_step(matrices, muon);
-        for ((p, state, second), [value, momentum]) in takers.into_iter().zip(new) {
-            *state = [momentum, second];
-            put(p, value);
+        let muon = Muon {
+            rate: muon_rate,
+            momentum: MUON_MOMENTUM,
+            weight_decay: self.weight_decay,
+            grad_scale,
+        };
+        let (inputs, places): (Vec<_>, Vec<_>) = matrices.into_iter().unzip();
+        let moved = muon_step(inputs, muon);
+        for ([value, momentum], (tracked, p, state)) in moved.into_iter().zip(places) {
+            p.tensor = record(value, tracked);
+            state[0] = momentum;
         }
         norm
     }
-}
-
-/// Gives a parameter its new value, as a leaf that wants a gradient if it was one.
-fn put(p: &mut Parameter, value: Tensor<2>) {
-    let tracked = p.tensor.device().is_autodiff();
-    p.tensor = if tracked { Tensor::from_inner(value).require_grad() } else { value };
 }
 
 /// The gradient of every parameter, in the module's order; zeros where there is none.
@@ -133,6 +134,17 @@ pub fn gradients(module: &dyn Module, mut grads: Gradients) -> Vec<Tensor<2>> {
         grad.unwrap_or_else(|| Tensor::zeros(p.tensor.dims(), &p.tensor.device().inner()))
     });
     taken.collect()
+}
+
+/// The tensor, which leaves an empty one behind, so that nothing else holds its memory.
+fn take(t: &mut Tensor<2>) -> Tensor<2> {
+    let empty = Tensor::zeros([1, 1], &t.device());
+    std::mem::replace(t, empty)
+}
+
+/// A parameter's new value, with a gradient record if it had one.
+fn record(value: Tensor<2>, tracked: bool) -> Tensor<2> {
+    if tracked { Tensor::from_inner(value).require_grad() } else { value }
 }
 
 /// Share of the peak learning rate at `step` (from 0) of `steps`.

@@ -114,6 +114,17 @@ pub fn gemm_bias(
     product(kernel(), [m, k, n], a, Right::Plain(b), uninit(c), width, Start::Bias(bias), threads);
 }
 
+/// `c = a b` where the product, [n, n], is symmetric: only elements on or right of the diagonal are
+/// sure to be there afterwards, with the same bits as in [`gemm`]. `a` is [n, k], `b` [k, n].
+///
+/// # Panics
+/// If an operand or `c` is too short for the sizes.
+pub fn gemm_upper([n, k]: [usize; 2], a: Mat, b: Mat, c: &mut [f32], threads: Threads) {
+    assert!(b.holds(k, n), "gemm: right operand too short");
+    let right = Right::Plain(b);
+    part(kernel(), [n, k, n], a, right, uninit(c), n, Start::Nothing, threads, true);
+}
+
 /// A right operand packed once for several products.
 pub struct Packed {
     kernel: &'static Kernel,
@@ -166,9 +177,25 @@ fn uninit(c: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     unsafe { &mut *(std::ptr::from_mut(c) as *mut [MaybeUninit<f32>]) }
 }
 
-/// Checks the left operand and the result, deals with empty products and runs the rest.
+/// All of a product; see [`part`].
 #[allow(clippy::too_many_arguments)]
 fn product(
+    kernel: &'static Kernel,
+    size: [usize; 3],
+    a: Mat,
+    right: Right,
+    c: &mut [MaybeUninit<f32>],
+    width: usize,
+    start: Start,
+    threads: Threads,
+) {
+    part(kernel, size, a, right, c, width, start, threads, false);
+}
+
+/// Checks the left operand and the result, deals with empty products and runs the rest. With
+/// `upper` the tiles that lie left of the diagonal are left out.
+#[allow(clippy::too_many_arguments)]
+fn part(
     kernel: &'static Kernel,
     [m, k, n]: [usize; 3],
     a: Mat,
@@ -177,6 +204,7 @@ fn product(
     width: usize,
     start: Start,
     threads: Threads,
+    upper: bool,
 ) {
     if m == 0 || n == 0 {
         return;
@@ -220,6 +248,7 @@ fn product(
                 Start::Bias(bias) => Start::Bias(&bias[first..]),
                 other => other,
             },
+            upper: upper.then_some(first),
         };
         // SAFETY: the operands and the result were checked above and by the callers, `c` is
         // borrowed for this call alone, and the kernel is one that the processor has.

@@ -52,6 +52,9 @@ pub(super) struct Product<'a> {
     pub c: *mut f32,
     pub width: usize,
     pub start: Start<'a>,
+    /// Only tiles that reach the diagonal or lie right of it are computed; the first column here is
+    /// this one of the whole result.
+    pub upper: Option<usize>,
 }
 
 /// A product with its plan and buffers, as the threads share it.
@@ -287,6 +290,11 @@ impl Run<'_> {
         let (row, col) = (tile / plan.across * plan.tile_rows, tile % plan.across * plan.tile_cols);
         let rows = plan.tile_rows.min(m - row);
         let cols = plan.tile_cols.min(n - col);
+        // The first row of the whole result that lies below all of some columns' diagonal.
+        let below = |end: usize| p.upper.map_or(usize::MAX, |first| first + end);
+        if below(col + cols) <= row {
+            return;
+        }
         let whole_n = n.next_multiple_of(kernel.nr);
         let whole_m = m.next_multiple_of(kernel.mr);
         for block in 0..plan.blocks {
@@ -324,6 +332,10 @@ impl Run<'_> {
                 let share =
                     (kernel.nr * depth).div_ceil(rows.div_ceil(kernel.mr)).next_multiple_of(16);
                 for j in (0..cols).step_by(kernel.nr) {
+                    let below = below((col + j + kernel.nr).min(n));
+                    if below <= row {
+                        continue;
+                    }
                     let (mut panel_b, mut b_step) =
                         (right.cast_const().wrapping_add(j * depth), kernel.nr);
                     if let (true, Right::Plain(b)) = (plan.right_local, p.right) {
@@ -339,6 +351,9 @@ impl Run<'_> {
                         }
                     }
                     for (q, i) in (0..rows).step_by(kernel.mr).enumerate() {
+                        if row + i >= below {
+                            break;
+                        }
                         if !plan.right_local {
                             let next = panel_b.wrapping_add(kernel.nr * depth + q * share);
                             for l in (0..share).step_by(16) {

@@ -146,6 +146,31 @@ fn larger_sizes() {
 }
 
 #[test]
+fn the_upper_triangle_of_a_symmetric_product() {
+    each_level(|_| {
+        let mut r = Random(9);
+        for [n, k] in [[1, 3], [37, 50], [130, 700], [257, 64], [300, 300], [3, 0], [0, 3]] {
+            for kind in [0, 1] {
+                let a = Operand::new(&mut r, n, k, kind);
+                let mut whole = vec![0.0; n * n];
+                gemm([n, k, n], a.mat(), a.mat().t(), &mut whole, n, 0.0, Threads::One);
+                for threads in [Threads::One, Threads::All] {
+                    let mut upper = vec![f32::NAN; n * n];
+                    gemm_upper([n, k], a.mat(), a.mat().t(), &mut upper, threads);
+                    for i in 0..n {
+                        let row = i * n + i..(i + 1) * n;
+                        assert_eq!(upper[row.clone()], whole[row], "{n} {k}, row {i}");
+                    }
+                    if n > 200 {
+                        assert!(upper[(n - 1) * n].is_nan(), "{n} {k}: the rest is not computed");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn zero_sizes() {
     each_level(|_| {
         let mut r = Random(4);

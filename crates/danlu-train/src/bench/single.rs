@@ -1,7 +1,9 @@
 //! Operations one by one, and matrix products, at the shapes of training the benchmark model.
 
 use burn::tensor::{Distribution, Tensor};
-use danlu_ops::{Activation, AttentionShape, Fused, HeadLoss, Norm, Rotary};
+use danlu_ops::{
+    Activation, AdamW, AttentionShape, ConvShape, Fused, HeadLoss, Last, Muon, Norm, Rotary,
+};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Instant;
@@ -44,67 +46,88 @@ enum Cost {
 
 /// An operation that is measured.
 struct Case {
+    /// Its name in [`danlu_ops::ALL`].
+    op: &'static str,
     name: &'static str,
     inputs: &'static [[usize; 2]],
     cost: Cost,
-    run: fn(&[Tensor<2>]) -> Tensor<2>,
+    run: fn(Vec<Tensor<2>>) -> Tensor<2>,
 }
 
 const fn matmul(m: usize, k: usize, n: usize) -> Cost {
     Cost::Flops(6.0 * (m * k * n) as f64)
 }
 
+/// A step of Muon on a matrix: two products of its own size, the first of them by half, and 17
+/// halves of the smaller side.
+const fn muon([m, n]: [usize; 2]) -> f64 {
+    let (small, large) = if m < n { (m, n) } else { (n, m) };
+    (small * small * (3 * large + 17 * small)) as f64
+}
+
+/// Matrices of a layer of the reference model.
+const LAYER: [[usize; 2]; 4] = [[384, 256], [256, 256], [1408, 256], [256, 704]];
+
 /// Every operation that is measured.
 const CASES: &[Case] = &[
     Case {
+        op: "linear",
         name: "linear 4096x512 to 1536",
         inputs: &[[N, WIDTH], [3 * WIDTH, WIDTH]],
         cost: matmul(N, WIDTH, 3 * WIDTH),
         run: |v| danlu_ops::linear(v[0].clone(), v[1].clone()),
     },
     Case {
+        op: "linear_with",
         name: "linear with bias 4096x512 to 2048",
         inputs: &[[N, WIDTH], [4 * WIDTH, WIDTH], [1, 4 * WIDTH]],
         cost: matmul(N, WIDTH, 4 * WIDTH),
-        run: |v| with(v, Activation::None),
+        run: |v| with(&v, Activation::None),
     },
     Case {
+        op: "linear_with",
         name: "gelu (tanh) and linear 4096x2048 to 512",
         inputs: &[[N, 4 * WIDTH], [WIDTH, 4 * WIDTH], [1, WIDTH]],
         cost: matmul(N, 4 * WIDTH, WIDTH),
-        run: |v| with(v, Activation::GeluTanh),
+        run: |v| with(&v, Activation::GeluTanh),
     },
     Case {
+        op: "linear_with",
         name: "gelu (erf) and linear 4096x2048 to 512",
         inputs: &[[N, 4 * WIDTH], [WIDTH, 4 * WIDTH], [1, WIDTH]],
         cost: matmul(N, 4 * WIDTH, WIDTH),
-        run: |v| with(v, Activation::Gelu),
+        run: |v| with(&v, Activation::Gelu),
     },
     Case {
+        op: "linear_with",
         name: "swiglu and linear 4096x2x1408 to 512",
         inputs: &[[N, 2816], [WIDTH, 1408], [1, WIDTH]],
         cost: matmul(N, 1408, WIDTH),
-        run: |v| with(v, Activation::Swiglu),
+        run: |v| with(&v, Activation::Swiglu),
     },
     Case {
+        op: "attention",
         name: "attention 8 x 512, 8 heads of 64",
         inputs: &[[N, 3 * WIDTH]],
         cost: Cost::Flops(12.0 * (N * WIDTH) as f64 * 256.0),
         run: |v| attend(&v[0], 8, 512, false),
     },
     Case {
+        op: "attention",
         name: "attention 1 x 4096, 8 heads of 64",
         inputs: &[[N, 3 * WIDTH]],
         cost: Cost::Flops(12.0 * (N * WIDTH) as f64 * 2048.0),
         run: |v| attend(&v[0], 8, N, false),
     },
     Case {
+        op: "attention",
         name: "attention 8 x 512, 8 over 2, turned, normed",
         inputs: &[[N, 12 * 64]],
         cost: Cost::Flops(12.0 * (N * WIDTH) as f64 * 256.0),
         run: |v| attend(&v[0], 2, 512, true),
     },
     Case {
+        op: "layer_norm",
         name: "layer_norm 4096x512",
         inputs: &[[N, WIDTH], [1, WIDTH], [1, WIDTH]],
         cost: Cost::Numbers(5 * N * WIDTH),
@@ -114,24 +137,28 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        op: "rms_norm",
         name: "rms_norm 4096x512",
         inputs: &[[N, WIDTH], [1, WIDTH]],
         cost: Cost::Numbers(5 * N * WIDTH),
         run: |v| danlu_ops::rms_norm(v[0].clone(), v[1].clone(), 1e-6),
     },
     Case {
+        op: "activate",
         name: "gelu (tanh) 4096x2048",
         inputs: &[[N, 4 * WIDTH]],
         cost: Cost::Numbers(5 * N * 4 * WIDTH),
         run: |v| danlu_ops::activate(v[0].clone(), Activation::GeluTanh),
     },
     Case {
+        op: "embedding",
         name: "embedding 8192x512, 4096 ids",
         inputs: &[[SIZE, WIDTH]],
         cost: Cost::Numbers((3 * N + SIZE) * WIDTH),
         run: |v| danlu_ops::embedding(v[0].clone(), &ids()),
     },
     Case {
+        op: "head_loss",
         name: "head_loss 4096x512 over 8192",
         inputs: &[[N, WIDTH], [SIZE, WIDTH]],
         cost: matmul(N, WIDTH, SIZE),
@@ -143,6 +170,94 @@ const CASES: &[Case] = &[
                 z_loss: 1e-4,
             };
             danlu_ops::head_loss(v[0].clone(), v[1].clone(), &spec).0.reshape([1, 1])
+        },
+    },
+    Case {
+        op: "grouped_linear",
+        name: "grouped_linear 4096x512 to 512, 8 groups",
+        inputs: &[[N, WIDTH], [8 * WIDTH, WIDTH]],
+        cost: matmul(N, WIDTH, WIDTH),
+        run: |v| {
+            let offsets: Arc<[u32]> = (0..=8).map(|g| (g * g * N / 64) as u32).collect();
+            danlu_ops::grouped_linear(v[0].clone(), v[1].clone(), &offsets)
+        },
+    },
+    Case {
+        op: "batched_linear",
+        name: "batched_linear 8 x 512x512 to 512",
+        inputs: &[[N, WIDTH], [8 * WIDTH, WIDTH]],
+        cost: matmul(N, WIDTH, WIDTH),
+        run: |v| {
+            let [x, w] = [0, 1].map(|i| v[i].clone().reshape([8, WIDTH, WIDTH]));
+            danlu_ops::batched_linear(x, w).reshape([N, WIDTH])
+        },
+    },
+    Case {
+        op: "conv2d",
+        name: "conv2d 8 x 32x32x64, 3x3 to 64",
+        inputs: &[[8 * 1024, 64], [64, 9 * 64], [1, 64]],
+        cost: matmul(8 * 1024, 9 * 64, 64),
+        run: |v| {
+            let x = v[0].clone().reshape([8, 32, 32, 64]);
+            let shape = ConvShape::same([3, 3]);
+            danlu_ops::conv2d(x, v[1].clone(), v[2].clone(), shape).reshape([8 * 1024, 64])
+        },
+    },
+    Case {
+        op: "conv1d",
+        name: "conv1d 8 x 512x128, 5 to 128",
+        inputs: &[[N, 128], [128, 5 * 128], [1, 128]],
+        cost: matmul(N, 5 * 128, 128),
+        run: |v| {
+            let x = v[0].clone().reshape([8, 512, 128]);
+            let shape = ConvShape::along(5, 1, 2);
+            danlu_ops::conv1d(x, v[1].clone(), v[2].clone(), shape).reshape([N, 128])
+        },
+    },
+    Case {
+        op: "residual",
+        name: "rms_norm, linear, sum 4096x512",
+        inputs: &[[N, WIDTH], [1, WIDTH], [WIDTH, WIDTH]],
+        cost: matmul(N, WIDTH, WIDTH),
+        run: |v| {
+            let norm = Norm::Rms { gain: v[1].clone(), eps: 1e-6 };
+            let (weight, around) = (v[2].clone(), Fused::default());
+            danlu_ops::residual(v[0].clone(), norm, |x| Last { x, weight, around })
+        },
+    },
+    Case {
+        op: "adamw_step",
+        name: "adamw_step 8192x512",
+        inputs: &[[SIZE, WIDTH]; 4],
+        cost: Cost::Numbers(7 * SIZE * WIDTH),
+        run: |v| {
+            let [value, first, second, grad] = v.try_into().expect("four inputs");
+            let adamw = AdamW {
+                rate: 1e-3,
+                betas: [0.9, 0.95],
+                epsilon: 1e-8,
+                weight_decay: 0.1,
+                step: 1,
+                grad_scale: 1.0,
+            };
+            let [value, ..] = danlu_ops::adamw_step([value, first, second], grad, adamw);
+            value
+        },
+    },
+    Case {
+        op: "muon_step",
+        name: "muon_step, a layer of the reference model",
+        inputs: &[
+            LAYER[0], LAYER[0], LAYER[0], LAYER[1], LAYER[1], LAYER[1], LAYER[2], LAYER[2],
+            LAYER[2], LAYER[3], LAYER[3], LAYER[3],
+        ],
+        cost: Cost::Flops(muon(LAYER[0]) + muon(LAYER[1]) + muon(LAYER[2]) + muon(LAYER[3])),
+        run: |v| {
+            let mut v = v.into_iter();
+            let matrices = std::iter::from_fn(|| Some([v.next()?, v.next()?, v.next()?]));
+            let muon = Muon { rate: 1e-2, momentum: 0.95, weight_decay: 0.1, grad_scale: 1.0 };
+            let [value, _] = danlu_ops::muon_step(matrices.collect(), muon).swap_remove(0);
+            value
         },
     },
 ];
@@ -171,18 +286,27 @@ pub fn ops(repeats: usize) -> Rates {
     device.seed(1);
     measured(|| {
         let rate = |case: &Case| {
-            let leaves: Vec<Tensor<2>> = case
-                .inputs
-                .iter()
-                .map(|&dims| {
-                    let t = Tensor::<2>::random(dims, Distribution::Normal(0.0, 0.1), &device);
-                    Tensor::from_inner(t).require_grad()
-                })
-                .collect();
+            let known = danlu_ops::ALL.iter().find(|op| op.name == case.op);
+            let differentiable = known.is_some_and(|op| op.differentiable);
+            let random = |&dims: &[usize; 2]| {
+                Tensor::<2>::random(dims, Distribution::Normal(0.0, 0.1), &device)
+            };
+            let track = |t: Tensor<2>| Tensor::from_inner(t).require_grad();
+            let leaves: Vec<Tensor<2>> = match differentiable {
+                true => case.inputs.iter().map(random).map(track).collect(),
+                false => Vec::new(),
+            };
             let mut seconds: Vec<f64> = (0..repeats.max(1) + 1)
                 .map(|_| {
+                    if !differentiable {
+                        // Nothing else may hold what a step works on, or it is copied first.
+                        let inputs = case.inputs.iter().map(random).collect();
+                        let start = Instant::now();
+                        drop((case.run)(inputs));
+                        return start.elapsed().as_secs_f64();
+                    }
                     let start = Instant::now();
-                    let out = (case.run)(&leaves);
+                    let out = (case.run)(leaves.clone());
                     let forward = start.elapsed().as_secs_f64();
                     let total = danlu_ops::seed(out);
                     let start = Instant::now();
@@ -260,6 +384,14 @@ fn median(seconds: &mut [f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_operation_is_measured() {
+        let measured: BTreeSet<&str> = CASES.iter().map(|case| case.op).collect();
+        let listed: BTreeSet<&str> = danlu_ops::ALL.iter().map(|op| op.name).collect();
+        assert_eq!(measured, listed);
+    }
 
     #[test]
     fn every_operation_and_product_has_a_rate() {
