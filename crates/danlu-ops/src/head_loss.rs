@@ -149,67 +149,92 @@ fn run(
     let mut rows = Buffer::any(BLOCK.min(kept.len()) * width);
     for (block, kept) in kept.chunks(BLOCK).enumerate() {
         let m = kept.len();
-        for (row, &i) in rows.chunks_exact_mut(width).zip(kept) {
-            row.copy_from_slice(&h[i * width..][..width]);
-        }
         let (rows, logits) = (&mut rows[..m * width], &mut logits[..m * size]);
+        rows.par_chunks_mut((cpu::ROWS * width).max(1)).zip(kept.par_chunks(cpu::ROWS)).for_each(
+            |(rows, kept)| {
+                for (row, &i) in rows.chunks_exact_mut(width).zip(kept) {
+                    row.copy_from_slice(&h[i * width..][..width]);
+                }
+            },
+        );
         let (x, w) = (Mat::new(rows, width), Mat::new(t, width));
         gemm([m, width, size], x, w.t(), logits, size, 0.0, Threads::All);
-        let sums: Vec<[f32; 2]> = logits
+        let losses: Vec<[f32; 2]> = logits
             .par_chunks_exact_mut(size)
             .zip(kept)
             .map(|(row, &i)| {
                 cpu::vectorised(
                     #[inline(always)]
-                    || {
-                        let (target, weight) = (spec.targets[i] as usize, spec.weights[i]);
-                        let peak = row.iter().fold(f32::MIN, |a, &b| a.max(b));
-                        let right = row[target];
-                        let mut sum = [0.0f32; 16];
-                        let (chunks, tail) = row.as_chunks_mut::<16>();
-                        for chunk in chunks {
-                            for j in 0..16 {
-                                chunk[j] = cpu::exp(chunk[j] - peak);
-                                sum[j] += chunk[j];
-                            }
-                        }
-                        let mut sum: f32 = sum.iter().sum();
-                        for v in tail {
-                            *v = cpu::exp(*v - peak);
-                            sum += *v;
-                        }
-                        let lse = sum.ln() + peak;
-                        if with_grads {
-                            let up = weight * spec.scale;
-                            let by = up * (1.0 + 2.0 * spec.z_loss * lse) / sum;
-                            row.iter_mut().for_each(|v| *v *= by);
-                            row[target] -= up;
-                        }
-                        let ce = lse - right;
-                        [ce, weight * (ce + spec.z_loss * lse * lse)]
-                    },
+                    || row_loss(row, spec, i, with_grads),
                 )
             })
             .collect();
-        for (&i, [ce, weighted]) in kept.iter().zip(sums) {
+        for (&i, [ce, weighted]) in kept.iter().zip(losses) {
             out[1 + i] = ce;
             total += weighted as f64;
         }
         if with_grads {
             let g = Mat::new(logits, size);
-            let mut dx = Buffer::any(m * width);
-            gemm([m, size, width], g, w, &mut dx, width, 0.0, Threads::All);
-            for (row, &i) in dx.chunks_exact(width).zip(kept) {
-                dh[i * width..][..width].copy_from_slice(row);
+            if let Some(first) = together(kept) {
+                let dx = &mut dh[first * width..][..m * width];
+                gemm([m, size, width], g, w, dx, width, 0.0, Threads::All);
+            } else {
+                let mut dx = Buffer::any(m * width);
+                gemm([m, size, width], g, w, &mut dx, width, 0.0, Threads::All);
+                for (row, &i) in dx.chunks_exact(width).zip(kept) {
+                    dh[i * width..][..width].copy_from_slice(row);
+                }
             }
             let keep = if block == 0 { 0.0 } else { 1.0 };
-            let x = Mat::new(rows, width);
             gemm([size, m, width], g.t(), x, &mut dt, width, keep, Threads::All);
         }
     }
     out[0] = (total * spec.scale as f64) as f32;
     let grads = with_grads.then(|| (tensor(dh, [n, width]), tensor(dt, [size, width])));
     (tensor(out, [1 + n, 1]), grads)
+}
+
+/// The first of `kept` if the others follow it one by one.
+fn together(kept: &[usize]) -> Option<usize> {
+    let (&first, &last) = (kept.first()?, kept.last()?);
+    (last - first + 1 == kept.len()).then_some(first)
+}
+
+/// Cross-entropy, and weighted loss with the z-loss, of position `i`, whose logits are in `row`. If
+/// `with_grads` the logits become their gradient.
+#[inline(always)]
+fn row_loss(row: &mut [f32], spec: &HeadLoss, i: usize, with_grads: bool) -> [f32; 2] {
+    let (target, weight) = (spec.targets[i] as usize, spec.weights[i]);
+    let right = row[target];
+    let (chunks, tail) = row.as_chunks_mut::<16>();
+    let mut peaks = [f32::MIN; 16];
+    for chunk in &*chunks {
+        for j in 0..16 {
+            peaks[j] = if chunk[j] > peaks[j] { chunk[j] } else { peaks[j] };
+        }
+    }
+    let peak = peaks.iter().chain(&*tail).fold(f32::MIN, |a, &b| a.max(b));
+    let mut sums = [0.0f32; 16];
+    for chunk in chunks {
+        for j in 0..16 {
+            chunk[j] = cpu::exp(chunk[j] - peak);
+            sums[j] += chunk[j];
+        }
+    }
+    let mut sum: f32 = sums.iter().sum();
+    for v in tail {
+        *v = cpu::exp(*v - peak);
+        sum += *v;
+    }
+    let lse = sum.ln() + peak;
+    if with_grads {
+        let up = weight * spec.scale;
+        let by = up * (1.0 + 2.0 * spec.z_loss * lse) / sum;
+        row.iter_mut().for_each(|v| *v *= by);
+        row[target] -= up;
+    }
+    let ce = lse - right;
+    [ce, weight * (ce + spec.z_loss * lse * lse)]
 }
 
 #[cfg(test)]
