@@ -196,6 +196,100 @@ pub enum Optimiser {
     Muon,
 }
 
+/// The blocks of which only the input is kept for the backward pass, which runs them again: less
+/// memory for more time, and the same numbers. Written `"none"`, `"all"` or `[0, 2]`, counted from 0.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "WrittenRecompute", into = "WrittenRecompute")]
+pub enum Recompute {
+    /// No block.
+    #[default]
+    None,
+    /// Every block.
+    All,
+    /// These, ascending.
+    Blocks(Vec<usize>),
+}
+
+/// What [`Recompute`] is in a file.
+#[derive(Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "`train.recompute`: expected \"none\", \"all\" or block numbers as in [0, 2]"
+)]
+enum WrittenRecompute {
+    Word(String),
+    Blocks(Vec<usize>),
+}
+
+impl TryFrom<WrittenRecompute> for Recompute {
+    type Error = Error;
+
+    fn try_from(written: WrittenRecompute) -> Result<Self> {
+        match written {
+            WrittenRecompute::Word(word) if word == "none" => Ok(Self::None),
+            WrittenRecompute::Word(word) if word == "all" => Ok(Self::All),
+            WrittenRecompute::Word(word) => {
+                let wanted = "\"none\", \"all\" or block numbers as in [0, 2]";
+                Err(Error::parameter("train.recompute", wanted, format!("\"{word}\"")))
+            }
+            WrittenRecompute::Blocks(blocks) => Ok(Self::Blocks(blocks)),
+        }
+    }
+}
+
+impl From<Recompute> for WrittenRecompute {
+    fn from(r: Recompute) -> Self {
+        match r {
+            Recompute::None => Self::Word("none".into()),
+            Recompute::All => Self::Word("all".into()),
+            Recompute::Blocks(blocks) => Self::Blocks(blocks),
+        }
+    }
+}
+
+impl std::str::FromStr for Recompute {
+    type Err = String;
+
+    /// As on a command line: `none`, `all` or `0,2`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "all" => Ok(Self::All),
+            list => {
+                let blocks: std::result::Result<_, _> = list.split(',').map(str::parse).collect();
+                let wanted = "expected `none`, `all` or block numbers as in `0,2`";
+                blocks.map(Self::Blocks).map_err(|_| wanted.into())
+            }
+        }
+    }
+}
+
+impl Recompute {
+    /// Whether it is no block.
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
+    /// Whether it is among the blocks, for each of `depth`. Numbers that are no block's or do not
+    /// ascend are refused in the name of the parameter `name`.
+    pub fn blocks(&self, name: &str, depth: usize) -> Result<Vec<bool>> {
+        let blocks = match self {
+            Self::None => return Ok(vec![false; depth]),
+            Self::All => return Ok(vec![true; depth]),
+            Self::Blocks(blocks) => blocks,
+        };
+        if let Some(b) = blocks.iter().find(|&&b| b >= depth) {
+            let wanted = format!("block numbers from 0 to {}", depth.saturating_sub(1));
+            return Err(Error::parameter(name, wanted, b));
+        }
+        if !blocks.is_sorted_by(|a, b| a < b) {
+            let wanted = "block numbers that ascend, each once";
+            return Err(Error::parameter(name, wanted, format!("{blocks:?}")));
+        }
+        Ok((0..depth).map(|b| blocks.contains(&b)).collect())
+    }
+}
+
 /// The training loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -211,6 +305,10 @@ pub struct TrainRecipe {
     /// Batches whose gradients are summed into one step.
     #[serde(default = "default_one")]
     pub accumulate: usize,
+    /// Blocks that the backward pass runs again instead of keeping what they made.
+    // Left out where it is none, so that runs from before there was a choice are still the same.
+    #[serde(default, skip_serializing_if = "Recompute::is_none")]
+    pub recompute: Recompute,
     /// Which optimiser.
     #[serde(default = "default_optimiser")]
     pub optimiser: Optimiser,
@@ -459,9 +557,11 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The recipe with the default evaluation: what a trained model depends on.
+    /// The recipe with the default evaluation and without recomputation, which changes no number:
+    /// what a trained model depends on.
     pub fn for_training(&self) -> Recipe {
-        Recipe { eval: EvalRecipe::default(), ..self.clone() }
+        let train = TrainRecipe { recompute: Recompute::None, ..self.train.clone() };
+        Recipe { eval: EvalRecipe::default(), train, ..self.clone() }
     }
 
     /// Parses and checks the text of a recipe.
@@ -494,6 +594,7 @@ impl Recipe {
         at_least("train.window", self.train.window, 16)?;
         at_least("train.accumulate", self.train.accumulate, 1)?;
         at_least("train.steps", self.train.steps, 1)?;
+        self.train.recompute.blocks("train.recompute", self.model.depth)?;
         at_least("train.checkpoint", self.train.checkpoint, 1)?;
         at_least("train.validate", self.train.validate, 1)?;
         at_least("image.batch", self.image.batch, 1)?;
@@ -621,6 +722,26 @@ mod tests {
     }
 
     #[test]
+    fn recomputation_is_read_and_does_not_count_as_another_training() {
+        let plain = Recipe::parse(SMALL).expect("valid");
+        for (written, want) in [
+            ("'none'", [false; 4]),
+            ("'all'", [true; 4]),
+            ("[]", [false; 4]),
+            ("[0, 3]", [true, false, false, true]),
+        ] {
+            let text = SMALL.replace("steps=10", &format!("steps=10\nrecompute={written}"));
+            let recipe = Recipe::parse(&text).expect(written);
+            let blocks = recipe.train.recompute.blocks("train.recompute", 4).expect(written);
+            assert_eq!(blocks, want, "{written}");
+            assert_eq!(Recipe::parse(&recipe.to_toml()).expect("round trip"), recipe);
+            assert_eq!(recipe.for_training(), plain.for_training(), "{written}");
+        }
+        assert_eq!("0,2".parse(), Ok(Recompute::Blocks(vec![0, 2])));
+        assert!("0,x".parse::<Recompute>().is_err());
+    }
+
+    #[test]
     fn an_unknown_key_names_the_nearest() {
         let error =
             Recipe::parse(&SMALL.replace("steps=10", "steps=10\nwindw=3")).expect_err("typo");
@@ -637,6 +758,11 @@ mod tests {
             ("name='a'", "name='a b'", "name"),
             ("[train]", "[audio]\nhop=100\n[train]", "at most 50 tokens a second"),
             ("[train]", "[image]\nlevels=[1]\n[train]", "image.levels"),
+            ("steps=10", "steps=10\nrecompute=[0, 4]", "`train.recompute`: expected block numbers"),
+            ("steps=10", "steps=10\nrecompute=[2, 1]", "`train.recompute`: expected block numbers"),
+            ("steps=10", "steps=10\nrecompute='some'", "`train.recompute`: expected \"none\""),
+            ("steps=10", "steps=10\nrecompute=true", "`train.recompute`: expected \"none\""),
+            ("steps=10", "steps=10\nrecompute=[-1]", "`train.recompute`: expected \"none\""),
         ] {
             let text = Recipe::parse(&SMALL.replace(from, to)).expect_err(to).to_string();
             assert!(text.contains(want), "{to}: {text}");

@@ -34,6 +34,7 @@ mod list;
 mod muon;
 mod pool;
 mod profile;
+mod recompute;
 mod residual;
 mod rms_norm;
 mod seed;
@@ -56,9 +57,10 @@ pub use list::{ALL, Op};
 pub use muon::{Muon, muon_step};
 pub use pool::{Memory, memory, reset_peak};
 pub use profile::{Timed, start_profile, take_profile};
+pub use recompute::recompute;
 pub use residual::{Last, Norm, residual};
 pub use rms_norm::rms_norm;
-pub use seed::seed;
+pub use seed::{seed, seed_with};
 pub use step::{AdamW, adamw_step, squared_norm};
 
 /// This machine's processor; `.autodiff()` of it records gradients.

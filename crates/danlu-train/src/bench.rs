@@ -2,7 +2,7 @@
 
 use crate::optim::Optimiser;
 use burn::tensor::Tensor;
-use danlu_core::recipe::ModelRecipe;
+use danlu_core::recipe::{ModelRecipe, Recompute};
 use danlu_core::{Error, Result, Rng};
 use danlu_model::arch::{Gpt, GptConfig};
 use danlu_model::{Module, Transformer, TransformerConfig};
@@ -45,6 +45,8 @@ pub struct Setting {
     pub steps: usize,
     /// Steps before them.
     pub warmup: usize,
+    /// Blocks that the backward pass runs again.
+    pub recompute: Recompute,
 }
 
 /// What came of it. The names are read by scripts and stay.
@@ -86,6 +88,7 @@ enum Model {
 impl Model {
     fn new(s: &Setting) -> Result<Self> {
         let device = danlu_ops::cpu_device();
+        let again = s.recompute.blocks("--recompute", s.depth)?;
         let model = match s.arch {
             Arch::Gpt => {
                 if !s.width.is_multiple_of(2 * s.heads.max(1)) {
@@ -100,7 +103,9 @@ impl Model {
                     context: s.window,
                     norm_eps: 1e-5,
                 };
-                Self::Gpt(Gpt::new(config, 1, &device))
+                let mut model = Gpt::new(config, 1, &device);
+                model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
+                Self::Gpt(model)
             }
             Arch::Qwen => {
                 let recipe = ModelRecipe {
@@ -111,7 +116,9 @@ impl Model {
                     ..Default::default()
                 };
                 let config = TransformerConfig::from_recipe(&recipe, s.vocabulary, s.window)?;
-                Self::Qwen(Transformer::new(config, 1, &device))
+                let mut model = Transformer::new(config, 1, &device);
+                model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
+                Self::Qwen(model)
             }
         };
         Ok(model)
@@ -242,6 +249,7 @@ mod tests {
                 rows: 4,
                 steps: 30,
                 warmup: 2,
+                recompute: Recompute::None,
             };
             let b = train(&s).expect("trains");
             assert!(b.loss_last < b.loss_first - 0.3, "{arch:?}: {b:?}");
@@ -264,6 +272,7 @@ mod tests {
                 rows: 2,
                 steps: 3,
                 warmup: 0,
+                recompute: Recompute::None,
             };
             let run = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -287,6 +296,7 @@ mod tests {
             rows: 1,
             steps: 1,
             warmup: 0,
+            recompute: Recompute::None,
         };
         let message = train(&s).expect_err("refused").to_string();
         assert!(message.contains("--heads"), "{message}");

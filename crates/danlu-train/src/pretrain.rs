@@ -229,6 +229,8 @@ pub fn pretrain(
 
     let mut model = Transformer::new(config.clone(), recipe.seed, &device);
     model.to_device(&device);
+    let again = r.recompute.blocks("train.recompute", config.depth)?;
+    model.blocks.iter_mut().zip(again).for_each(|(block, again)| block.recompute = again);
     let mut optimiser = Optimiser::from_recipe(&model, r);
     let mut average: Option<Vec<Tensor<2>>> = (r.ema > 0.0)
         .then(|| model.parameters().iter().map(|p| p.tensor.clone().inner()).collect());

@@ -61,6 +61,8 @@ pub struct GptBlock {
     pub up: Linear,
     /// `[width, 4 * width]`.
     pub down: Linear,
+    /// Whether only its input is kept for the backward pass, which runs the block again.
+    pub recompute: bool,
     shape: AttentionShape,
 }
 
@@ -81,12 +83,16 @@ impl GptBlock {
             mlp_norm: norm("ln_2"),
             up: linear("mlp.c_fc", [4 * c.width, c.width], std, rng),
             down: linear("mlp.c_proj", [c.width, 4 * c.width], last, rng),
+            recompute: false,
             shape: c.attention(),
         }
     }
 
     /// Packed documents `[n, width]` to `[n, width]`.
     pub fn forward(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
+        if self.recompute {
+            return self.recomputed(x, rotary, starts);
+        }
         let x = danlu_ops::residual(x, self.attention_norm.op(), |x| {
             let qkv = self.qkv.forward(x);
             let unused = Tensor::ones([1, self.shape.head_dim], &qkv.device());
@@ -96,6 +102,26 @@ impl GptBlock {
         });
         danlu_ops::residual(x, self.mlp_norm.op(), |x| {
             self.down.last(self.up.forward(x), Activation::GeluTanh)
+        })
+    }
+
+    fn recomputed(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
+        let mut bare = Self { recompute: false, ..self.clone() };
+        let mut inputs = vec![x];
+        // What is run again holds no gradient record but that of the tensors it is given then.
+        for p in bare.parameters_mut() {
+            let plain = p.tensor.clone().inner();
+            inputs.push(std::mem::replace(&mut p.tensor, plain));
+        }
+        let inputs: [Tensor<2>; 13] =
+            inputs.try_into().expect("a stream, two norms and four projections with biases");
+        let (rotary, starts) = (rotary.clone(), starts.clone());
+        danlu_ops::recompute(inputs, move |[x, tensors @ ..]| {
+            let mut block = bare.clone();
+            for (p, tensor) in block.parameters_mut().into_iter().zip(tensors) {
+                p.tensor = tensor;
+            }
+            block.forward(x, &rotary, &starts)
         })
     }
 

@@ -17,6 +17,8 @@ pub struct Block {
     pub mlp_norm: RmsNorm,
     /// Mixes channels.
     pub mlp: Mlp,
+    /// Whether only its input is kept for the backward pass, which runs the block again.
+    pub recompute: bool,
 }
 
 impl Block {
@@ -37,15 +39,51 @@ impl Block {
                 device,
             ),
             mlp: Mlp::new(&format!("{name}.mlp"), c, rng, device),
+            recompute: false,
         }
     }
 
     /// `[n, width]` to `[n, width]`.
     pub fn forward(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
+        if self.recompute {
+            return self.recomputed(x, rotary, starts);
+        }
         let x = danlu_ops::residual(x, self.attention_norm.op(), |x| {
             self.attention.branch(x, rotary, starts)
         });
         danlu_ops::residual(x, self.mlp_norm.op(), |x| self.mlp.branch(x))
+    }
+
+    fn recomputed(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
+        let mut bare = Self { recompute: false, ..self.clone() };
+        // What is run again holds no gradient record but that of the tensors it is given then.
+        let [a, b, c, d, e, f, g, h] = bare.every().map(|p| {
+            let plain = p.tensor.clone().inner();
+            std::mem::replace(&mut p.tensor, plain)
+        });
+        let (rotary, starts) = (rotary.clone(), starts.clone());
+        danlu_ops::recompute([x, a, b, c, d, e, f, g, h], move |[x, tensors @ ..]| {
+            let mut block = bare.clone();
+            for (p, tensor) in block.every().into_iter().zip(tensors) {
+                p.tensor = tensor;
+            }
+            block.forward(x, &rotary, &starts)
+        })
+    }
+
+    /// Every tensor that [`Self::forward`] takes, to change.
+    fn every(&mut self) -> [&mut Parameter; 8] {
+        let Self { attention_norm, attention: a, mlp_norm, mlp, .. } = self;
+        [
+            &mut attention_norm.weight,
+            &mut a.qkv,
+            &mut a.out,
+            &mut a.q_norm,
+            &mut a.k_norm,
+            &mut mlp_norm.weight,
+            &mut mlp.gate_up,
+            &mut mlp.down,
+        ]
     }
 
     /// As [`Attention::forward_cached`].

@@ -1,3 +1,4 @@
+use danlu_core::recipe::Recompute;
 use danlu_core::{Error, Result};
 use danlu_train::bench::{Arch, Setting, train};
 
@@ -62,6 +63,9 @@ struct TrainArgs {
     /// Steps before them
     #[arg(long, default_value_t = 2)]
     warmup: usize,
+    /// Blocks that the backward pass runs again, for less memory: none, all, or numbers as in 0,2
+    #[arg(long, value_name = "BLOCKS", default_value = "none")]
+    recompute: Recompute,
     /// One JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -117,6 +121,7 @@ fn run_train(args: TrainArgs) -> Result<()> {
         rows: args.rows,
         steps: args.steps.max(1),
         warmup: args.warmup,
+        recompute: args.recompute,
     };
     let b = train(&setting)?;
     if args.json {

@@ -1,0 +1,112 @@
+//! Memory of training, measured. It is alone in its program, for the peak is the whole program's,
+//! and its tests take turns.
+
+use burn::tensor::Tensor;
+use danlu_core::recipe::{ModelRecipe, Recompute};
+use danlu_model::arch::{Gpt, GptConfig};
+use danlu_model::{Module, Transformer, TransformerConfig};
+use danlu_ops::HeadLoss;
+use danlu_train::bench::{Arch, Setting};
+use danlu_train::optim::{Optimiser, gradients};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn setting(arch: Arch) -> Setting {
+    Setting {
+        arch,
+        depth: 3,
+        width: 64,
+        heads: 4,
+        vocabulary: 300,
+        window: 128,
+        rows: 4,
+        steps: 3,
+        warmup: 0,
+        recompute: Recompute::None,
+    }
+}
+
+/// Two steps of AdamW: bits of the loss and of every gradient in each, and the peak of the tensors
+/// that operations make, in bytes.
+fn run(s: &Setting) -> (Vec<u32>, usize) {
+    let device = danlu_ops::cpu_device().autodiff();
+    let again = s.recompute.blocks("recompute", s.depth).expect("valid");
+    match s.arch {
+        Arch::Gpt => {
+            let config = GptConfig {
+                vocabulary: s.vocabulary,
+                width: s.width,
+                depth: s.depth,
+                heads: s.heads,
+                context: s.window,
+                norm_eps: 1e-5,
+            };
+            let mut model = Gpt::new(config, 3, &device);
+            model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
+            steps(s, model, |m, ids, starts, spec| m.loss(ids, starts, spec).0)
+        }
+        Arch::Qwen => {
+            let recipe = ModelRecipe {
+                depth: s.depth,
+                width: Some(s.width),
+                heads: Some(s.heads),
+                head_dim: Some(s.width / s.heads),
+                ..Default::default()
+            };
+            let config = TransformerConfig::from_recipe(&recipe, s.vocabulary, s.window);
+            let mut model = Transformer::new(config.expect("valid"), 3, &device);
+            model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
+            steps(s, model, |m, ids, starts, spec| m.loss(ids, starts, spec).0)
+        }
+    }
+}
+
+fn steps<M: Module>(
+    s: &Setting,
+    mut model: M,
+    loss: impl Fn(&M, &Arc<[u32]>, &Arc<[u32]>, &HeadLoss) -> Tensor<1>,
+) -> (Vec<u32>, usize) {
+    model.to_device(&danlu_ops::cpu_device().autodiff());
+    let mut optimiser = Optimiser::new(&model, [0.9, 0.95], 1e-8, 0.1, 1.0);
+    let n = s.rows * s.window;
+    let ids = |by: usize| (0..n).map(|i| (i * i * by % s.vocabulary) as u32).collect();
+    let starts: Arc<[u32]> = (0..=s.rows).map(|r| (r * s.window) as u32).collect();
+    let mut bits = Vec::new();
+    danlu_ops::reset_peak();
+    for step in 0..s.steps {
+        let spec = HeadLoss {
+            targets: ids(step + 7),
+            weights: vec![1.0; n].into(),
+            scale: 1.0 / n as f32,
+            z_loss: 1e-4,
+        };
+        let loss = loss(&model, &ids(step + 5), &starts, &spec);
+        bits.push(loss.clone().inner().into_scalar::<f32>().to_bits());
+        let grads = gradients(&model, loss.backward());
+        for grad in &grads {
+            let values: Vec<f32> = grad.to_data().try_into_vec().expect("f32");
+            bits.extend(values.into_iter().map(f32::to_bits));
+        }
+        optimiser.step(&mut model, grads, [1e-2, 0.0], 1.0);
+    }
+    (bits, danlu_ops::memory().peak)
+}
+
+#[test]
+fn recomputation_changes_no_bit_and_takes_less_memory() {
+    let _turn = turn();
+    for arch in [Arch::Gpt, Arch::Qwen] {
+        let with = |recompute| run(&Setting { recompute, ..setting(arch) });
+        let (bits, none) = with(Recompute::None);
+        let (bits_some, some) = with(Recompute::Blocks(vec![0, 2]));
+        let (bits_all, all) = with(Recompute::All);
+        assert!(bits == bits_some && bits == bits_all, "{arch:?}");
+        assert!(bits.iter().any(|&b| b != bits[0]), "{arch:?}: something is compared");
+        assert!(some < none * 9 / 10 && all < some, "{arch:?}: {none}, {some}, {all}");
+    }
+}
