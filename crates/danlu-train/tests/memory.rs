@@ -6,7 +6,7 @@ use danlu_core::recipe::{ModelRecipe, Recompute};
 use danlu_model::arch::{Gpt, GptConfig};
 use danlu_model::{Module, Transformer, TransformerConfig};
 use danlu_ops::HeadLoss;
-use danlu_train::bench::{Arch, Setting};
+use danlu_train::bench::{Arch, Setting, train};
 use danlu_train::optim::{Optimiser, gradients};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -109,4 +109,21 @@ fn recomputation_changes_no_bit_and_takes_less_memory() {
         assert!(bits.iter().any(|&b| b != bits[0]), "{arch:?}: something is compared");
         assert!(some < none * 9 / 10 && all < some, "{arch:?}: {none}, {some}, {all}");
     }
+}
+
+/// Peak of tensors in MB of a one-layer model that trains on 4,096 tokens in rows of `window`.
+fn peak(window: usize) -> f64 {
+    let s =
+        Setting { window, rows: 4096 / window, depth: 1, vocabulary: 64, ..setting(Arch::Qwen) };
+    // One thread: each thread holds the gradients of one head of a document besides the rest, so
+    // the number of threads would move the peak.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("starts");
+    pool.install(|| train(&Setting { steps: 1, warmup: 1, ..s })).expect("trains").peak_tensors_mb
+}
+
+#[test]
+fn memory_per_token_is_flat_in_the_length() {
+    let _turn = turn();
+    let (short, long) = (peak(512), peak(4096));
+    assert!((long / short - 1.0).abs() < 0.1, "{short} MB at 512, {long} MB at 4,096");
 }
