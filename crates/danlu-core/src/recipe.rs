@@ -197,7 +197,7 @@ pub enum Optimiser {
 }
 
 /// The blocks of which only the input is kept for the backward pass, which runs them again: less
-/// memory for more time, and the same numbers. Written `"none"`, `"all"` or `[0, 2]`, counted from 0.
+/// memory for more time, and the same numbers. Written `"none"`, `"all"` or `[0, 2]`, from 0.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "WrittenRecompute", into = "WrittenRecompute")]
 pub enum Recompute {

@@ -55,7 +55,7 @@ pub use layer_norm::layer_norm;
 pub use linear::{Fused, linear, linear_with};
 pub use list::{ALL, Op};
 pub use muon::{Muon, muon_step};
-pub use pool::{Memory, memory, reset_peak};
+pub use pool::{Memory, memory, reset_peak, tensor_bytes};
 pub use profile::{Timed, start_profile, take_profile};
 pub use recompute::recompute;
 pub use residual::{Last, Norm, residual};

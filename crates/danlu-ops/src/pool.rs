@@ -57,8 +57,8 @@ pub fn reset_peak() {
     pool.now.peak = pool.now.used;
 }
 
-/// Bytes that a buffer of `len` numbers takes.
-pub(crate) fn size(len: usize) -> usize {
+/// Bytes that a tensor of `len` numbers takes when an operation makes it.
+pub fn tensor_bytes(len: usize) -> usize {
     let bytes = (len * size_of::<f32>()).max(64);
     if bytes < 0x1_0000 {
         bytes.next_power_of_two()
@@ -133,7 +133,7 @@ impl Buffer {
     /// `len` numbers of any values (memory is zeroed when it comes from the system, and afterwards
     /// holds what was left in it).
     pub(crate) fn any(len: usize) -> Self {
-        let bytes = size(len);
+        let bytes = tensor_bytes(len);
         Self { at: pool().take(bytes), len, bytes }
     }
 
@@ -230,8 +230,8 @@ mod tests {
 
     #[test]
     fn sizes_are_rounded_up() {
-        assert_eq!([size(1), size(17), size(1 << 14)], [64, 128, 1 << 16]);
-        assert_eq!(size((1 << 20) + 1), 3 * LARGE);
+        assert_eq!([1, 17, 1 << 14].map(tensor_bytes), [64, 128, 1 << 16]);
+        assert_eq!(tensor_bytes((1 << 20) + 1), 3 * LARGE);
     }
 
     #[test]

@@ -29,9 +29,10 @@ impl<const N: usize> std::fmt::Debug for Kept<N> {
     }
 }
 
-/// `part(inputs)`, a matrix. Nothing that `part` makes outlives the call but its result; the backward
-/// pass calls it again. So it must depend on its inputs alone, and hold no tensor that records
-/// gradients. The first input is the stream that a [`crate::residual()`] in the part may begin with.
+/// `part(inputs)`, a matrix. Nothing that `part` makes outlives the call but its result; the
+/// backward pass calls it again. So it must depend on its inputs alone, and hold no tensor that
+/// records gradients. The first input is the stream that a [`crate::residual()`] in the part may
+/// begin with.
 ///
 /// Where no gradients are recorded, and on devices other than the CPU, it is `part` itself.
 pub fn recompute<const N: usize>(

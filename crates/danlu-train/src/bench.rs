@@ -1,5 +1,6 @@
 //! How fast a model trains: steps on synthetic ids, with the time of each operation and memory.
 
+use crate::memory::{Load, Sizes, predict};
 use crate::optim::Optimiser;
 use burn::tensor::Tensor;
 use danlu_core::recipe::{ModelRecipe, Recompute};
@@ -64,8 +65,10 @@ pub struct TrainBench {
     pub fma_peak_gflops: f64,
     /// Most memory that the process had, in MB (10^6 bytes).
     pub peak_rss_mb: f64,
-    /// Most memory of tensors in use at one time, in MB.
+    /// Most memory of tensors in use at one time, in MB, parameters and optimiser included.
     pub peak_tensors_mb: f64,
+    /// The same, as it was reckoned before the first step.
+    pub predicted_peak_mb: f64,
     /// Threads.
     pub threads: usize,
     /// Steps that were measured.
@@ -138,6 +141,13 @@ impl Model {
         }
     }
 
+    fn sizes(&self) -> Sizes {
+        match self {
+            Self::Gpt(m) => Sizes::from(&m.config),
+            Self::Qwen(m) => Sizes::from(&m.config),
+        }
+    }
+
     fn flops_per_token(&self, span: f64) -> f64 {
         match self {
             Self::Gpt(m) => m.config.flops_per_token(span),
@@ -169,6 +179,20 @@ pub fn train(s: &Setting) -> Result<TrainBench> {
     let mut model = Model::new(s)?;
     model.module().to_device(&device);
     let mut optimiser = Optimiser::new(model.module(), [0.9, 0.95], 1e-8, 0.1, 1.0);
+    let load = Load {
+        rows: s.rows,
+        window: s.window,
+        accumulate: 1,
+        again: s.recompute.blocks("--recompute", s.depth)?,
+        muon: false,
+        average: false,
+        replies: 0,
+        saves: false,
+        threads,
+    };
+    let predicted = predict(&model.sizes(), &load);
+    // What is not made by operations: made once, and changed in place.
+    let made_once = predicted.tensors() - predicted.operations();
     let n = s.rows * s.window;
     let starts: Arc<[u32]> = (0..=s.rows).map(|r| (r * s.window) as u32).collect();
     danlu_ops::reset_peak();
@@ -215,7 +239,8 @@ pub fn train(s: &Setting) -> Result<TrainBench> {
         mfu: speed * model.flops_per_token(s.window as f64 / 2.0) / peak,
         fma_peak_gflops: peak / 1e9,
         peak_rss_mb: peak_rss().unwrap_or(f64::NAN) / 1e6,
-        peak_tensors_mb: danlu_ops::memory().peak as f64 / 1e6,
+        peak_tensors_mb: (danlu_ops::memory().peak + made_once) as f64 / 1e6,
+        predicted_peak_mb: predicted.peak() as f64 / 1e6,
         threads,
         steps: s.steps,
         loss_first: losses[0],

@@ -9,6 +9,7 @@ pub mod checkpoint;
 mod codes;
 mod marginal;
 mod media_page;
+pub mod memory;
 pub mod optim;
 mod page;
 pub mod pretrain;

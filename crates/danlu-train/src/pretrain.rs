@@ -3,12 +3,13 @@
 use crate::checkpoint::{self, State};
 use crate::codes::CodeTable;
 use crate::marginal::Marginals;
+use crate::memory;
 use crate::optim::{Optimiser, gradients, rate_at};
 use crate::page::run_page;
 use crate::run::{Run, append};
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
-use danlu_core::recipe::{LossWeights, Recipe};
+use danlu_core::recipe::{LossWeights, Optimiser as Kind, Recipe};
 use danlu_core::{
     Batch, Control, Document, Error, Modality, Result, Rng, Sample, TokenKind, Vocabulary,
 };
@@ -227,10 +228,25 @@ pub fn pretrain(
     let packer =
         Packer { rows: r.rows, window: r.window, pad: vocabulary.control_id(Control::Pad) };
 
+    let sizes = memory::Sizes::from(&config);
+    let load = memory::Load {
+        rows: r.rows,
+        window: r.window,
+        accumulate: r.accumulate,
+        again: r.recompute.blocks("train.recompute", config.depth)?,
+        muon: r.optimiser == Kind::Muon,
+        average: r.ema > 0.0,
+        replies: REPLIES,
+        saves: true,
+        threads: rayon::current_num_threads(),
+    };
+    let prediction = memory::predict(&sizes, &load);
+    memory::check(&prediction, memory::available(), &sizes, &load)?;
+    watcher.tell(Event::Note(prediction.to_string()));
+
     let mut model = Transformer::new(config.clone(), recipe.seed, &device);
     model.to_device(&device);
-    let again = r.recompute.blocks("train.recompute", config.depth)?;
-    model.blocks.iter_mut().zip(again).for_each(|(block, again)| block.recompute = again);
+    model.blocks.iter_mut().zip(load.again).for_each(|(block, again)| block.recompute = again);
     let mut optimiser = Optimiser::from_recipe(&model, r);
     let mut average: Option<Vec<Tensor<2>>> = (r.ema > 0.0)
         .then(|| model.parameters().iter().map(|p| p.tensor.clone().inner()).collect());
@@ -527,6 +543,9 @@ pub struct SampleLine {
     pub file: Option<String>,
 }
 
+/// Replies at one time.
+const REPLIES: usize = 16;
+
 /// The questions whose replies are kept at every validation.
 const SHOWN: [(&str, View); 8] = [
     ("name_en", View::HeldStyle),
@@ -575,7 +594,7 @@ fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> 
         }
     }
     let vocabulary = template.vocabulary();
-    let replies = generate(model, vocabulary, &requests, 16, &mut |_| {})?;
+    let replies = generate(model, vocabulary, &requests, REPLIES, &mut |_| {})?;
     for (i, ((name, view, sample, expected), ids)) in asked.iter().zip(&replies).enumerate() {
         let parts = || sample.messages.iter().flat_map(|m| &m.parts);
         let mut shown = None;

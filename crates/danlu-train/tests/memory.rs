@@ -7,6 +7,7 @@ use danlu_model::arch::{Gpt, GptConfig};
 use danlu_model::{Module, Transformer, TransformerConfig};
 use danlu_ops::HeadLoss;
 use danlu_train::bench::{Arch, Setting, train};
+use danlu_train::memory::{Load, Prediction, Sizes, predict};
 use danlu_train::optim::{Optimiser, gradients};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,9 +32,9 @@ fn setting(arch: Arch) -> Setting {
     }
 }
 
-/// Two steps of AdamW: bits of the loss and of every gradient in each, and the peak of the tensors
-/// that operations make, in bytes.
-fn run(s: &Setting) -> (Vec<u32>, usize) {
+/// Steps of AdamW: bits of the loss and of every gradient in each, the peak of the tensors that
+/// operations make, in bytes, and the model's sizes.
+fn run(s: &Setting, accumulate: usize, muon: bool) -> (Vec<u32>, usize, Sizes) {
     let device = danlu_ops::cpu_device().autodiff();
     let again = s.recompute.blocks("recompute", s.depth).expect("valid");
     match s.arch {
@@ -48,7 +49,10 @@ fn run(s: &Setting) -> (Vec<u32>, usize) {
             };
             let mut model = Gpt::new(config, 3, &device);
             model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
-            steps(s, model, |m, ids, starts, spec| m.loss(ids, starts, spec).0)
+            let sizes = Sizes::from(&model.config);
+            steps(s, [accumulate, usize::from(muon)], model, sizes, |m, ids, starts, spec| {
+                m.loss(ids, starts, spec).0
+            })
         }
         Arch::Qwen => {
             let recipe = ModelRecipe {
@@ -61,18 +65,27 @@ fn run(s: &Setting) -> (Vec<u32>, usize) {
             let config = TransformerConfig::from_recipe(&recipe, s.vocabulary, s.window);
             let mut model = Transformer::new(config.expect("valid"), 3, &device);
             model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
-            steps(s, model, |m, ids, starts, spec| m.loss(ids, starts, spec).0)
+            let sizes = Sizes::from(&model.config);
+            steps(s, [accumulate, usize::from(muon)], model, sizes, |m, ids, starts, spec| {
+                m.loss(ids, starts, spec).0
+            })
         }
     }
 }
 
 fn steps<M: Module>(
     s: &Setting,
+    [accumulate, muon]: [usize; 2],
     mut model: M,
+    sizes: Sizes,
     loss: impl Fn(&M, &Arc<[u32]>, &Arc<[u32]>, &HeadLoss) -> Tensor<1>,
-) -> (Vec<u32>, usize) {
+) -> (Vec<u32>, usize, Sizes) {
+    assert_eq!(sizes.parameters(), model.size(), "the values that are reckoned with");
     model.to_device(&danlu_ops::cpu_device().autodiff());
     let mut optimiser = Optimiser::new(&model, [0.9, 0.95], 1e-8, 0.1, 1.0);
+    if muon > 0 {
+        optimiser = optimiser.with_muon(&model, |name| name.contains(".layers."));
+    }
     let n = s.rows * s.window;
     let ids = |by: usize| (0..n).map(|i| (i * i * by % s.vocabulary) as u32).collect();
     let starts: Arc<[u32]> = (0..=s.rows).map(|r| (r * s.window) as u32).collect();
@@ -85,29 +98,75 @@ fn steps<M: Module>(
             scale: 1.0 / n as f32,
             z_loss: 1e-4,
         };
-        let loss = loss(&model, &ids(step + 5), &starts, &spec);
-        bits.push(loss.clone().inner().into_scalar::<f32>().to_bits());
-        let grads = gradients(&model, loss.backward());
+        let mut total: Option<Vec<Tensor<2>>> = None;
+        for batch in 0..accumulate {
+            let loss = loss(&model, &ids(step + 5 + batch), &starts, &spec);
+            bits.push(loss.clone().inner().into_scalar::<f32>().to_bits());
+            let grads = gradients(&model, loss.backward());
+            total = Some(match total {
+                None => grads,
+                Some(sum) => sum.into_iter().zip(grads).map(|(a, b)| a + b).collect(),
+            });
+        }
+        let grads = total.expect("at least one batch");
         for grad in &grads {
             let values: Vec<f32> = grad.to_data().try_into_vec().expect("f32");
             bits.extend(values.into_iter().map(f32::to_bits));
         }
-        optimiser.step(&mut model, grads, [1e-2, 0.0], 1.0);
+        optimiser.step(&mut model, grads, [1e-2; 2], 1.0);
     }
-    (bits, danlu_ops::memory().peak)
+    (bits, danlu_ops::memory().peak, sizes)
 }
 
 #[test]
 fn recomputation_changes_no_bit_and_takes_less_memory() {
     let _turn = turn();
     for arch in [Arch::Gpt, Arch::Qwen] {
-        let with = |recompute| run(&Setting { recompute, ..setting(arch) });
-        let (bits, none) = with(Recompute::None);
-        let (bits_some, some) = with(Recompute::Blocks(vec![0, 2]));
-        let (bits_all, all) = with(Recompute::All);
+        let with = |recompute| run(&Setting { recompute, ..setting(arch) }, 1, false);
+        let (bits, none, _) = with(Recompute::None);
+        let (bits_some, some, _) = with(Recompute::Blocks(vec![0, 2]));
+        let (bits_all, all, _) = with(Recompute::All);
         assert!(bits == bits_some && bits == bits_all, "{arch:?}");
         assert!(bits.iter().any(|&b| b != bits[0]), "{arch:?}: something is compared");
         assert!(some < none * 9 / 10 && all < some, "{arch:?}: {none}, {some}, {all}");
+    }
+}
+
+/// What [`run`] should come to, on two threads.
+fn predicted(s: &Setting, accumulate: usize, muon: bool, sizes: &Sizes) -> Prediction {
+    let again = s.recompute.blocks("recompute", s.depth).expect("valid");
+    let (rows, window, threads) = (s.rows, s.window, 2);
+    let (average, replies, saves) = (false, 0, false);
+    let load = Load { rows, window, accumulate, again, muon, average, replies, saves, threads };
+    predict(sizes, &load)
+}
+
+#[test]
+fn the_peak_is_what_was_predicted() {
+    let _turn = turn();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("starts");
+    for arch in [Arch::Gpt, Arch::Qwen] {
+        let base = || setting(arch);
+        let narrow = Recompute::Blocks(vec![1]);
+        for s in [
+            base(),
+            Setting { recompute: Recompute::All, ..base() },
+            Setting { recompute: narrow, depth: 5, ..base() },
+            // One long document; many short ones; a table larger than all else; wide.
+            Setting { rows: 1, window: 1500, ..base() },
+            Setting { rows: 40, window: 16, recompute: Recompute::All, ..base() },
+            Setting { vocabulary: 6000, rows: 2, ..base() },
+            Setting { vocabulary: 6000, rows: 2, recompute: Recompute::All, ..base() },
+            Setting { width: 192, depth: 2, rows: 8, ..base() },
+        ] {
+            for (accumulate, muon) in [(1, false), (2, arch == Arch::Qwen)] {
+                let (_, measured, sizes) = pool.install(|| run(&s, accumulate, muon));
+                let predicted = predicted(&s, accumulate, muon, &sizes).operations();
+                let off = predicted as f64 / measured as f64 - 1.0;
+                let what = format!("{s:?}, {accumulate} batches, Muon: {muon}");
+                assert!(off.abs() < 0.05, "{what}: {predicted} of {measured} bytes, {off:+.3}");
+            }
+        }
     }
 }
 

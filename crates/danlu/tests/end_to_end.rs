@@ -85,6 +85,7 @@ fn from_data_to_replies_and_back_after_kill() {
     for wanted in ["rows.jsonl:2", "gone.png", "rows.jsonl:3", "unknown role `robot`"] {
         assert!(said.contains(wanted), "{wanted:?} in {said}");
     }
+    assert!(said.contains("memory: about"), "the peak is told before the first step: {said}");
     for file in ["index.html", "eval.html", "eval.json", "tokenisers.html", "model/config.json"] {
         assert!(at.join("a").join(file).is_file(), "{file}");
     }
@@ -116,6 +117,14 @@ fn from_data_to_replies_and_back_after_kill() {
     works(&["train", "--resume", &b]);
     let weights = |run: &str| std::fs::read(at.join(run).join("model/model.safetensors")).unwrap();
     assert!(weights("a") == weights("b"), "killed and resumed on another number of threads");
+
+    // More memory than any machine has is refused before it is asked for.
+    let huge = std::fs::read_to_string(recipe).unwrap().replace("rows = 2", "rows = 40000000");
+    std::fs::write(at.join("huge.toml"), huge).unwrap();
+    fails(
+        &["train", &path("huge.toml"), "--out", &path("huge"), "--tokenizers", &tokenizers],
+        &["available", "train.rows (40000000)", "train.window (160)", "train.recompute"],
+    );
 
     // Every direction.
     let model = path("a");

@@ -134,7 +134,10 @@ fn run_train(args: TrainArgs) -> Result<()> {
         b.fma_peak_gflops,
         b.threads
     );
-    println!("memory: {:.0} MB, tensors {:.0} MB", b.peak_rss_mb, b.peak_tensors_mb);
+    println!(
+        "memory: {:.0} MB, tensors {:.0} MB, predicted {:.0} MB",
+        b.peak_rss_mb, b.peak_tensors_mb, b.predicted_peak_mb
+    );
     println!("loss: {:.4} at first, {:.4} at last", b.loss_first, b.loss_last);
     let mut ops: Vec<_> = b.ops.iter().collect();
     ops.sort_by(|a, b| b.1.total_cmp(a.1));

@@ -1,0 +1,597 @@
+//! What training takes of memory, reckoned before the first step.
+//!
+//! A step is gone through on paper: every operation takes and gives back what its kernel does, in
+//! the sizes that the pool of `danlu-ops` rounds them to, and the largest sum is the peak. So an
+//! operation that comes to keep more or less has its line to change here; a test holds the sum
+//! against steps that are really taken.
+
+use danlu_core::{Error, Result};
+use danlu_model::TransformerConfig;
+use danlu_model::arch::GptConfig;
+use danlu_ops::{AttentionShape, tensor_bytes};
+use std::path::Path;
+
+/// Bytes of memory at the peak of training, by what holds them. The data, the program, the scratch
+/// of matrix products and what the allocator holds back are not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Prediction {
+    /// The model's parameters.
+    pub parameters: usize,
+    /// What the optimiser remembers.
+    pub optimiser: usize,
+    /// The moving average of the parameters, with what its update takes.
+    pub average: usize,
+    /// Gradients of parameters at the moment of the peak.
+    pub gradients: usize,
+    /// What is kept for the backward pass at that moment.
+    pub activations: usize,
+    /// What else operations hold at that moment, gradients of activations among it.
+    pub workspace: usize,
+    /// Keys and values of the replies at a validation.
+    pub replies: usize,
+    /// Copies that are made while a checkpoint is written.
+    pub saving: usize,
+}
+
+impl Prediction {
+    /// Bytes of the tensors that operations make: what [`danlu_ops::memory`] measures.
+    pub fn operations(&self) -> usize {
+        self.gradients + self.activations + self.workspace
+    }
+
+    /// Bytes of all tensors at the peak of a step.
+    pub fn tensors(&self) -> usize {
+        self.parameters + self.optimiser + self.average + self.operations()
+    }
+
+    /// Bytes at the peak. What operations have used stays with the program while it replies or
+    /// saves.
+    pub fn peak(&self) -> usize {
+        self.tensors() + self.replies.max(self.saving)
+    }
+}
+
+impl std::fmt::Display for Prediction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "memory: about {:.0} MB at the peak:", mb(self.peak()))?;
+        let between = if self.saving > self.replies {
+            ("saving", self.saving)
+        } else {
+            ("replies", self.replies)
+        };
+        let parts = [
+            ("parameters", self.parameters),
+            ("optimiser", self.optimiser),
+            ("average", self.average),
+            ("gradients", self.gradients),
+            ("activations", self.activations),
+            ("workspace", self.workspace),
+            between,
+        ];
+        let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+        let parts: Vec<String> = parts.map(|(n, b)| format!(" {n} {:.1}", mb(*b))).collect();
+        write!(f, "{}", parts.join(","))
+    }
+}
+
+fn mb(bytes: usize) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// The sizes of a model that its memory depends on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sizes {
+    vocabulary: usize,
+    width: usize,
+    depth: usize,
+    attention: AttentionShape,
+    /// Whether attention turns or normalises queries and keys into a matrix of their own.
+    turns: bool,
+    /// Width of what goes into the activation of the feed-forward, and of what comes out.
+    feed: [usize; 2],
+    /// Learnt positions.
+    positions: usize,
+    tied: bool,
+    /// Values of a layer's vectors, and of the last norm's.
+    vectors: [usize; 2],
+}
+
+impl From<&TransformerConfig> for Sizes {
+    fn from(c: &TransformerConfig) -> Self {
+        let norms = if c.qk_norm { 2 * c.head_dim } else { 0 };
+        Self {
+            vocabulary: c.vocabulary,
+            width: c.width,
+            depth: c.depth,
+            attention: c.attention(),
+            turns: true,
+            feed: [2 * c.hidden, c.hidden],
+            positions: 0,
+            tied: c.tied,
+            vectors: [2 * c.width + norms, c.width],
+        }
+    }
+}
+
+impl From<&GptConfig> for Sizes {
+    fn from(c: &GptConfig) -> Self {
+        Self {
+            vocabulary: c.vocabulary,
+            width: c.width,
+            depth: c.depth,
+            attention: c.attention(),
+            turns: false,
+            feed: [4 * c.width; 2],
+            positions: c.context,
+            tied: true,
+            vectors: [13 * c.width, 2 * c.width],
+        }
+    }
+}
+
+impl Sizes {
+    /// `[rows, columns]` of a layer's matrices.
+    fn matrices(&self) -> [[usize; 2]; 4] {
+        let (w, a, [wide, hidden]) = (self.width, &self.attention, self.feed);
+        [[a.projection(), w], [w, a.output()], [wide, w], [w, hidden]]
+    }
+
+    fn layer(&self) -> usize {
+        self.matrices().iter().map(|[r, c]| r * c).sum()
+    }
+
+    fn tables(&self) -> usize {
+        (self.vocabulary * (2 - usize::from(self.tied)) + self.positions) * self.width
+    }
+
+    /// Values of all parameters.
+    pub fn parameters(&self) -> usize {
+        let [of_layer, last] = self.vectors;
+        self.depth * (self.layer() + of_layer) + self.tables() + last
+    }
+}
+
+/// What is done with a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Load {
+    /// Rows of a batch.
+    pub rows: usize,
+    /// Tokens of a row, taken to be one document.
+    pub window: usize,
+    /// Batches a step.
+    pub accumulate: usize,
+    /// For each block, whether it is recomputed.
+    pub again: Vec<bool>,
+    /// Whether Muon steps the matrices of the layers (otherwise AdamW).
+    pub muon: bool,
+    /// Whether there is a moving average of the parameters.
+    pub average: bool,
+    /// Replies at one time during a validation; 0: there is none.
+    pub replies: usize,
+    /// Whether checkpoints are written.
+    pub saves: bool,
+    /// Threads that work.
+    pub threads: usize,
+}
+
+/// Reckons the peak of training.
+pub fn predict(sizes: &Sizes, load: &Load) -> Prediction {
+    let walk = Walk { s: sizes, l: load, n: load.rows * load.window };
+    let mut book = Book::default();
+    for batch in 0..load.accumulate.max(1) {
+        let before = book.now[GRADIENTS];
+        walk.forward(&mut book);
+        walk.backward(&mut book);
+        if batch > 0 {
+            // Summed into those of the batches before.
+            book.now[GRADIENTS] = before;
+        }
+    }
+    walk.optimiser(&mut book);
+    if load.replies > 0 {
+        walk.validation(&mut book);
+    }
+    let parameters = size_of::<f32>() * sizes.parameters();
+    let layers = size_of::<f32>() * sizes.depth * sizes.layer();
+    let optimiser = 2 * parameters - if load.muon { layers } else { 0 };
+    let average = if load.average {
+        parameters + 2 * size_of::<f32>() * sizes.vocabulary * sizes.width
+    } else {
+        0
+    };
+    let kept = size_of::<f32>() * load.window * sizes.attention.kv_heads * sizes.attention.head_dim;
+    // A checkpoint holds two tensors a parameter beside it, whatever the optimiser uses of them.
+    // They are there as numbers, as bytes, and as the file.
+    let saved = parameters * if load.average { 4 } else { 3 };
+    Prediction {
+        parameters,
+        optimiser,
+        average,
+        gradients: book.peak[GRADIENTS],
+        activations: book.peak[ACTIVATIONS],
+        workspace: book.peak[WORKSPACE],
+        // With guidance, every reply is two sequences.
+        replies: 2 * load.replies * 2 * sizes.depth * kept,
+        saving: if load.saves { 3 * saved } else { 0 },
+    }
+}
+
+const GRADIENTS: usize = 0;
+const ACTIVATIONS: usize = 1;
+const WORKSPACE: usize = 2;
+
+/// Bytes in use by kind, now and when they were most.
+#[derive(Default)]
+struct Book {
+    now: [usize; 3],
+    peak: [usize; 3],
+}
+
+impl Book {
+    fn take(&mut self, kind: usize, numbers: impl IntoIterator<Item = usize>) {
+        self.now[kind] += numbers.into_iter().map(tensor_bytes).sum::<usize>();
+        if self.now.iter().sum::<usize>() > self.peak.iter().sum() {
+            self.peak = self.now;
+        }
+    }
+
+    fn give(&mut self, kind: usize, numbers: impl IntoIterator<Item = usize>) {
+        self.now[kind] -= numbers.into_iter().map(tensor_bytes).sum::<usize>();
+    }
+
+    /// Takes and gives back.
+    fn pass(&mut self, kind: usize, numbers: impl IntoIterator<Item = usize> + Clone) {
+        self.take(kind, numbers.clone());
+        self.give(kind, numbers);
+    }
+}
+
+/// One batch of `n` tokens through a model.
+struct Walk<'a> {
+    s: &'a Sizes,
+    l: &'a Load,
+    n: usize,
+}
+
+/// Rows and columns of a block of scores in attention, and rows of logits at one time, as in
+/// `danlu-ops`.
+const QUERIES: usize = 64;
+const KEYS: usize = 512;
+const LOGITS: usize = 1024;
+
+impl Walk<'_> {
+    /// Numbers of the stream, of the fused projection, of attention's output, and of what goes into
+    /// the activation and comes out of it.
+    fn widths(&self) -> [usize; 5] {
+        let (a, [wide, hidden]) = (&self.s.attention, self.s.feed);
+        [self.s.width, a.projection(), a.output(), wide, hidden].map(|w| self.n * w)
+    }
+
+    /// What attention makes of queries, keys and values beside its output.
+    fn prepared(&self, backward: bool) -> Vec<usize> {
+        let a = &self.s.attention;
+        let across = self.n * a.kv_heads * a.head_dim;
+        let mut all = vec![across];
+        if self.s.turns {
+            all.push(self.n * (a.heads + a.kv_heads) * a.head_dim);
+        }
+        if backward {
+            all.push(across);
+        }
+        all
+    }
+
+    /// What the threads hold of attention, each for a head of a document.
+    fn scores(&self, backward: bool) -> Vec<usize> {
+        let (a, window) = (&self.s.attention, self.l.window);
+        let block = QUERIES.min(window) * KEYS.min(window);
+        let (one, units) = if backward {
+            ([vec![block; 2], vec![window * a.head_dim; 3]].concat(), 1)
+        } else {
+            (vec![block, QUERIES.min(window) * a.head_dim], window.div_ceil(QUERIES))
+        };
+        let threads = self.l.threads.min(self.l.rows * a.heads * units);
+        one.repeat(threads)
+    }
+
+    /// A layer forward. Its input is there before and after; its output comes to it, and, if
+    /// `keeps`, what its backward pass wants.
+    fn layer(&self, book: &mut Book, keeps: bool) {
+        let [stream, projection, mixed, wide, hidden] = self.widths();
+        let drop = |book: &mut Book, numbers: usize| {
+            if !keeps {
+                book.give(ACTIVATIONS, [numbers]);
+            }
+        };
+        book.take(ACTIVATIONS, [stream, projection]);
+        drop(book, stream);
+        book.take(WORKSPACE, self.prepared(false));
+        book.take(ACTIVATIONS, [mixed]);
+        book.pass(WORKSPACE, self.scores(false));
+        book.give(WORKSPACE, self.prepared(false));
+        drop(book, projection);
+        book.take(ACTIVATIONS, [stream]);
+        drop(book, mixed);
+        book.take(ACTIVATIONS, [stream, wide]);
+        drop(book, stream);
+        book.take(ACTIVATIONS, [stream]);
+        book.pass(WORKSPACE, [hidden]);
+        drop(book, wide);
+        drop(book, stream);
+    }
+
+    /// A layer backward: from the gradient of its output to that of its input.
+    fn layer_back(&self, book: &mut Book) {
+        let [stream, projection, mixed, wide, hidden] = self.widths();
+        let [qkv, out, up, down] = self.s.matrices().map(|[r, c]| r * c);
+        // The last projection. The activation's input becomes its own gradient, in its place.
+        book.take(WORKSPACE, [hidden]);
+        book.take(GRADIENTS, [down]);
+        book.give(WORKSPACE, [hidden]);
+        // The projection before it, with the norm's output, which it kept.
+        book.take(WORKSPACE, [stream]);
+        book.take(GRADIENTS, [up]);
+        book.give(ACTIVATIONS, [wide, stream]);
+        // The norm, which adds what came along the stream.
+        book.pass(WORKSPACE, [stream]);
+        book.give(WORKSPACE, [stream]);
+        book.give(ACTIVATIONS, [stream]);
+        // The projection after attention, and attention.
+        book.take(WORKSPACE, [mixed]);
+        book.take(GRADIENTS, [out]);
+        let a = &self.s.attention;
+        let spread = self.n * a.heads * 2 * a.head_dim;
+        book.take(WORKSPACE, self.prepared(true));
+        book.take(WORKSPACE, [projection, spread]);
+        book.pass(WORKSPACE, self.scores(true));
+        book.give(WORKSPACE, self.prepared(true));
+        book.give(WORKSPACE, [spread, mixed]);
+        book.give(ACTIVATIONS, [projection, mixed]);
+        // The projection before attention, and the first norm.
+        book.take(WORKSPACE, [stream]);
+        book.take(GRADIENTS, [qkv]);
+        book.give(WORKSPACE, [projection]);
+        book.give(ACTIVATIONS, [stream]);
+        book.pass(WORKSPACE, [stream]);
+        book.give(WORKSPACE, [stream]);
+        book.give(ACTIVATIONS, [stream]);
+    }
+
+    /// Forward through the loss, which makes its gradients at once.
+    fn forward(&self, book: &mut Book) {
+        let [stream, ..] = self.widths();
+        book.take(ACTIVATIONS, [stream]);
+        if self.s.positions > 0 {
+            book.pass(ACTIVATIONS, [stream]);
+        }
+        for &again in &self.l.again {
+            self.layer(book, !again);
+        }
+        book.take(ACTIVATIONS, [stream]);
+        let (rows, w) = (LOGITS.min(self.n), self.s.width);
+        book.take(WORKSPACE, [stream]);
+        book.take(GRADIENTS, [self.s.vocabulary * w]);
+        book.pass(WORKSPACE, [rows * self.s.vocabulary, rows * w]);
+        book.give(ACTIVATIONS, [stream]);
+    }
+
+    fn backward(&self, book: &mut Book) {
+        let ([stream, ..], w) = (self.widths(), self.s.width);
+        book.pass(WORKSPACE, [stream]);
+        book.give(ACTIVATIONS, [stream]);
+        for &again in self.l.again.iter().rev() {
+            if again {
+                self.layer(book, true);
+                book.give(ACTIVATIONS, [stream]);
+            }
+            self.layer_back(book);
+        }
+        if self.s.positions > 0 {
+            book.take(GRADIENTS, [self.s.positions * w]);
+        }
+        let table = self.s.vocabulary * w;
+        match self.s.tied {
+            true => book.pass(GRADIENTS, [table]),
+            false => book.take(GRADIENTS, [table]),
+        }
+        book.give(WORKSPACE, [stream]);
+    }
+
+    /// The optimiser's step, and no gradient after it. AdamW works in place; Muon comes when the
+    /// gradients of all others are gone.
+    fn optimiser(&self, book: &mut Book) {
+        if self.l.muon {
+            let matrices = self.s.matrices();
+            book.now[GRADIENTS] =
+                self.s.depth * matrices.iter().map(|[r, c]| tensor_bytes(r * c)).sum::<usize>();
+            let many = self.s.depth * matrices.len() >= 2 * self.l.threads;
+            let largest = matrices.into_iter().max_by_key(|[r, c]| r * c + 4 * r.min(c).pow(2));
+            let [r, c] = largest.unwrap_or_default();
+            let square = r.min(c).pow(2);
+            let one = [r * c, square, square, square, square];
+            book.pass(WORKSPACE, one.repeat(if many { self.l.threads } else { 1 }));
+        }
+        book.now[GRADIENTS] = 0;
+    }
+
+    /// A batch without gradients, and then the prompts of as many replies as there are at one time.
+    fn validation(&self, book: &mut Book) {
+        for n in [self.n, self.l.replies * self.l.window] {
+            let walk = Walk { n, ..*self };
+            let [stream, ..] = walk.widths();
+            book.take(ACTIVATIONS, [stream]);
+            for _ in 0..self.s.depth {
+                walk.layer(book, false);
+                book.give(ACTIVATIONS, [stream]);
+            }
+            let rows = LOGITS.min(n);
+            book.pass(WORKSPACE, [stream, rows * self.s.vocabulary, rows * self.s.width]);
+            book.give(ACTIVATIONS, [stream]);
+        }
+    }
+}
+
+/// Refuses training that needs more memory than there is. `sizes` and `load` are what `prediction`
+/// was made of.
+pub fn check(
+    prediction: &Prediction,
+    available: Option<usize>,
+    sizes: &Sizes,
+    load: &Load,
+) -> Result<()> {
+    let Some(available) = available.filter(|&a| a < prediction.peak()) else { return Ok(()) };
+    let all = predict(sizes, &Load { again: vec![true; sizes.depth], ..load.clone() });
+    let recompute = if load.again.iter().all(|&again| again) {
+        String::new()
+    } else {
+        format!(", or train.recompute = \"all\" (about {:.0} MB)", mb(all.peak()))
+    };
+    Err(Error::Other(format!(
+        "training needs about {:.0} MB of memory and {:.0} MB are available; what would help: fewer \
+         train.rows ({}), a shorter train.window ({}){recompute}\n{prediction}",
+        mb(prediction.peak()),
+        mb(available),
+        load.rows,
+        load.window,
+    )))
+}
+
+/// Bytes of memory that this process may still take: what the system has available, or what is left
+/// of the limit of a control group that it is in, whichever is less. `None` where nobody tells.
+pub fn available() -> Option<usize> {
+    let system = std::fs::read_to_string("/proc/meminfo").ok();
+    let system = system.as_deref().and_then(|text| field(text, "MemAvailable:")).map(|k| k * 1024);
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let left = groups.lines().filter_map(|line| left_in(Path::new("/sys/fs/cgroup"), line));
+    system.into_iter().chain(left).min()
+}
+
+/// The number after `name` at the start of a line.
+fn field(text: &str, name: &str) -> Option<usize> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// What is left of the least limit on the way from a group to the root, for a line `id:kinds:path`
+/// of `/proc/self/cgroup`, in version 1 or 2 of control groups. Cached files are left, for they are
+/// dropped when memory is wanted.
+fn left_in(root: &Path, line: &str) -> Option<usize> {
+    let mut parts = line.splitn(3, ':');
+    let (id, kinds, path) = (parts.next()?, parts.next()?, parts.next()?);
+    let (root, limit, usage, cached) = if kinds.split(',').any(|k| k == "memory") {
+        let names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ");
+        (root.join("memory"), names.0, names.1, names.2)
+    } else if id == "0" && kinds.is_empty() {
+        (root.to_path_buf(), "memory.max", "memory.current", "inactive_file ")
+    } else {
+        return None;
+    };
+    let group = root.join(path.trim_start_matches('/'));
+    let left = |folder: &Path| -> Option<usize> {
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
+        let number = |name: &str| read(name)?.trim().parse::<usize>().ok();
+        // Without a limit it says `max`, or a number beyond any memory.
+        let limit = number(limit).filter(|&l| l < 1 << 60)?;
+        let cached = read("memory.stat").and_then(|text| field(&text, cached)).unwrap_or(0);
+        Some(limit.saturating_sub(number(usage)?.saturating_sub(cached)))
+    };
+    group.ancestors().take_while(|a| a.starts_with(&root)).filter_map(left).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes() -> Sizes {
+        let config = GptConfig {
+            vocabulary: 500,
+            width: 64,
+            depth: 4,
+            heads: 4,
+            context: 128,
+            norm_eps: 1e-5,
+        };
+        Sizes::from(&config)
+    }
+
+    fn load() -> Load {
+        Load {
+            rows: 4,
+            window: 128,
+            accumulate: 1,
+            again: vec![false; 4],
+            muon: false,
+            average: false,
+            replies: 0,
+            saves: false,
+            threads: 2,
+        }
+    }
+
+    #[test]
+    fn what_costs_memory_is_seen() {
+        let (sizes, less) = (sizes(), load());
+        let peak = |load: Load| predict(&sizes, &load).peak();
+        let base = peak(load());
+        for more in [
+            Load { rows: 8, ..load() },
+            Load { window: 256, ..load() },
+            Load { average: true, ..load() },
+            Load { accumulate: 2, ..load() },
+            Load { replies: 16, ..load() },
+            Load { saves: true, ..load() },
+        ] {
+            assert!(peak(more.clone()) > base, "{more:?}");
+        }
+        for less in [Load { again: vec![true; 4], ..less.clone() }, Load { muon: true, ..less }] {
+            assert!(peak(less.clone()) < base, "{less:?}");
+        }
+        let text = predict(&sizes, &Load { saves: true, ..load() }).to_string();
+        for part in ["memory: about", "parameters", "gradients", "activations", "saving"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn too_much_is_refused_with_what_would_help() {
+        let (sizes, load) = (sizes(), load());
+        let prediction = predict(&sizes, &load);
+        let peak = prediction.peak();
+        for enough in [None, Some(peak), Some(usize::MAX)] {
+            check(&prediction, enough, &sizes, &load).expect("fits");
+        }
+        let error = check(&prediction, Some(peak / 2), &sizes, &load).expect_err("too much");
+        let text = error.to_string();
+        let [needed, there] = [peak, peak / 2].map(|b| format!("{:.0} MB", mb(b)));
+        let wanted = ["train.rows (4)", "train.window (128)", "train.recompute", &needed, &there];
+        for wanted in wanted {
+            assert!(text.contains(wanted), "{wanted}: {text}");
+        }
+    }
+
+    #[test]
+    fn limits_of_control_groups_are_found() {
+        let root = std::env::temp_dir().join(format!("danlu-cgroup-{}", std::process::id()));
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("makes");
+            std::fs::write(path, text).expect("writes");
+        };
+        // Version 2: the group has no limit, the one above it has.
+        write("a/b/memory.max", "max\n");
+        write("a/b/memory.current", "50\n");
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "700\n");
+        write("a/memory.stat", "anon 1\nactive_file 20\ninactive_file 100\n");
+        assert_eq!(left_in(&root, "0::/a/b"), Some(400));
+        assert_eq!(left_in(&root, "0::/"), None);
+        // Version 1.
+        write("memory/c/memory.limit_in_bytes", "500\n");
+        write("memory/c/memory.usage_in_bytes", "600\n");
+        write("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(left_in(&root, "4:memory:/c"), Some(0));
+        assert_eq!(left_in(&root, "3:cpuset:/c"), None);
+        std::fs::remove_dir_all(&root).expect("removes");
+        assert_eq!(field("MemTotal: 5 kB\nMemAvailable:   3 kB\n", "MemAvailable:"), Some(3));
+    }
+}
