@@ -31,7 +31,7 @@ FILES = ("en", "zh", "code")
 END_NAMES = ("<|endoftext|>", "<|end|>", "<|im_end|>", "<end>", "<eos>", "</s>")
 IGNORED = -100
 # A run may go on with other values of these.
-FREE = {"threads", "out", "fresh", "compile", "every"}
+FREE = {"threads", "out", "fresh", "compile", "every", "seconds_a_step"}
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def train(o):
         optimiser.zero_grad(set_to_none=True)
         train_loss = loss.item()
         run.step += 1
-        run.seconds += time.perf_counter() - start
+        run.seconds += o.seconds_a_step or time.perf_counter() - start
         if not math.isfinite(train_loss):
             sys.exit(f"step {run.step}: the loss is {train_loss}; lower --rate")
         if run.seconds >= due and run.seconds < limit:
@@ -242,6 +242,8 @@ def options():
                    "or a new id")
     p.add_argument("--out", default="curve.jsonl", help="the curve; the checkpoint is beside it")
     p.add_argument("--minutes", type=float, default=30.0, help="training time")
+    p.add_argument("--seconds-a-step", type=float, default=0.0, help="what a step counts, where "
+                   "other work shares the machine: as measured when it was quiet (0: its own time)")
     p.add_argument("--every", type=float, default=120.0, help="training seconds between rows")
     p.add_argument("--curve-bytes", type=int, default=20_000, help="validation bytes of each file")
     p.add_argument("--arch", choices=sorted(ARCHITECTURES), default="gpt")

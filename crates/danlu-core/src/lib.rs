@@ -19,4 +19,4 @@ pub use media::{Modality, Picture, Sound};
 pub use recipe::Recipe;
 pub use rng::Rng;
 pub use sample::{AssetId, Media, Message, Part, Role, Row, Sample, read_rows};
-pub use vocabulary::{Control, TokenKind, Vocabulary};
+pub use vocabulary::{Control, Foreign, TokenKind, Vocabulary};

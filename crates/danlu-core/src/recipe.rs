@@ -86,7 +86,7 @@ pub struct ImageRecipe {
     pub channels: usize,
     /// Residual blocks at each of the two scales, in encoder and decoder alike.
     pub blocks: usize,
-    /// Optimiser steps.
+    /// Optimiser steps; 0: none is learnt, and the model has no such tokens unless it is given them.
     pub steps: usize,
     /// Pictures a step.
     pub batch: usize,
@@ -134,7 +134,7 @@ pub struct AudioRecipe {
     pub channels: usize,
     /// Residual blocks in encoder and decoder alike.
     pub blocks: usize,
-    /// Optimiser steps.
+    /// Optimiser steps; 0: none is learnt, and the model has no such tokens unless it is given them.
     pub steps: usize,
     /// Clips a step.
     pub batch: usize,

@@ -89,8 +89,19 @@ impl TokenKind {
     }
 }
 
+/// Control tokens that an imported text tokeniser has among its own entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Foreign {
+    /// Ends a document, and an assistant's reply.
+    pub end: u32,
+    /// Fills the tail of a window.
+    pub pad: u32,
+}
+
 /// The one vocabulary: text, then image codes, audio codes, semantic tokens of pictures and of
-/// sounds, places and control tokens.
+/// sounds, places and control tokens. The vocabulary of an imported text model is its text alone,
+/// until it is given pictures or sounds, with which come places and control tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vocabulary {
@@ -106,14 +117,24 @@ pub struct Vocabulary {
     /// Semantic tokens of sounds; 0: sounds are codes alone.
     #[serde(default)]
     pub audio_semantic: u32,
-    /// Bins of a coordinate.
+    /// Bins of a coordinate; 0: none.
     pub places: u32,
+    /// What ends and fills documents, if those are entries of the text tokeniser.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<Foreign>,
 }
 
 impl Vocabulary {
     /// Number of token ids.
     pub fn size(&self) -> usize {
-        (self.places_from() + self.places) as usize + Control::ALL.len()
+        let controls = if self.has_controls() { Control::ALL.len() } else { 0 };
+        (self.places_from() + self.places) as usize + controls
+    }
+
+    /// Whether there are control tokens of our own: always, but for an imported text model without
+    /// pictures and sounds.
+    pub fn has_controls(&self) -> bool {
+        self.foreign.is_none() || self.image > 0 || self.audio > 0
     }
 
     /// Id of an image code.
@@ -151,8 +172,18 @@ impl Vocabulary {
     }
 
     /// Id of a control token.
+    ///
+    /// # Panics
+    /// If there are none ([`has_controls`](Self::has_controls)) but for the end and the filling.
     pub fn control_id(&self, control: Control) -> u32 {
-        self.places_from() + self.places + control as u32
+        match (&self.foreign, control) {
+            (Some(foreign), Control::End) => foreign.end,
+            (Some(foreign), Control::Pad) => foreign.pad,
+            _ => {
+                assert!(self.has_controls(), "{} in a vocabulary of text alone", control.name());
+                self.places_from() + self.places + control as u32
+            }
+        }
     }
 
     /// Ids of the tokens of one kind, given by any of its members.
@@ -175,6 +206,9 @@ impl Vocabulary {
 
     /// What `id` means; `None` if it is outside the vocabulary.
     pub fn kind(&self, id: u32) -> Option<TokenKind> {
+        if self.foreign.is_some_and(|f| f.end == id) {
+            return Some(TokenKind::Control(Control::End));
+        }
         let mut left = id;
         for (size, make) in [
             (self.text, TokenKind::Text as fn(u32) -> TokenKind),
@@ -189,7 +223,8 @@ impl Vocabulary {
             }
             left -= size;
         }
-        Control::ALL.get(left as usize).map(|&c| TokenKind::Control(c))
+        let controls: &[Control] = if self.has_controls() { &Control::ALL } else { &[] };
+        controls.get(left as usize).map(|&c| TokenKind::Control(c))
     }
 }
 
@@ -206,6 +241,7 @@ mod tests {
             image_semantic: 6,
             audio_semantic: 2,
             places: 2,
+            foreign: None,
         };
         assert_eq!(v.size(), 5 + 3 + 4 + 6 + 2 + 2 + 10);
         for id in 0..v.size() as u32 {
@@ -223,5 +259,30 @@ mod tests {
         }
         assert_eq!(v.kind(v.size() as u32), None);
         assert_eq!(v.kind(u32::MAX), None);
+    }
+
+    #[test]
+    fn an_imported_text_model_ends_with_a_token_of_its_own() {
+        let foreign = Some(Foreign { end: 3, pad: 4 });
+        let mut v = Vocabulary {
+            text: 5,
+            image: 0,
+            audio: 0,
+            image_semantic: 0,
+            audio_semantic: 0,
+            places: 0,
+            foreign,
+        };
+        assert_eq!((v.size(), v.has_controls()), (5, false));
+        assert_eq!(v.control_id(Control::End), 3);
+        assert_eq!(v.kind(3), Some(TokenKind::Control(Control::End)));
+        assert_eq!(v.kind(4), Some(TokenKind::Text(4)));
+        assert_eq!(v.kind(5), None);
+        // With pictures come control tokens of its own, but it still ends as it did.
+        (v.image, v.places) = (3, 2);
+        assert_eq!(v.size(), 5 + 3 + 2 + 10);
+        assert_eq!(v.control_id(Control::End), 3);
+        assert_eq!(v.control_id(Control::Image), 5 + 3 + 2 + 5);
+        assert_eq!(v.kind(15), Some(TokenKind::Control(Control::Image)));
     }
 }

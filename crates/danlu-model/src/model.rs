@@ -9,7 +9,7 @@ use crate::modality::{
 };
 use crate::params::Module;
 use burn::tensor::Device;
-use danlu_core::{Error, Result};
+use danlu_core::{Error, Foreign, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -90,12 +90,16 @@ fn network_config<C: DeserializeOwned>(path: &Path) -> Result<C> {
 }
 
 impl Tokenisers {
-    /// Writes the three tokenisers into a model folder.
+    /// Writes the tokenisers into a model folder.
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         write_atomically(&folder.join("tokenizer.json"), self.text.to_json()?.as_bytes())?;
-        save_network(folder, "image", &self.image.config, &self.image, dtype)?;
-        save_network(folder, "audio", &self.audio.config, &self.audio, dtype)?;
+        if let Some(image) = &self.image {
+            save_network(folder, "image", &image.config, image, dtype)?;
+        }
+        if let Some(audio) = &self.audio {
+            save_network(folder, "audio", &audio.config, audio, dtype)?;
+        }
         for (name, recogniser) in self.recognisers() {
             if let Some(recogniser) = recogniser {
                 recogniser.save(folder, name, dtype)?;
@@ -112,12 +116,21 @@ impl Tokenisers {
         ]
     }
 
-    /// Reads the three tokenisers of a model folder.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+    /// Reads the tokenisers of a model folder, as many as there are. `foreign` is what the model's
+    /// vocabulary says of its text tokeniser.
+    pub fn load(folder: &Path, foreign: Option<Foreign>, device: &Device) -> Result<Self> {
+        let file = |name: &str| Some(folder.join(name)).filter(|p| p.exists());
         Ok(Self {
             text: TextTokeniser::load(&folder.join("tokenizer.json"))?,
-            image: ImageTokeniser::load(&folder.join("image.safetensors"), device)?,
-            audio: AudioTokeniser::load(&folder.join("audio.safetensors"), device)?,
+            foreign,
+            image: match file("image.safetensors") {
+                Some(path) => Some(ImageTokeniser::load(&path, device)?),
+                None => None,
+            },
+            audio: match file("audio.safetensors") {
+                Some(path) => Some(AudioTokeniser::load(&path, device)?),
+                None => None,
+            },
             image_semantic: Recogniser::find(folder, ImageTokeniser::SEMANTIC, device)?,
             audio_semantic: Recogniser::find(folder, AudioTokeniser::SEMANTIC, device)?,
         })
@@ -126,8 +139,8 @@ impl Tokenisers {
     /// The tokenisers' files, and whether a model folder must have each.
     pub const FILES: [(&'static str, bool); 5] = [
         ("tokenizer.json", true),
-        ("image.safetensors", true),
-        ("audio.safetensors", true),
+        ("image.safetensors", false),
+        ("audio.safetensors", false),
         ("image-semantic.safetensors", false),
         ("audio-semantic.safetensors", false),
     ];
@@ -237,7 +250,8 @@ impl Model {
         let path = folder.join("config.json");
         let file: HfConfig = read_json(&path)?;
         let config = file.to_ours(&path)?;
-        let tokenisers = Tokenisers::load(folder, device)?;
+        let foreign = file.danlu_vocabulary.as_ref().and_then(|v| v.foreign);
+        let tokenisers = Tokenisers::load(folder, foreign, device)?;
         let vocabulary = tokenisers.vocabulary();
         if file.danlu_vocabulary.as_ref() != Some(&vocabulary)
             || config.vocabulary != vocabulary.size()
@@ -285,8 +299,9 @@ pub(crate) mod tests {
         };
         Tokenisers {
             text: TextTokeniser::train(["ok hi a b c"].into_iter(), 260).expect("trains"),
-            image: ImageTokeniser::new((&image).into(), 1, &d),
-            audio: AudioTokeniser::new((&audio).into(), 1, &d),
+            foreign: None,
+            image: Some(ImageTokeniser::new((&image).into(), 1, &d)),
+            audio: Some(AudioTokeniser::new((&audio).into(), 1, &d)),
             image_semantic: Some(Recogniser::new(tiny_recogniser(Eye::Picture, 7), 2, &d)),
             audio_semantic: Some(Recogniser::new(tiny_recogniser(Eye::Sound, 5), 3, &d)),
         }
@@ -319,7 +334,8 @@ pub(crate) mod tests {
             assert_eq!((&a.name, &a.shape, a.values()), (&b.name, &b.shape, b.values()));
         }
         let mut other = tiny_tokenisers();
-        other.image = ImageTokeniser::new(other.image.config.clone(), 99, &device);
+        let config = other.image.take().expect("has one").config;
+        other.image = Some(ImageTokeniser::new(config, 99, &device));
         other.save(&folder, Dtype::F32).expect("saves");
         let error = Model::load(&folder, &device).expect_err("foreign").to_string();
         assert!(error.contains("danlu.json") && error.contains("hash"), "{error}");

@@ -33,7 +33,7 @@ impl Codes for FileCodes<'_> {
         };
         let picture =
             danlu_media::fit(&danlu_media::read_picture(path)?, crate::modality::PLACES as usize);
-        Ok(self.0.image_codes(&[&picture]).remove(0))
+        Ok(self.0.image_codes(&[&picture])?.remove(0))
     }
 
     fn audio(&mut self, media: &Media, _: bool) -> Result<Vec<u32>> {
@@ -41,7 +41,7 @@ impl Codes for FileCodes<'_> {
             return Err(Error::Other("a sound that is not a file needs its corpus".into()));
         };
         let sound = danlu_media::read_sound(path)?;
-        let (seconds, max) = (sound.seconds(), self.0.audio.config.max_seconds);
+        let (seconds, max) = (sound.seconds(), self.0.of_sounds()?.config.max_seconds);
         if seconds > max as f64 {
             return Err(Error::file(
                 path,
@@ -49,7 +49,7 @@ impl Codes for FileCodes<'_> {
                 format!("{seconds:.1} seconds"),
             ));
         }
-        Ok(self.0.audio_codes(&sound))
+        self.0.audio_codes(&sound)
     }
 }
 
@@ -262,9 +262,9 @@ impl<'a> Template<'a> {
         };
         match (open, codes.len().saturating_sub(semantic)) {
             (Control::Image, ImageTokeniser::TOKENS) => {
-                Ok(Value::Picture(self.tokenisers.picture(&codes)))
+                Ok(Value::Picture(self.tokenisers.picture(&codes)?))
             }
-            (Control::Audio, 1..) => Ok(Value::Sound(self.tokenisers.sound(&codes))),
+            (Control::Audio, 1..) => Ok(Value::Sound(self.tokenisers.sound(&codes)?)),
             (_, n) => Err(Error::Other(format!("a reply has a {open:?} of {n} codes"))),
         }
     }

@@ -366,7 +366,7 @@ fn a_block_with_its_gradients() {
     let n = x.shape[1];
     let x = Tensor::<2>::from_data(
         TensorData::new(x.values.clone(), [n, c.width]),
-        &block.mlp.down.tensor.device(),
+        &block.mlp.down.weight.tensor.device(),
     )
     .require_grad();
     let rotary = Arc::new(Rotary::new(c.head_dim, 64, c.rope_theta));

@@ -108,17 +108,17 @@ fn layers_of_the_transformer() {
     check(
         "mlp",
         Mlp::new("m", &c, &mut rng, &device),
-        |l| vec![&mut l.gate_up, &mut l.down],
-        |l| probe(l.forward(beside(&x, &l.down))),
+        |l| vec![&mut l.gate_up.weight, &mut l.down.weight],
+        |l| probe(l.forward(beside(&x, &l.down.weight))),
     );
     check(
         "attention",
         Attention::new("a", &c, &mut rng, &device),
-        |l| vec![&mut l.qkv, &mut l.out, &mut l.q_norm, &mut l.k_norm],
-        |l| probe(l.forward(beside(&x, &l.out), &rotary, &starts)),
+        |l| vec![&mut l.qkv.weight, &mut l.out.weight, &mut l.q_norm, &mut l.k_norm],
+        |l| probe(l.forward(beside(&x, &l.out.weight), &rotary, &starts)),
     );
     check("block", Block::new("b", &c, &mut rng, &device), Block::parameters_mut, |l| {
-        probe(l.forward(beside(&x, &l.attention.out), &rotary, &starts))
+        probe(l.forward(beside(&x, &l.attention.out.weight), &rotary, &starts))
     });
 }
 

@@ -42,7 +42,7 @@ impl CodeTable {
                 })
                 .collect();
             let flat: Vec<&danlu_core::Picture> = all.iter().flatten().collect();
-            let mut codes = tokenisers.image_codes(&flat).into_iter();
+            let mut codes = tokenisers.image_codes(&flat)?.into_iter();
             for own in &all {
                 let small = codes.by_ref().take(own.len()).map(shrink);
                 table.images.push(small.collect());
@@ -60,10 +60,10 @@ impl CodeTable {
                     });
                     std::iter::once((*a.sound).clone())
                         .chain(altered)
-                        .map(|s| shrink(tokenisers.audio_codes(&s)))
+                        .map(|s| Ok(shrink(tokenisers.audio_codes(&s)?)))
                         .collect()
                 })
-                .collect();
+                .collect::<Result<_>>()?;
             table.audios.extend(codes);
             let done = table.images.len() + table.audios.len();
             watcher.tell(Event::Step { done, figures: "sounds".into() });

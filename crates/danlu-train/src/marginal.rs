@@ -56,6 +56,7 @@ mod tests {
             image_semantic: 0,
             audio_semantic: 0,
             places: 1,
+            foreign: None,
         };
         let ids: Vec<u32> = (0..8).map(|c| v.image_id(c)).collect();
         let mut d = Document { ids: vec![0], weights: vec![1.0], task: 0 };

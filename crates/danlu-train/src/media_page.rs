@@ -6,7 +6,7 @@ use danlu_data::{Corpus, Held, PictureAsset, SoundAsset, Split, picture_classes,
 use danlu_media::{encode_png, encode_wav, mel_distance, psnr, ssim};
 use danlu_model::Tokenisers;
 use danlu_model::io::write_atomically;
-use danlu_model::modality::ImageTokeniser;
+use danlu_model::modality::{AudioTokeniser, ImageTokeniser};
 use danlu_report::{Card, Cell, NoteKind, Page, Part, Table};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -77,6 +77,27 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
         rows,
     );
 
+    if let Some(image) = &tokenisers.image {
+        pictures(corpus, tokenisers, image, &mut page, &mut all);
+    }
+    if let Some(audio) = &tokenisers.audio {
+        sounds(corpus, tokenisers, audio, &mut page, &mut all);
+    }
+    let path = run.folder.join("tokenisers.html");
+    page.write(&path).map_err(|e| Error::io(&path, e))?;
+    let json = serde_json::to_string_pretty(&all).map_err(|e| Error::Other(e.to_string()))?;
+    write_atomically(&run.folder.join("tokenisers.json"), json.as_bytes())?;
+    Ok(all)
+}
+
+/// The part about pictures: a table and examples.
+fn pictures(
+    corpus: &Corpus,
+    tokenisers: &Tokenisers,
+    image: &ImageTokeniser,
+    page: &mut Page,
+    all: &mut Vec<Quality>,
+) {
     page.section("Pictures");
     let mut rows = Vec::new();
     let mut cards = Vec::new();
@@ -90,14 +111,14 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
         });
         let assets: Vec<&PictureAsset> = some(&all_assets, MOST).map(|&(_, a)| a).collect();
         let originals: Vec<&Picture> = assets.iter().map(|a| a.picture.as_ref()).collect();
-        let codes = tokenisers.image.to_codes(&originals);
-        let made = tokenisers.image.to_pictures(&codes);
+        let codes = image.to_codes(&originals);
+        let made = image.to_pictures(&codes);
         let mean = |f: &dyn Fn(&Picture, &Picture) -> f64| {
             let sum: f64 = originals.iter().zip(&made).map(|(a, b)| f(a, b).min(99.0)).sum();
             sum / made.len() as f64
         };
         let used: BTreeSet<u32> = codes.iter().flatten().copied().collect();
-        let used = used.len() as f64 / tokenisers.image.fsq.size() as f64;
+        let used = used.len() as f64 / image.fsq.size() as f64;
         let figures = vec![("psnr", mean(&psnr)), ("ssim", mean(&ssim))];
         rows.push(vec![
             of.as_str().into(),
@@ -129,13 +150,21 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
     }
     let head = ["Pictures", "Measured", "PSNR, dB", "SSIM", "Codebook used, %", "Recognised, %"];
     let caption = format!("{} tokens a picture, against the original", ImageTokeniser::TOKENS);
-    table(&mut page, &caption, &head, rows);
+    table(page, &caption, &head, rows);
     page.gallery("Original and reconstruction", &cards);
+}
 
+/// The part about sounds: a table and examples.
+fn sounds(
+    corpus: &Corpus,
+    tokenisers: &Tokenisers,
+    audio: &AudioTokeniser,
+    page: &mut Page,
+    all: &mut Vec<Quality>,
+) {
     page.section("Sounds");
     let mut rows = Vec::new();
     let mut cards = Vec::new();
-    let audio = &tokenisers.audio;
     let classes = sound_classes(corpus).of;
     for (of, all_assets) in sound_kinds(corpus) {
         let recognised = tokenisers.audio_semantic.as_ref().and_then(|r| {
@@ -196,13 +225,8 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
         "Recognised, %",
     ];
     let caption = format!("{:.1} tokens a second, against the original", audio.tokens_per_second());
-    table(&mut page, &caption, &head, rows);
+    table(page, &caption, &head, rows);
     page.gallery("Original and reconstruction", &cards);
-    let path = run.folder.join("tokenisers.html");
-    page.write(&path).map_err(|e| Error::io(&path, e))?;
-    let json = serde_json::to_string_pretty(&all).map_err(|e| Error::Other(e.to_string()))?;
-    write_atomically(&run.folder.join("tokenisers.json"), json.as_bytes())?;
-    Ok(all)
 }
 
 fn table(page: &mut Page, caption: &str, head: &[&str], rows: Vec<Vec<Cell>>) {

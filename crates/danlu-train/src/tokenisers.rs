@@ -29,7 +29,8 @@ pub struct LogLine {
     pub loss: f32,
 }
 
-/// Learns (or goes on learning, or loads) all three tokenisers of a run.
+/// Learns (or goes on learning, or loads) the tokenisers of a run: text, and pictures and sounds if
+/// the recipe gives those steps or the run was given them.
 pub fn train_all(
     recipe: &Recipe,
     run: &Run,
@@ -39,13 +40,15 @@ pub fn train_all(
     let text = train_text(recipe, run, corpus, watcher)?;
     let image = train_image(recipe, run, corpus, watcher)?;
     let audio = train_audio(recipe, run, corpus, watcher)?;
-    Ok(Tokenisers {
-        image_semantic: train_image_semantic(recipe, run, corpus, watcher)?,
-        audio_semantic: train_audio_semantic(recipe, run, corpus, &audio, watcher)?,
-        text,
-        image,
-        audio,
-    })
+    let image_semantic = match &image {
+        Some(_) => train_image_semantic(recipe, run, corpus, watcher)?,
+        None => None,
+    };
+    let audio_semantic = match &audio {
+        Some(audio) => train_audio_semantic(recipe, run, corpus, audio, watcher)?,
+        None => None,
+    };
+    Ok(Tokenisers { image_semantic, audio_semantic, text, foreign: None, image, audio })
 }
 
 /// Learns the text tokeniser from the plain texts, the names and the transcripts that are trained
@@ -97,17 +100,21 @@ pub fn train_text(
     Ok(tokeniser)
 }
 
-/// Learns the image tokeniser from the training pictures and altered copies of them.
+/// Learns the image tokeniser from the training pictures and altered copies of them. `None` if the
+/// recipe gives it no steps.
 pub fn train_image(
     recipe: &Recipe,
     run: &Run,
     corpus: &Corpus,
     watcher: &mut dyn Watcher,
-) -> Result<ImageTokeniser> {
+) -> Result<Option<ImageTokeniser>> {
     let device = danlu_ops::cpu_device();
     let path = run.tokenisers().join("image.safetensors");
     if path.exists() {
-        return ImageTokeniser::load(&path, &device);
+        return Ok(Some(ImageTokeniser::load(&path, &device)?));
+    }
+    if recipe.image.steps == 0 {
+        return Ok(None);
     }
     let pictures: Vec<&Picture> = corpus
         .pictures
@@ -140,20 +147,24 @@ pub fn train_image(
     learn("image tokeniser", run, "image", &mut module, r.steps, r.rate, loss, watcher, recipe)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), Dtype::F32)?;
-    Ok(module)
+    Ok(Some(module))
 }
 
-/// Learns the audio tokeniser from the training sounds and altered copies of them.
+/// Learns the audio tokeniser from the training sounds and altered copies of them. `None` if the
+/// recipe gives it no steps.
 pub fn train_audio(
     recipe: &Recipe,
     run: &Run,
     corpus: &Corpus,
     watcher: &mut dyn Watcher,
-) -> Result<AudioTokeniser> {
+) -> Result<Option<AudioTokeniser>> {
     let device = danlu_ops::cpu_device();
     let path = run.tokenisers().join("audio.safetensors");
     if path.exists() {
-        return AudioTokeniser::load(&path, &device);
+        return Ok(Some(AudioTokeniser::load(&path, &device)?));
+    }
+    if recipe.audio.steps == 0 {
+        return Ok(None);
     }
     let sounds: Vec<_> = corpus
         .sounds
@@ -209,7 +220,7 @@ pub fn train_audio(
     learn("audio tokeniser", run, "audio", &mut module, r.steps, r.rate, loss, watcher, recipe)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), Dtype::F32)?;
-    Ok(module)
+    Ok(Some(module))
 }
 
 /// Learns to recognise what pictures show, however drawn, from the concepts that are trained on.

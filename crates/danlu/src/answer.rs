@@ -42,7 +42,7 @@ impl Codes for Encoded<'_> {
         let key = (true, media.clone());
         if !self.known.contains_key(&key) {
             let picture = danlu_media::fit(&*self.assets.picture(media)?, 64);
-            let codes = self.model.tokenisers.image_codes(&[&picture]).remove(0);
+            let codes = self.model.tokenisers.image_codes(&[&picture])?.remove(0);
             self.known.insert(key.clone(), codes);
         }
         Ok(self.known[&key].clone())
@@ -51,7 +51,7 @@ impl Codes for Encoded<'_> {
     fn audio(&mut self, media: &Media, _: bool) -> Result<Vec<u32>> {
         let key = (false, media.clone());
         if !self.known.contains_key(&key) {
-            let codes = self.model.tokenisers.audio_codes(&*self.assets.sound(media)?);
+            let codes = self.model.tokenisers.audio_codes(&*self.assets.sound(media)?)?;
             self.known.insert(key.clone(), codes);
         }
         Ok(self.known[&key].clone())
@@ -146,9 +146,12 @@ pub(crate) fn reconstructions(
             Part::Text(text) => Value::Text(text.clone()),
             Part::Image(media) => {
                 let codes = codes.image(media, false)?;
-                Value::Picture(model.tokenisers.picture(&codes))
+                Value::Picture(model.tokenisers.picture(&codes)?)
             }
-            Part::Audio(media) => Value::Sound(model.tokenisers.sound(&codes.audio(media, false)?)),
+            Part::Audio(media) => {
+                let codes = codes.audio(media, false)?;
+                Value::Sound(model.tokenisers.sound(&codes)?)
+            }
         })
     };
     questions.iter().map(|q| q.expected().iter().map(|p| one(p, &mut codes)).collect()).collect()

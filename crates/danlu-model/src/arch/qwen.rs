@@ -1,5 +1,6 @@
 //! The decoder-only transformer of the Qwen3 family: RMSNorm before each part, rotary positions,
-//! grouped queries, normalised queries and keys, SwiGLU, tied embeddings.
+//! grouped queries, normalised queries and keys, SwiGLU, tied embeddings. Without the norms of queries
+//! and keys it is Llama (and Mistral), with biases of queries, keys and values Qwen2.
 
 use crate::layers::{Block, Cache, RmsNorm};
 use crate::params::{Module, Parameter};
@@ -38,6 +39,9 @@ pub struct TransformerConfig {
     pub qk_norm: bool,
     /// Whether the output head is the embedding.
     pub tied: bool,
+    /// Whether queries, keys and values have biases (Qwen2).
+    #[serde(default)]
+    pub qkv_bias: bool,
 }
 
 impl TransformerConfig {
@@ -63,6 +67,7 @@ impl TransformerConfig {
             norm_eps: r.norm_eps,
             qk_norm: r.qk_norm,
             tied: r.tied,
+            qkv_bias: false,
         };
         config.check()?;
         Ok(config)

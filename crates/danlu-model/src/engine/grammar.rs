@@ -155,6 +155,7 @@ mod tests {
                 image_semantic: semantic,
                 audio_semantic: semantic,
                 places: 2,
+                foreign: None,
             });
         }
     }

@@ -92,7 +92,7 @@ impl HfConfig {
             rms_norm_eps: c.norm_eps,
             tie_word_embeddings: c.tied,
             hidden_act: "silu".into(),
-            attention_bias: false,
+            attention_bias: c.qkv_bias,
             danlu_vocabulary: vocabulary,
         }
     }
@@ -132,6 +132,7 @@ impl HfConfig {
             norm_eps: self.rms_norm_eps,
             qk_norm,
             tied: self.tie_word_embeddings,
+            qkv_bias: false,
         };
         config.check().map_err(|e| Error::file(path, "sizes that can work", e))?;
         Ok(config)
@@ -141,7 +142,9 @@ impl HfConfig {
 /// The parts of a fused parameter and their rows.
 fn parts(name: &str, c: &TransformerConfig) -> Option<Vec<(String, usize)>> {
     let split = |fused: &str, into: &[(&str, usize)]| {
-        name.ends_with(&format!("{fused}.weight"))
+        [".weight", ".bias"]
+            .iter()
+            .any(|kind| name.ends_with(&format!("{fused}{kind}")))
             .then(|| into.iter().map(|(part, rows)| (name.replace(fused, part), *rows)).collect())
     };
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
@@ -158,8 +161,10 @@ pub fn to_hf(model: &Transformer) -> Vec<NamedTensor> {
             None => out.push(NamedTensor { name: p.name.clone(), shape: p.shape.clone(), values }),
             Some(parts) => {
                 for (name, rows) in parts {
-                    let rest = values.split_off(rows * p.shape[1]);
-                    out.push(NamedTensor { name, shape: vec![rows, p.shape[1]], values });
+                    let mut shape = p.shape.clone();
+                    shape[0] = rows;
+                    let rest = values.split_off(shape.iter().product());
+                    out.push(NamedTensor { name, shape, values });
                     values = rest;
                 }
             }

@@ -1,17 +1,18 @@
+use super::Linear;
 use crate::arch::TransformerConfig;
 use crate::params::Parameter;
 use burn::tensor::{Device, Tensor, TensorData};
 use danlu_core::Rng;
-use danlu_ops::{AttentionShape, Fused, Last, Rotary};
+use danlu_ops::{AttentionShape, Rotary};
 use std::sync::Arc;
 
 /// Grouped-query attention with rotary positions and normalised queries and keys.
 #[derive(Debug, Clone)]
 pub struct Attention {
     /// `[(heads + 2 kv_heads) * head_dim, width]`: queries, keys, values.
-    pub qkv: Parameter,
+    pub qkv: Linear,
     /// `[width, heads * head_dim]`.
-    pub out: Parameter,
+    pub out: Linear,
     /// `[head_dim]`, used with `qk_norm`.
     pub q_norm: Parameter,
     /// `[head_dim]`, used with `qk_norm`.
@@ -32,13 +33,14 @@ impl Attention {
     pub fn new(name: &str, c: &TransformerConfig, rng: &mut Rng, device: &Device) -> Self {
         let shape = c.attention();
         let normal = |part: &str, dims: [usize; 2], std, rng: &mut Rng| {
-            Parameter::normal(format!("{name}.{part}.weight"), &dims, std, rng, device)
+            Linear::new(&format!("{name}.{part}"), dims, std, rng, device)
         };
         let ones = |part: &str| {
             Parameter::constant(format!("{name}.{part}.weight"), &[c.head_dim], 1.0, device)
         };
+        let qkv = normal("qkv_proj", [shape.projection(), c.width], c.init_std(), rng);
         Self {
-            qkv: normal("qkv_proj", [shape.projection(), c.width], c.init_std(), rng),
+            qkv: if c.qkv_bias { qkv.biased(device) } else { qkv },
             out: normal("o_proj", [c.width, shape.output()], c.residual_std(), rng),
             q_norm: ones("q_norm"),
             k_norm: ones("k_norm"),
@@ -48,16 +50,14 @@ impl Attention {
 
     /// Packed documents `[n, width]` to `[n, width]`; see [`danlu_ops::attention`] for `starts`.
     pub fn forward(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
-        let Last { x, weight, around } = self.branch(x, rotary, starts);
-        danlu_ops::linear_with(x, weight, around)
+        self.out.forward(self.branch(x, rotary, starts))
     }
 
     /// The same, but for the last projection.
-    pub fn branch(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Last {
-        let qkv = danlu_ops::linear(x, self.qkv.tensor.clone());
+    pub fn branch(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
+        let qkv = self.qkv.forward(x);
         let (q, k) = (self.q_norm.tensor.clone(), self.k_norm.tensor.clone());
-        let x = danlu_ops::attention(qkv, q, k, &self.shape, rotary, starts);
-        Last { x, weight: self.out.tensor.clone(), around: Fused::default() }
+        danlu_ops::attention(qkv, q, k, &self.shape, rotary, starts)
     }
 
     /// The new tokens of several sequences, one after the other in `x: [sum of counts, width]`,
@@ -70,7 +70,7 @@ impl Attention {
     ) -> Tensor<2> {
         use rayon::prelude::*;
         let device = x.device();
-        let qkv = danlu_ops::linear(x, self.qkv.tensor.clone()).into_data();
+        let qkv = self.qkv.forward(x).into_data();
         let qkv: Vec<f32> = qkv.try_into_vec().expect("f32");
         let (q_norm, k_norm) = (self.q_norm.values(), self.k_norm.values());
         let (from, to) = (self.shape.projection(), self.shape.output());
@@ -105,6 +105,6 @@ impl Attention {
         });
         let rows = out.len() / to;
         let mixed = Tensor::from_data(TensorData::new(out, [rows, to]), &device);
-        danlu_ops::linear(mixed, self.out.tensor.clone())
+        self.out.forward(mixed)
     }
 }

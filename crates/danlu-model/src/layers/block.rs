@@ -1,9 +1,10 @@
-use super::{Attention, Cache, Mlp, RmsNorm};
+use super::mlp::ACTIVATION;
+use super::{Attention, Cache, Linear, Lora, Mlp, RmsNorm};
 use crate::arch::TransformerConfig;
 use crate::params::Parameter;
 use burn::tensor::{Device, Tensor};
 use danlu_core::Rng;
-use danlu_ops::Rotary;
+use danlu_ops::{Activation, Rotary};
 use std::sync::Arc;
 
 /// One layer: attention, then feed-forward, each after a norm and added to the residual stream.
@@ -48,10 +49,11 @@ impl Block {
         if self.recompute {
             return self.recomputed(x, rotary, starts);
         }
-        let x = danlu_ops::residual(x, self.attention_norm.op(), |x| {
-            self.attention.branch(x, rotary, starts)
+        let (attention, mlp) = (&self.attention, &self.mlp);
+        let x = attention.out.after(x, self.attention_norm.op(), Activation::None, |x| {
+            attention.branch(x, rotary, starts)
         });
-        danlu_ops::residual(x, self.mlp_norm.op(), |x| self.mlp.branch(x))
+        mlp.down.after(x, self.mlp_norm.op(), ACTIVATION, |x| mlp.gate_up.forward(x))
     }
 
     fn recomputed(&self, x: Tensor<2>, rotary: &Arc<Rotary>, starts: &Arc<[u32]>) -> Tensor<2> {
@@ -62,28 +64,68 @@ impl Block {
             std::mem::replace(&mut p.tensor, plain)
         });
         let (rotary, starts) = (rotary.clone(), starts.clone());
-        danlu_ops::recompute([x, a, b, c, d, e, f, g, h], move |[x, tensors @ ..]| {
+        // What not every block has goes in as one row.
+        let mut few: Vec<Tensor<2>> = Vec::new();
+        for p in bare.others() {
+            let plain = p.tensor.clone().inner();
+            let [rows, columns] = plain.dims();
+            few.push(std::mem::replace(&mut p.tensor, plain).reshape([1, rows * columns]));
+        }
+        let few = match few.is_empty() {
+            true => Tensor::zeros([1, 1], &x.device()),
+            false => Tensor::cat(few, 1),
+        };
+        danlu_ops::recompute([x, a, b, c, d, e, f, g, h, few], move |[x, tensors @ .., few]| {
             let mut block = bare.clone();
             for (p, tensor) in block.every().into_iter().zip(tensors) {
                 p.tensor = tensor;
+            }
+            let mut at = 0;
+            for p in block.others() {
+                let dims = p.tensor.dims();
+                let size = dims[0] * dims[1];
+                p.tensor = few.clone().narrow(1, at, size).reshape(dims);
+                at += size;
             }
             block.forward(x, &rotary, &starts)
         })
     }
 
-    /// Every tensor that [`Self::forward`] takes, to change.
+    /// Every tensor that each block has and [`Self::forward`] takes, to change.
     fn every(&mut self) -> [&mut Parameter; 8] {
         let Self { attention_norm, attention: a, mlp_norm, mlp, .. } = self;
         [
             &mut attention_norm.weight,
-            &mut a.qkv,
-            &mut a.out,
+            &mut a.qkv.weight,
+            &mut a.out.weight,
             &mut a.q_norm,
             &mut a.k_norm,
             &mut mlp_norm.weight,
-            &mut mlp.gate_up,
-            &mut mlp.down,
+            &mut mlp.gate_up.weight,
+            &mut mlp.down.weight,
         ]
+    }
+
+    /// Biases and adapters, to change.
+    fn others(&mut self) -> Vec<&mut Parameter> {
+        let linears = self.linears_mut();
+        linears
+            .into_iter()
+            .flat_map(|l| {
+                l.bias.iter_mut().chain(l.adapters.iter_mut().flat_map(Lora::parameters_mut))
+            })
+            .collect()
+    }
+
+    /// The projections, in file order.
+    pub fn linears(&self) -> [&Linear; 4] {
+        [&self.attention.qkv, &self.attention.out, &self.mlp.gate_up, &self.mlp.down]
+    }
+
+    /// The projections, in file order, to change.
+    pub fn linears_mut(&mut self) -> [&mut Linear; 4] {
+        let Self { attention, mlp, .. } = self;
+        [&mut attention.qkv, &mut attention.out, &mut mlp.gate_up, &mut mlp.down]
     }
 
     /// As [`Attention::forward_cached`].
@@ -98,25 +140,33 @@ impl Block {
         x.clone() + self.mlp.forward(self.mlp_norm.forward(x))
     }
 
-    /// Every parameter, in file order.
+    /// Every parameter, in file order; adapters are none.
     pub fn parameters(&self) -> Vec<&Parameter> {
         let a = &self.attention;
-        let mut all = vec![&self.attention_norm.weight, &a.qkv, &a.out];
+        let mut all = vec![&self.attention_norm.weight];
+        all.extend(a.qkv.parameters());
+        all.extend(a.out.parameters());
         if a.shape.norm_eps.is_some() {
             all.extend([&a.q_norm, &a.k_norm]);
         }
-        all.extend([&self.mlp_norm.weight, &self.mlp.gate_up, &self.mlp.down]);
+        all.push(&self.mlp_norm.weight);
+        all.extend(self.mlp.gate_up.parameters());
+        all.extend(self.mlp.down.parameters());
         all
     }
 
     /// Every parameter, in file order, to change.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let a = &mut self.attention;
-        let mut all = vec![&mut self.attention_norm.weight, &mut a.qkv, &mut a.out];
+        let mut all = vec![&mut self.attention_norm.weight];
+        all.extend(a.qkv.parameters_mut());
+        all.extend(a.out.parameters_mut());
         if a.shape.norm_eps.is_some() {
             all.extend([&mut a.q_norm, &mut a.k_norm]);
         }
-        all.extend([&mut self.mlp_norm.weight, &mut self.mlp.gate_up, &mut self.mlp.down]);
+        all.push(&mut self.mlp_norm.weight);
+        all.extend(self.mlp.gate_up.parameters_mut());
+        all.extend(self.mlp.down.parameters_mut());
         all
     }
 }

@@ -1,15 +1,18 @@
+use super::Lora;
 use crate::params::Parameter;
 use burn::tensor::{Device, Tensor};
 use danlu_core::Rng;
-use danlu_ops::{Activation, Fused, Last};
+use danlu_ops::{Activation, Fused, Last, Norm};
 
-/// `x w^T`, plus a bias if it has one.
+/// `x w^T`, plus a bias if it has one, plus what its adapters add.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[outputs, inputs]`.
     pub weight: Parameter,
     /// `[outputs]`.
     pub bias: Option<Parameter>,
+    /// Low-rank additions to the weight, in the order in which they were learnt.
+    pub adapters: Vec<Lora>,
 }
 
 impl Linear {
@@ -23,7 +26,7 @@ impl Linear {
     ) -> Self {
         let weight =
             Parameter::normal(format!("{name}.weight"), &[outputs, inputs], std, rng, device);
-        Self { weight, bias: None }
+        Self { weight, bias: None, adapters: Vec::new() }
     }
 
     /// With a bias of zeros.
@@ -35,11 +38,37 @@ impl Linear {
 
     /// `[n, inputs]` to `[n, outputs]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let bias = self.bias.as_ref().map(|b| b.tensor.clone());
-        danlu_ops::linear_with(x, self.weight.tensor.clone(), Fused { bias, ..Fused::default() })
+        self.run(x, Activation::None, None)
     }
 
-    /// As the last projection of a branch of the residual stream, after an activation.
+    /// `f(x) w^T + bias + residual`, and the adapters. A gated activation takes `x` twice as wide.
+    pub fn run(
+        &self,
+        x: Tensor<2>,
+        activation: Activation,
+        residual: Option<Tensor<2>>,
+    ) -> Tensor<2> {
+        let bias = self.bias.as_ref().map(|b| b.tensor.clone());
+        let weight = self.weight.tensor.clone();
+        if self.adapters.is_empty() {
+            return danlu_ops::linear_with(x, weight, Fused { activation, bias, residual });
+        }
+        // The adapters read what the activation gives, so it is made once for all.
+        let x = match activation {
+            Activation::None => x,
+            _ => danlu_ops::activate(x, activation),
+        };
+        if self.adapters.iter().any(|a| a.magnitude.is_some()) {
+            let y = Lora::directed(&self.adapters, x, weight);
+            return [bias, residual].into_iter().flatten().fold(y, |y, more| y + more);
+        }
+        let around = Fused { bias, residual, ..Fused::default() };
+        let y = danlu_ops::linear_with(x.clone(), weight, around);
+        Lora::add(&self.adapters, x, y)
+    }
+
+    /// As the last projection of a branch of the residual stream, after an activation. Without
+    /// adapters, which [`Self::after`] knows of.
     pub fn last(&self, x: Tensor<2>, activation: Activation) -> Last {
         let bias = self.bias.as_ref().map(|b| b.tensor.clone());
         Last {
@@ -47,6 +76,22 @@ impl Linear {
             weight: self.weight.tensor.clone(),
             around: Fused { activation, bias, residual: None },
         }
+    }
+
+    /// `stream + self(f(branch(norm(stream))))`, which costs the residual stream no pass of its own
+    /// where there is no adapter.
+    pub fn after(
+        &self,
+        stream: Tensor<2>,
+        norm: Norm,
+        activation: Activation,
+        branch: impl FnOnce(Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        if self.adapters.is_empty() {
+            return danlu_ops::residual(stream, norm, |x| self.last(branch(x), activation));
+        }
+        let inner = branch(norm.forward(stream.clone()));
+        self.run(inner, activation, Some(stream))
     }
 
     /// Weight and bias.

@@ -4,6 +4,7 @@ mod attention;
 mod block;
 mod conv;
 mod linear;
+mod lora;
 mod mlp;
 mod norm;
 
@@ -12,5 +13,6 @@ pub use block::Block;
 pub(crate) use conv::fold;
 pub use conv::{Conv, ResBlock};
 pub use linear::Linear;
+pub use lora::Lora;
 pub use mlp::Mlp;
 pub use norm::{LayerNorm, RmsNorm};

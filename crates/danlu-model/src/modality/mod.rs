@@ -12,20 +12,23 @@ pub use image::{ImageTokeniser, ImageTokeniserConfig};
 pub use semantic::{Eye, Recogniser, RecogniserConfig};
 pub use text::TextTokeniser;
 
-use danlu_core::{Picture, Sound, Vocabulary};
+use danlu_core::{Error, Foreign, Picture, Result, Sound, Vocabulary};
 
 /// Bins of a coordinate: one per pixel of a picture's side.
 pub const PLACES: u32 = 64;
 
-/// The three tokenisers of a model, and what recognises pictures and sounds as a whole.
+/// The tokenisers of a model, and what recognises pictures and sounds as a whole. A model of text
+/// alone has the first only.
 #[derive(Debug, Clone)]
 pub struct Tokenisers {
     /// Byte-level BPE.
     pub text: TextTokeniser,
+    /// What ends and fills documents, if those are entries of the text tokeniser.
+    pub foreign: Option<Foreign>,
     /// Pictures to codes and back.
-    pub image: ImageTokeniser,
+    pub image: Option<ImageTokeniser>,
     /// Sounds to codes and back.
-    pub audio: AudioTokeniser,
+    pub audio: Option<AudioTokeniser>,
     /// Gives the semantic token before a picture's codes; without, there is none.
     pub image_semantic: Option<Recogniser>,
     /// Gives the semantic token before a sound's codes; without, there is none.
@@ -37,46 +40,62 @@ impl Tokenisers {
     pub fn vocabulary(&self) -> Vocabulary {
         Vocabulary {
             text: self.text.size(),
-            image: self.image.fsq.size(),
-            audio: self.audio.fsq.size(),
+            image: self.image.as_ref().map_or(0, |t| t.fsq.size()),
+            audio: self.audio.as_ref().map_or(0, |t| t.fsq.size()),
             image_semantic: self.image_semantic.as_ref().map_or(0, Recogniser::classes),
             audio_semantic: self.audio_semantic.as_ref().map_or(0, Recogniser::classes),
-            places: PLACES,
+            places: if self.image.is_some() || self.foreign.is_none() { PLACES } else { 0 },
+            foreign: self.foreign,
         }
+    }
+
+    /// The tokeniser of pictures; an error if the model has none.
+    pub fn of_pictures(&self) -> Result<&ImageTokeniser> {
+        self.image
+            .as_ref()
+            .ok_or_else(|| Error::Other("this model has no tokens for pictures".into()))
+    }
+
+    /// The tokeniser of sounds; an error if the model has none.
+    pub fn of_sounds(&self) -> Result<&AudioTokeniser> {
+        self.audio
+            .as_ref()
+            .ok_or_else(|| Error::Other("this model has no tokens for sounds".into()))
     }
 
     /// What stands for each 64x64 picture: its semantic token if there are such, then its
     /// [`ImageTokeniser::TOKENS`] codes.
-    pub fn image_codes(&self, pictures: &[&Picture]) -> Vec<Vec<u32>> {
-        let mut all = self.image.to_codes(pictures);
+    pub fn image_codes(&self, pictures: &[&Picture]) -> Result<Vec<Vec<u32>>> {
+        let mut all = self.of_pictures()?.to_codes(pictures);
         if let Some(recogniser) = &self.image_semantic {
             for (codes, class) in all.iter_mut().zip(recogniser.pictures(pictures)) {
                 codes.insert(0, class);
             }
         }
-        all
+        Ok(all)
     }
 
     /// What stands for a 16 kHz sound: its semantic token if there are such, then its codes.
-    pub fn audio_codes(&self, sound: &Sound) -> Vec<u32> {
-        let rows = self.audio.rows(&sound.samples);
+    pub fn audio_codes(&self, sound: &Sound) -> Result<Vec<u32>> {
+        let tokeniser = self.of_sounds()?;
+        let rows = tokeniser.rows(&sound.samples);
         let semantic = self.audio_semantic.as_ref();
         let mut codes: Vec<u32> = semantic.map(|r| r.sounds(&[&rows])[0]).into_iter().collect();
-        codes.extend(self.audio.codes_of_rows(rows));
-        codes
+        codes.extend(tokeniser.codes_of_rows(rows));
+        Ok(codes)
     }
 
     /// The picture of what [`image_codes`](Self::image_codes) made.
     ///
     /// # Panics
     /// If the number of codes is another.
-    pub fn picture(&self, codes: &[u32]) -> Picture {
+    pub fn picture(&self, codes: &[u32]) -> Result<Picture> {
         let codes = codes[usize::from(self.image_semantic.is_some())..].to_vec();
-        self.image.to_pictures(&[codes]).remove(0)
+        Ok(self.of_pictures()?.to_pictures(&[codes]).remove(0))
     }
 
     /// The sound of what [`audio_codes`](Self::audio_codes) made.
-    pub fn sound(&self, codes: &[u32]) -> Sound {
-        self.audio.to_sound(&codes[usize::from(self.audio_semantic.is_some())..])
+    pub fn sound(&self, codes: &[u32]) -> Result<Sound> {
+        Ok(self.of_sounds()?.to_sound(&codes[usize::from(self.audio_semantic.is_some())..]))
     }
 }

@@ -81,7 +81,9 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
             c.depth,
             c.width,
             c.vocabulary,
-            (t.image.size() + t.audio.size()) as f64 / 1e6,
+            (t.image.as_ref().map_or(0, |t| t.size()) + t.audio.as_ref().map_or(0, |t| t.size()))
+                as f64
+                / 1e6,
             recognisers as f64 / 1e6,
             model.info.steps,
             model.info.tokens as f64 / 1e6,

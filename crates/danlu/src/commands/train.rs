@@ -63,7 +63,7 @@ pub(crate) fn train(
         copy_tokenisers(&from, run)?;
     }
     super::tokenizer::learn(run, recipe, &corpus)?;
-    let tokenisers = Tokenisers::load(&run.tokenisers(), &danlu_ops::cpu_device())?;
+    let tokenisers = Tokenisers::load(&run.tokenisers(), None, &danlu_ops::cpu_device())?;
     let print = pretrain::codes_fingerprint(recipe, run, &corpus)?;
     let path = run.folder.join("codes.bin");
     let codes = match CodeTable::load(&path, &print) {
