@@ -3,7 +3,12 @@
 //! Unknown keys are errors that name the key and the nearest valid one. Every default is here,
 //! beside the field's meaning; the file on disk states only what differs.
 
+mod running;
+
+pub use running::CheckpointRecipe;
+
 use crate::{Error, Result};
+use running::is_default;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,6 +44,9 @@ pub struct Recipe {
     /// What is evaluated when training ends, and how much of it.
     #[serde(default)]
     pub eval: EvalRecipe,
+    /// Which checkpoints are written and kept.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub checkpoint: CheckpointRecipe,
 }
 
 /// What is read. Relative paths are resolved against the recipe's folder.
@@ -557,11 +565,16 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The recipe with the default evaluation and without recomputation, which changes no number:
-    /// what a trained model depends on.
+    /// The recipe with the default evaluation and checkpoints, and without recomputation, which
+    /// change no number: what a trained model depends on.
     pub fn for_training(&self) -> Recipe {
         let train = TrainRecipe { recompute: Recompute::None, ..self.train.clone() };
-        Recipe { eval: EvalRecipe::default(), train, ..self.clone() }
+        Recipe {
+            eval: EvalRecipe::default(),
+            checkpoint: CheckpointRecipe::default(),
+            train,
+            ..self.clone()
+        }
     }
 
     /// Parses and checks the text of a recipe.
@@ -597,6 +610,7 @@ impl Recipe {
         self.train.recompute.blocks("train.recompute", self.model.depth)?;
         at_least("train.checkpoint", self.train.checkpoint, 1)?;
         at_least("train.validate", self.train.validate, 1)?;
+        self.checkpoint.check()?;
         at_least("image.batch", self.image.batch, 1)?;
         at_least("audio.batch", self.audio.batch, 1)?;
         for (name, semantic) in [("image", &self.image.semantic), ("audio", &self.audio.semantic)] {

@@ -58,7 +58,7 @@ impl Rotary {
     }
 
     #[inline(always)]
-    fn turn(&self, position: usize, x: &mut [f32]) {
+    pub(crate) fn turn(&self, position: usize, x: &mut [f32]) {
         let (cos, sin) = self.at(position);
         let (a, b) = x.split_at_mut(self.half);
         for i in 0..self.half {
@@ -106,7 +106,7 @@ impl AttentionShape {
         self.heads * self.head_dim
     }
 
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
 }
@@ -588,7 +588,7 @@ impl Task {
 
 /// One head of a row with its norm, if there is one.
 #[inline(always)]
-fn normalise(from: &[f32], norm: &[f32], eps: Option<f32>, to: &mut [f32]) {
+pub(crate) fn normalise(from: &[f32], norm: &[f32], eps: Option<f32>, to: &mut [f32]) {
     let Some(eps) = eps else { return to.copy_from_slice(from) };
     let r = inverse_rms(from, eps);
     for ((to, from), norm) in to.iter_mut().zip(from).zip(norm) {
@@ -646,7 +646,7 @@ fn exponentials(row: &mut [f32], seen: usize, scale: f32, old: f32) -> (f32, f32
 
 /// Softmax of `row` times `scale`.
 #[inline(always)]
-fn softmax(row: &mut [f32], scale: f32) {
+pub(crate) fn softmax(row: &mut [f32], scale: f32) {
     let (_, sum) = exponentials(row, row.len(), scale, f32::MIN);
     row.iter_mut().for_each(|v| *v *= 1.0 / sum);
 }

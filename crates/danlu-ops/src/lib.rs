@@ -19,6 +19,7 @@ mod attention;
 mod conv;
 mod cpu;
 mod embedding;
+mod entropy;
 #[allow(
     unreachable_pub,
     dead_code,
@@ -49,6 +50,7 @@ pub use attention::{AttentionShape, Rotary, attention, attention_cached};
 pub use conv::{ConvShape, conv1d, conv2d};
 pub use cpu::{Transposed, fma_peak, gemm_rate};
 pub use embedding::embedding;
+pub use entropy::attention_entropy;
 pub use grouped::{batched_linear, grouped_linear};
 pub use head_loss::{HeadLoss, head_loss};
 pub use layer_norm::layer_norm;

@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod checkpoint;
 mod codes;
+mod fault;
 mod marginal;
 mod media_page;
 pub mod memory;

@@ -29,7 +29,7 @@ pub struct Prediction {
     pub workspace: usize,
     /// Keys and values of the replies at a validation.
     pub replies: usize,
-    /// Copies that are made while a checkpoint is written.
+    /// The copy that is written as a checkpoint while the training goes on.
     pub saving: usize,
 }
 
@@ -44,21 +44,16 @@ impl Prediction {
         self.parameters + self.optimiser + self.average + self.operations()
     }
 
-    /// Bytes at the peak. What operations have used stays with the program while it replies or
-    /// saves.
+    /// Bytes at the peak. What operations have used stays with the program while it replies, and a
+    /// checkpoint is written meanwhile.
     pub fn peak(&self) -> usize {
-        self.tensors() + self.replies.max(self.saving)
+        self.tensors() + self.replies + self.saving
     }
 }
 
 impl std::fmt::Display for Prediction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "memory: about {:.0} MB at the peak:", mb(self.peak()))?;
-        let between = if self.saving > self.replies {
-            ("saving", self.saving)
-        } else {
-            ("replies", self.replies)
-        };
         let parts = [
             ("parameters", self.parameters),
             ("optimiser", self.optimiser),
@@ -66,7 +61,8 @@ impl std::fmt::Display for Prediction {
             ("gradients", self.gradients),
             ("activations", self.activations),
             ("workspace", self.workspace),
-            between,
+            ("replies", self.replies),
+            ("saving", self.saving),
         ];
         let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
         let parts: Vec<String> = parts.map(|(n, b)| format!(" {n} {:.1}", mb(*b))).collect();
@@ -201,7 +197,6 @@ pub fn predict(sizes: &Sizes, load: &Load) -> Prediction {
     };
     let kept = size_of::<f32>() * load.window * sizes.attention.kv_heads * sizes.attention.head_dim;
     // A checkpoint holds two tensors a parameter beside it, whatever the optimiser uses of them.
-    // They are there as numbers, as bytes, and as the file.
     let saved = parameters * if load.average { 4 } else { 3 };
     Prediction {
         parameters,
@@ -212,7 +207,7 @@ pub fn predict(sizes: &Sizes, load: &Load) -> Prediction {
         workspace: book.peak[WORKSPACE],
         // With guidance, every reply is two sequences.
         replies: 2 * load.replies * 2 * sizes.depth * kept,
-        saving: if load.saves { 3 * saved } else { 0 },
+        saving: if load.saves { saved } else { 0 },
     }
 }
 

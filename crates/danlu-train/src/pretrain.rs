@@ -1,6 +1,6 @@
 //! Pretraining: the one loop in which the transformer learns every task and modality at once.
 
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
 use crate::codes::CodeTable;
 use crate::marginal::Marginals;
 use crate::memory;
@@ -91,6 +91,22 @@ pub fn codes_fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<
     hash.update(format!("{} {}", recipe.data.variants, recipe.seed).as_bytes());
     hash.update(Tokenisers::fingerprint(&run.tokenisers())?.as_bytes());
     Ok(hash.finalize().to_hex().to_string())
+}
+
+/// What the manifests of checkpoints record of a run.
+fn facts(recipe: &Recipe, run: &Run) -> Result<Facts> {
+    let mut data = manifests(recipe)?;
+    for path in &recipe.data.files {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
+        data.insert(name, blake3::hash(&bytes).to_hex().to_string());
+    }
+    Ok(Facts {
+        seed: recipe.seed,
+        recipe: blake3::hash(recipe.for_training().to_toml().as_bytes()).to_hex().to_string(),
+        data,
+        tokenisers: Tokenisers::fingerprint(&run.tokenisers())?,
+    })
 }
 
 /// BLAKE3 of each pack's manifest, by the pack's folder name.
@@ -261,14 +277,8 @@ pub fn pretrain(
         &mut faults,
     )?;
     faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
-    let mut state = found.unwrap_or(State {
-        step: 0,
-        next: 0,
-        tokens: 0,
-        fingerprint: print,
-        seconds: 0.0,
-        from: Vec::new(),
-    });
+    let mut state = found.unwrap_or(State::new(print));
+    let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts(recipe, run)?);
     drop_log_after(run, state.step as usize)?;
 
     let marginals = marginals(&source, &vocabulary)?;
@@ -348,21 +358,31 @@ pub fn pretrain(
         };
         let stop = watcher.stop();
         let last = done == r.steps;
-        if stop || last || done % r.checkpoint == 0 || done % r.validate == 0 {
-            let now = average.as_deref();
-            checkpoint::save(&run.checkpoints(), &state, &model, &optimiser, now)?;
+        let due = done % r.checkpoint == 0 || writer.due();
+        let looks = last || done % r.validate == 0;
+        if stop || due || looks {
+            let taken = Snapshot::take(&state, &model, &optimiser, average.as_deref())?;
+            let before = writer.begin(taken);
+            before.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
         }
-        if last || done % r.validate == 0 {
+        if looks {
+            // Whatever becomes of the evaluation, the training is on the disk.
+            writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
             let frozen = frozen(&model, average.as_deref());
             line.validation = validate(&frozen, &validation, &vocabulary);
+            let all = line.validation.values();
+            if !line.validation.is_empty() {
+                writer.rate(done as u64, all.sum::<f64>() / line.validation.len() as f64)?;
+            }
             samples(&frozen, &source, run, done)?;
         }
         append(&run.log("train"), &line)?;
-        if last || done % r.validate == 0 || done == 20 {
+        if looks || done == 20 {
             run_page(run, recipe, corpus)?;
         }
         watcher.tell(Event::Step { done, figures: figures(&line) });
         if stop {
+            writer.wait()?;
             return Err(Error::Other(format!(
                 "stopped at step {done}; go on with `danlu train --resume {}`",
                 run.folder.display()

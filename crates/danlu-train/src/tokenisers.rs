@@ -1,11 +1,11 @@
 //! Learns the three tokenisers. One loop each, with a checkpoint to resume from.
 
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
 use crate::optim::Optimiser;
 use crate::run::{Run, append};
 use crate::watch::{Event, Watcher};
 use burn::tensor::{Tensor, TensorData};
-use danlu_core::recipe::Recipe;
+use danlu_core::recipe::{CheckpointRecipe, Recipe};
 use danlu_core::{Error, Picture, Result, Rng, Sound};
 use danlu_data::{Corpus, Split, picture_classes, sound_classes};
 use danlu_media::{alter_picture, alter_sound, restyle_picture, revoice_sound};
@@ -388,7 +388,10 @@ fn learn<M: Module>(
     let mut optimiser = Optimiser::new(module, [0.9, 0.99], 1e-8, 0.01, 1.0)
         .with_muon(module, |name| name.starts_with("scales."));
     let folder = run.tokenisers().join(format!("{name}-checkpoints"));
-    let fingerprint = blake3::hash(recipe.to_toml().as_bytes()).to_hex().to_string();
+    let kept = Recipe { checkpoint: CheckpointRecipe::default(), ..recipe.clone() };
+    let fingerprint = blake3::hash(kept.to_toml().as_bytes()).to_hex().to_string();
+    let facts = Facts { seed: recipe.seed, recipe: fingerprint.clone(), ..Facts::default() };
+    let mut writer = Writer::new(&folder, &recipe.checkpoint, facts);
     let mut faults = Vec::new();
     let found = checkpoint::load(&folder, &fingerprint, module, &mut optimiser, None, &mut faults)?;
     faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
@@ -430,24 +433,25 @@ fn learn<M: Module>(
         }
         watcher.tell(Event::Step { done, figures: format!("loss {s:.4}") });
         let stop = watcher.stop();
-        if stop || done % 1000 == 0 && done < steps {
+        if stop || (done % 1000 == 0 || writer.due()) && done < steps {
             let state = State {
                 step: done as u64,
-                next: 0,
-                tokens: 0,
-                fingerprint: fingerprint.clone(),
                 seconds: before + start.elapsed().as_secs_f64(),
-                from: Vec::new(),
+                ..State::new(fingerprint.clone())
             };
-            checkpoint::save(&folder, &state, module, &optimiser, None)?;
+            let begun = writer.begin(Snapshot::take(&state, module, &optimiser, None)?);
+            begun.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
         }
         if stop {
+            writer.wait()?;
             return Err(Error::Other(format!(
                 "{phase}: stopped at step {done}; a checkpoint is in {}",
                 folder.display()
             )));
         }
     }
+    // Not needed any more, whole or not.
+    let _ = writer.wait();
     if folder.exists() {
         std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
     }

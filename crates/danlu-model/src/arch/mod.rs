@@ -2,6 +2,8 @@
 
 mod gpt;
 mod qwen;
+mod view;
 
 pub use gpt::{Gpt, GptBlock, GptConfig};
 pub use qwen::{SequenceCache, Transformer, TransformerConfig};
+pub use view::LayerView;

@@ -151,7 +151,7 @@ pub struct Transformer {
     pub norm: RmsNorm,
     /// `[vocabulary, width]`, unless tied.
     pub head: Option<Parameter>,
-    rotary: Arc<Rotary>,
+    pub(super) rotary: Arc<Rotary>,
 }
 
 /// What one sequence has seen so far: keys and values of every layer.

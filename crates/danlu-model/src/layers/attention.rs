@@ -60,6 +60,14 @@ impl Attention {
         danlu_ops::attention(qkv, q, k, &self.shape, rotary, starts)
     }
 
+    /// [`danlu_ops::attention_entropy`] of one document `[n, width]`. No gradients.
+    pub fn entropy(&self, x: Tensor<2>, rotary: &Rotary) -> Vec<f64> {
+        let qkv = self.qkv.forward(x).into_data();
+        let qkv: Vec<f32> = qkv.try_into_vec().expect("f32");
+        let norms = [&self.q_norm.values()[..], &self.k_norm.values()[..]];
+        danlu_ops::attention_entropy(&qkv, norms, &self.shape, rotary)
+    }
+
     /// The new tokens of several sequences, one after the other in `x: [sum of counts, width]`,
     /// each against its own cache, which grows by them. No gradients.
     pub fn forward_cached(

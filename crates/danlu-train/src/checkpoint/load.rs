@@ -1,0 +1,136 @@
+//! Reads checkpoints back, the newest that is whole.
+
+use super::manifest::{Facts, MANIFEST, Manifest};
+use super::{State, folder, shards};
+use crate::optim::Optimiser;
+use crate::run::read;
+use burn::tensor::{Tensor, TensorData};
+use danlu_core::{Error, Result};
+use danlu_model::io::{NamedTensor, load_parameters, load_tensors};
+use danlu_model::params::{Module, matrix};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Takes over the newest checkpoint in `from` for a run of another fingerprint, whose checkpoints
+/// are in `to` and must be none yet.
+pub fn adopt(from: &Path, to: &Path, fingerprint: &str) -> Result<State> {
+    if let Some(found) = folder::list(to).last() {
+        return Err(Error::file(to, "a run without checkpoints to take one over", found.display()));
+    }
+    let newest = folder::list(from).pop();
+    let newest = newest.ok_or_else(|| Error::file(from, "a checkpoint to go on from", "none"))?;
+    let (mut state, facts, tensors) = read_whole(&newest)?;
+    let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
+    state.from.push(before);
+    let tensors = tensors.into_values().collect();
+    let snapshot = super::Snapshot { state: state.clone(), tensors };
+    folder::write(to, &snapshot, &facts, usize::MAX)?;
+    Ok(state)
+}
+
+/// Loads the newest checkpoint that is whole and of this fingerprint; older ones are tried if it is
+/// not. `None` if there is none. What could not be read is reported in `faults`.
+pub fn load(
+    folder: &Path,
+    fingerprint: &str,
+    module: &mut dyn Module,
+    optimiser: &mut Optimiser,
+    mut average: Option<&mut Vec<Tensor<2>>>,
+    faults: &mut Vec<String>,
+) -> Result<Option<State>> {
+    for path in folder::list(folder).into_iter().rev() {
+        match load_one(&path, fingerprint, module, optimiser, average.as_deref_mut()) {
+            Ok(state) => {
+                if !faults.is_empty() {
+                    faults.push(format!("going on from {} instead", path.display()));
+                }
+                return Ok(Some(state));
+            }
+            Err(e) => faults.push(e.to_string()),
+        }
+    }
+    match faults.first() {
+        Some(first) => Err(Error::Other(format!("no checkpoint can be read; the newest: {first}"))),
+        None => Ok(None),
+    }
+}
+
+/// Loads the checkpoint of one step.
+pub fn load_step(
+    folder: &Path,
+    step: u64,
+    fingerprint: &str,
+    module: &mut dyn Module,
+    optimiser: &mut Optimiser,
+    average: Option<&mut Vec<Tensor<2>>>,
+) -> Result<State> {
+    load_one(&folder.join(folder::name(step)), fingerprint, module, optimiser, average)
+}
+
+type Tensors = BTreeMap<String, NamedTensor>;
+
+/// Everything in a checkpoint's folder, verified.
+fn read_whole(path: &Path) -> Result<(State, Facts, Tensors)> {
+    if !path.join(MANIFEST).exists() {
+        // The format before manifests.
+        let file = path.join("state.json");
+        let state: State = serde_json::from_str(&read(&file)?)
+            .map_err(|e| Error::file(&file, "the state of a checkpoint", e))?;
+        let tensors = load_tensors(&path.join("tensors.safetensors"))?;
+        return Ok((state, Facts::default(), tensors));
+    }
+    let manifest = Manifest::read(path)?;
+    let mut tensors = Tensors::new();
+    for shard in &manifest.shards {
+        let read = shards::read(path, shard)?;
+        tensors.extend(read.into_iter().map(|t| (t.name.clone(), t)));
+    }
+    Ok((manifest.state, manifest.facts, tensors))
+}
+
+fn load_one(
+    path: &Path,
+    fingerprint: &str,
+    module: &mut dyn Module,
+    optimiser: &mut Optimiser,
+    average: Option<&mut Vec<Tensor<2>>>,
+) -> Result<State> {
+    let (state, _, mut tensors) = read_whole(path)?;
+    if state.fingerprint != fingerprint {
+        return Err(Error::file(
+            path,
+            format!("a checkpoint of this recipe and data ({fingerprint})"),
+            format!("one of {}", state.fingerprint),
+        ));
+    }
+    let mut take = |name: String, shape: &[usize]| -> Result<Tensor<2>> {
+        let t = tensors.remove(&name).filter(|t| t.shape == shape);
+        let t = t.ok_or_else(|| {
+            Error::file(path, format!("a tensor `{name}` of shape {shape:?}"), "none")
+        })?;
+        Ok(Tensor::from_data(TensorData::new(t.values, matrix(shape)), &danlu_ops::cpu_device()))
+    };
+    let mut moments = Vec::new();
+    let mut averages = Vec::new();
+    for p in module.parameters() {
+        moments.push([
+            take(format!("first.{}", p.name), &p.shape)?,
+            take(format!("second.{}", p.name), &p.shape)?,
+        ]);
+        if average.is_some() {
+            averages.push(take(format!("average.{}", p.name), &p.shape)?);
+        }
+    }
+    load_parameters(module, &mut tensors, path)?;
+    for p in module.parameters_mut() {
+        if p.tensor.device().is_autodiff() {
+            p.tensor = p.tensor.clone().detach().require_grad();
+        }
+    }
+    optimiser.state = moments;
+    optimiser.step = state.step;
+    if let Some(average) = average {
+        *average = averages;
+    }
+    Ok(state)
+}

@@ -1,0 +1,90 @@
+//! Writes checkpoints while the training goes on.
+
+use super::manifest::Facts;
+use super::{Snapshot, folder};
+use danlu_core::recipe::CheckpointRecipe;
+use danlu_core::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Writes one checkpoint at a time on a thread of its own. A step is held for the copy of the
+/// tensors alone, and for the save before if that is not finished. When it is dropped, what it
+/// writes is finished first.
+#[derive(Debug)]
+pub struct Writer {
+    folder: PathBuf,
+    recipe: CheckpointRecipe,
+    facts: Facts,
+    job: Option<(u64, JoinHandle<Result<()>>)>,
+    last: Instant,
+}
+
+impl Writer {
+    /// For the checkpoints in `folder` of a run that is made of `facts`.
+    pub fn new(folder: &Path, recipe: &CheckpointRecipe, facts: Facts) -> Self {
+        let (folder, recipe) = (folder.to_path_buf(), recipe.clone());
+        Self { folder, recipe, facts, job: None, last: Instant::now() }
+    }
+
+    /// Whether the recipe wants one by the clock.
+    pub fn due(&self) -> bool {
+        let minutes = self.recipe.minutes;
+        minutes > 0.0 && self.last.elapsed().as_secs_f32() >= 60.0 * minutes
+    }
+
+    /// Begins to write a snapshot. Returns what became of the one before, if it failed.
+    pub fn begin(&mut self, snapshot: Snapshot) -> Result<()> {
+        let before = self.wait();
+        self.last = Instant::now();
+        let step = snapshot.state.step;
+        let (folder, recipe, facts) =
+            (self.folder.clone(), self.recipe.clone(), self.facts.clone());
+        let job = std::thread::spawn(move || save(&folder, &recipe, &facts, &snapshot));
+        self.job = Some((step, job));
+        before
+    }
+
+    /// Waits until what was begun is on the disk, and says what became of it. The run can go on
+    /// after an error: the checkpoints before are as they were.
+    pub fn wait(&mut self) -> Result<()> {
+        let Some((step, job)) = self.job.take() else { return Ok(()) };
+        let result = job.join().unwrap_or_else(|_| Err(Error::Other("its writer panicked".into())));
+        result.map_err(|e| {
+            let newest = folder::list(&self.folder).pop();
+            let newest = newest.map_or("there is none before it".into(), |path| {
+                format!("the newest is still {}", path.display())
+            });
+            Error::Other(format!("the checkpoint of step {step} was not written: {e}; {newest}"))
+        })
+    }
+
+    /// Says that the checkpoint of `step`, which has been written, had this validation loss. If it
+    /// is the lowest and the recipe keeps the best, `best` names it.
+    pub fn rate(&self, step: u64, loss: f64) -> Result<()> {
+        let before = folder::best(&self.folder).map_or(f64::INFINITY, |(_, loss)| loss);
+        let name = folder::name(step);
+        if self.recipe.best && loss < before && self.folder.join(&name).exists() {
+            folder::point_at(&self.folder, "best", &format!("{name} {loss}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Whoever wanted to know has asked; a run that ends by an error has told another one.
+        let _ = self.wait();
+    }
+}
+
+fn save(
+    folder: &Path,
+    recipe: &CheckpointRecipe,
+    facts: &Facts,
+    snapshot: &Snapshot,
+) -> Result<()> {
+    folder::write(folder, snapshot, facts, recipe.shard_mb << 20)?;
+    let best = folder::best(folder).filter(|_| recipe.best).map(|(name, _)| name);
+    folder::prune(folder, recipe.keep, &best.into_iter().collect::<Vec<_>>())
+}

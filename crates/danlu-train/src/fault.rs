@@ -1,0 +1,81 @@
+//! Places where a test can hold a process to kill it from outside, and failures that it can ask for:
+//! named in the environment variable `DANLU_FAULT`, inert without it.
+//!
+//! `hold:renamed@2=/tmp/reached` writes the file when the place `renamed` is passed for the second
+//! time and then waits to be killed. `fail:tensors` makes writing tensors of a checkpoint fail.
+//! Several are separated by `;`.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+#[derive(Debug, Clone, PartialEq)]
+struct Fault {
+    kind: String,
+    what: String,
+    at: u64,
+    value: String,
+}
+
+fn parse(text: &str) -> Vec<Fault> {
+    let each = text.split(';').filter(|t| !t.is_empty()).map(|entry| {
+        let (place, value) = entry.split_once('=').unwrap_or((entry, ""));
+        let (name, at) = place.split_once('@').unwrap_or((place, ""));
+        let (kind, what) = name.split_once(':').unwrap_or((name, ""));
+        let at = at.parse().unwrap_or(1);
+        Fault { kind: kind.into(), what: what.into(), at, value: value.into() }
+    });
+    each.collect()
+}
+
+fn faults() -> &'static [Fault] {
+    static FAULTS: OnceLock<Vec<Fault>> = OnceLock::new();
+    FAULTS.get_or_init(|| parse(&std::env::var("DANLU_FAULT").unwrap_or_default()))
+}
+
+/// A place in the path of a save. Waits here for ever if a test asked for it.
+pub(crate) fn point(place: &str) {
+    for fault in faults().iter().filter(|f| f.kind == "hold" && f.what == place) {
+        static PASSED: Mutex<Option<HashMap<String, u64>>> = Mutex::new(None);
+        let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = passed.get_or_insert_default().entry(place.to_string()).or_default();
+        *count += 1;
+        if *count == fault.at {
+            drop(passed);
+            // If the file cannot be written, the test that waits for it says so.
+            let _ = std::fs::write(&fault.value, place);
+            loop {
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+/// Whether the operation `what` should fail.
+pub(crate) fn fails(what: &str) -> bool {
+    faults().iter().any(|f| f.kind == "fail" && f.what == what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_read_and_none_is_there_by_default() {
+        let all = parse("hold:renamed@2=/tmp/x;rate@40=20;nan:model.layers.1@3=1;fail:tensors");
+        let fault = |kind: &str, what: &str, at, value: &str| Fault {
+            kind: kind.into(),
+            what: what.into(),
+            at,
+            value: value.into(),
+        };
+        let want = [
+            fault("hold", "renamed", 2, "/tmp/x"),
+            fault("rate", "", 40, "20"),
+            fault("nan", "model.layers.1", 3, "1"),
+            fault("fail", "tensors", 1, ""),
+        ];
+        assert_eq!(all, want);
+        assert!(parse("").is_empty());
+        assert!(!fails("tensors"));
+    }
+}
