@@ -72,6 +72,10 @@ pub struct DataRecipe {
     /// Keep only the first this many concepts of each pack (0: all), for small runs.
     #[serde(default)]
     pub concepts: usize,
+    /// Most characters of a stretch of plain text, half as many of Chinese; the fewest are a third.
+    // Left out where it is the default, so that runs from before there was a choice are the same.
+    #[serde(default = "default_stretch", skip_serializing_if = "is_default_stretch")]
+    pub stretch: usize,
 }
 
 /// Byte-level BPE.
@@ -501,6 +505,15 @@ fn default_scenes() -> usize {
 fn default_variants() -> usize {
     3
 }
+/// Most characters of a stretch of plain text, unless the recipe says so.
+pub const STRETCH: usize = 640;
+
+fn default_stretch() -> usize {
+    STRETCH
+}
+fn is_default_stretch(stretch: &usize) -> bool {
+    *stretch == default_stretch()
+}
 fn default_rows() -> usize {
     8
 }
@@ -611,6 +624,7 @@ impl Recipe {
         at_least("train.checkpoint", self.train.checkpoint, 1)?;
         at_least("train.validate", self.train.validate, 1)?;
         self.checkpoint.check()?;
+        at_least("data.stretch", self.data.stretch, 32)?;
         at_least("image.batch", self.image.batch, 1)?;
         at_least("audio.batch", self.audio.batch, 1)?;
         for (name, semantic) in [("image", &self.image.semantic), ("audio", &self.audio.semantic)] {

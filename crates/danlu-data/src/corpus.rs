@@ -146,6 +146,8 @@ pub struct Corpus {
     pub concepts: Vec<ConceptEntry>,
     /// Every plain text.
     pub texts: Vec<TextDoc>,
+    /// Most characters of a stretch of plain text; 0: as the recipe's default.
+    pub stretch: usize,
     /// Conversations of sample files, their media loaded.
     pub samples: Vec<Sample>,
     /// File and line of each of `samples`.
@@ -169,7 +171,7 @@ impl Corpus {
     /// Reads everything that `recipe` names and composes its scenes. What comes out depends on the
     /// files, the recipe and the seed alone.
     pub fn load(recipe: &DataRecipe, seed: u64, options: &LoadOptions) -> Result<Corpus> {
-        let mut corpus = Corpus::default();
+        let mut corpus = Corpus { stretch: recipe.stretch, ..Corpus::default() };
         for folder in &recipe.packs {
             let pack = Pack::open(folder)?;
             if options.verify {

@@ -15,6 +15,7 @@ pub mod optim;
 mod page;
 pub mod pretrain;
 pub mod run;
+mod text_loss;
 pub mod tokenisers;
 mod watch;
 

@@ -79,6 +79,19 @@ pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
             }
             chart(&mut page, &format!("Loss of {}", m.name()), "nats a token", series);
         }
+        let languages = log.iter().rev().find(|l| !l.text.is_empty()).map(|l| l.text.keys());
+        let series: Vec<Series> = languages
+            .into_iter()
+            .flatten()
+            .map(|name| Series {
+                name: name.clone(),
+                points: points(&|l| l.text.get(name).copied()),
+                dashed: name == "all",
+            })
+            .collect();
+        if !series.is_empty() {
+            chart(&mut page, "Held-out plain text", "nats a byte", series);
+        }
         let tasks: Vec<&String> = log.iter().rev().take(50).flat_map(|l| l.task.keys()).collect();
         let mut names: Vec<&String> = tasks;
         names.sort();

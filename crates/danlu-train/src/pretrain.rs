@@ -7,6 +7,7 @@ use crate::memory;
 use crate::optim::{Optimiser, gradients, rate_at};
 use crate::page::run_page;
 use crate::run::{Run, append};
+use crate::text_loss::{HeldOut, nats_per_byte};
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
 use danlu_core::recipe::{LossWeights, Optimiser as Kind, Recipe};
@@ -45,6 +46,9 @@ pub struct LogLine {
     /// Validation cross-entropy by modality, where it was measured.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub validation: Losses,
+    /// Nats a byte of held-out plain text, by language and of `all`, where it was measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub text: Losses,
     /// Gradient norm before clipping.
     pub norm: f64,
     /// Share of the peak learning rate.
@@ -285,6 +289,14 @@ pub fn pretrain(
     let json = serde_json::to_string(&marginals).map_err(|e| Error::Other(e.to_string()))?;
     write_atomically(&run.folder.join("marginals.json"), json.as_bytes())?;
     let validation = validation_batches(&source, &packer)?;
+    let held_out = |limit| {
+        let learns = |(name, &share): (&String, &f32)| PLAIN.contains(&name.as_str()) && share > 0.0;
+        if !recipe.mixture.iter().any(learns) {
+            return Ok(Vec::new());
+        }
+        HeldOut::of(corpus, &tokenisers.text, &vocabulary, [r.rows, r.window], limit)
+    };
+    let some_text = held_out(TEXT_BYTES)?;
     let peak = danlu_ops::fma_peak(rayon::current_num_threads(), 0.15);
     let first = state.step as usize;
     watcher.tell(Event::Phase {
@@ -351,6 +363,7 @@ pub fn pretrain(
             modality: sums.modality(),
             task: sums.tasks(&names),
             validation: Losses::new(),
+            text: Losses::new(),
             norm,
             rate: share,
             speed,
@@ -374,6 +387,10 @@ pub fn pretrain(
             if !line.validation.is_empty() {
                 writer.rate(done as u64, all.sum::<f64>() / line.validation.len() as f64)?;
             }
+            line.text = match last {
+                true => nats_per_byte(&frozen, &held_out(usize::MAX)?),
+                false => nats_per_byte(&frozen, &some_text),
+            };
             samples(&frozen, &source, run, done)?;
         }
         append(&run.log("train"), &line)?;
@@ -428,7 +445,7 @@ fn figures(line: &LogLine) -> String {
 }
 
 /// Loss of a batch and the cross-entropy of each position.
-fn forward(model: &Transformer, batch: &Batch, z_loss: f32) -> (Tensor<1>, Vec<f32>) {
+pub(crate) fn forward(model: &Transformer, batch: &Batch, z_loss: f32) -> (Tensor<1>, Vec<f32>) {
     let total: f32 = batch.weights.iter().sum();
     let spec = HeadLoss {
         targets: batch.targets.as_slice().into(),
@@ -562,6 +579,12 @@ pub struct SampleLine {
     /// File of the reply's picture or sound.
     pub file: Option<String>,
 }
+
+/// The tasks of plain text.
+const PLAIN: [&str; 3] = ["text_en", "text_zh", "code"];
+
+/// Bytes of each language that are measured at every validation but the last, which has them all.
+const TEXT_BYTES: usize = 20_000;
 
 /// Replies at one time.
 const REPLIES: usize = 16;

@@ -3,8 +3,9 @@ use super::*;
 /// Plain text: a stretch of a document, in one of the packs' languages.
 pub(super) struct PlainText(pub(super) &'static str);
 
-/// Fewest and most characters of a stretch; Chinese takes about half as many for as many tokens.
-const LENGTHS: (usize, usize) = (200, 640);
+/// Fewest and most characters of a stretch, unless the recipe says so; Chinese takes about half as
+/// many for as many tokens.
+const LENGTHS: (usize, usize) = (200, danlu_core::recipe::STRETCH);
 
 impl Task for PlainText {
     fn name(&self) -> &'static str {
@@ -36,7 +37,9 @@ impl Task for PlainText {
             None => one(&(0..count).filter(fits).collect::<Vec<_>>(), rng)?,
         };
         let scale = if self.0 == "zh" { 2 } else { 1 };
-        let length = (LENGTHS.0 + rng.below(LENGTHS.1 - LENGTHS.0)) / scale;
+        let most = if corpus.stretch == 0 { LENGTHS.1 } else { corpus.stretch };
+        let fewest = most * LENGTHS.0 / LENGTHS.1;
+        let length = (fewest + rng.below(most - fewest)) / scale;
         Some(Drawn::Text(stretch(&corpus.texts[i].text, length, self.0 == "code", rng)))
     }
 }

@@ -36,6 +36,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         scenes: 500,
         variants: 0,
         concepts: 0,
+        stretch: danlu_core::recipe::STRETCH,
     };
     let corpus = Corpus::load(&data, args.seed, &LoadOptions::default())?;
     let chosen = match args.task.is_empty() {

@@ -1,0 +1,109 @@
+//! How well held-out plain text is predicted, in nats a byte of UTF-8: a measure that models with
+//! other text tokenisers share.
+
+use crate::pretrain::{Losses, forward};
+use danlu_core::{Batch, Control, Result, Vocabulary};
+use danlu_data::{Corpus, Split};
+use danlu_model::Transformer;
+use danlu_model::modality::TextTokeniser;
+use std::collections::BTreeMap;
+
+/// The held-out texts of one language, ready to be measured.
+#[derive(Debug)]
+pub(crate) struct HeldOut {
+    language: String,
+    batches: Vec<Batch>,
+    bytes: usize,
+}
+
+impl HeldOut {
+    /// The texts of `corpus` with the split `val`, by language: of each the first documents up to
+    /// `limit` bytes, one at least. They stand one after the other in windows, an end token before
+    /// the first and after each.
+    pub(crate) fn of(
+        corpus: &Corpus,
+        tokeniser: &TextTokeniser,
+        vocabulary: &Vocabulary,
+        [rows, window]: [usize; 2],
+        limit: usize,
+    ) -> Result<Vec<Self>> {
+        let end = vocabulary.control_id(Control::End);
+        let pad = vocabulary.control_id(Control::Pad);
+        let mut lines: BTreeMap<&str, (Vec<u32>, usize)> = BTreeMap::new();
+        for doc in corpus.texts.iter().filter(|t| t.split == Split::Val) {
+            let (ids, bytes) = lines.entry(&doc.language).or_insert_with(|| (vec![end], 0));
+            if *bytes == 0 || *bytes + doc.text.len() <= limit {
+                ids.extend(tokeniser.encode(&doc.text));
+                ids.push(end);
+                *bytes += doc.text.len();
+            }
+        }
+        let set = |(language, (ids, bytes)): (&str, (Vec<u32>, usize))| Self {
+            language: language.to_string(),
+            batches: batches(&ids, [rows, window], pad),
+            bytes,
+        };
+        Ok(lines.into_iter().map(set).collect())
+    }
+}
+
+/// A line of ids as batches in which each row goes on where the last one ended.
+fn batches(ids: &[u32], [rows, window]: [usize; 2], pad: u32) -> Vec<Batch> {
+    let (inputs, targets) = (&ids[..ids.len() - 1], &ids[1..]);
+    let chunks = inputs.chunks(rows * window).zip(targets.chunks(rows * window));
+    let batch = |(x, y): (&[u32], &[u32])| {
+        let size = x.len().div_ceil(window) * window;
+        let mut batch = Batch { tokens: x.len(), ..Batch::default() };
+        batch.ids = x.to_vec();
+        batch.ids.resize(size, pad);
+        batch.targets = y.to_vec();
+        batch.targets.resize(size, pad);
+        batch.weights = vec![1.0; x.len()];
+        batch.weights.resize(size, 0.0);
+        batch.tasks = vec![0; size];
+        batch.starts = (0..=size / window).map(|row| (row * window) as u32).collect();
+        batch
+    };
+    chunks.map(batch).collect()
+}
+
+/// Nats a byte of each language, and of `all` together; end tokens count. Nothing where nothing is
+/// held out.
+pub(crate) fn nats_per_byte(model: &Transformer, sets: &[HeldOut]) -> Losses {
+    let mut out = Losses::new();
+    let (mut all, mut size) = (0.0, 0);
+    for set in sets {
+        let mut nats = 0.0;
+        for batch in &set.batches {
+            let each = forward(model, batch, 0.0).1;
+            let counted = each.iter().zip(&batch.weights).filter(|(_, w)| **w > 0.0);
+            nats += counted.map(|(ce, _)| *ce as f64).sum::<f64>();
+        }
+        out.insert(set.language.clone(), nats / set.bytes as f64);
+        all += nats;
+        size += set.bytes;
+    }
+    if size > 0 {
+        out.insert("all".into(), all / size as f64);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_is_predicted_once_and_the_filling_never() {
+        let ids: Vec<u32> = (0..24).collect();
+        let all = batches(&ids, [2, 5], 99);
+        let learnt = |b: &Batch| -> Vec<(u32, u32)> {
+            let rows = b.ids.iter().zip(&b.targets).zip(&b.weights);
+            rows.filter(|(_, w)| **w > 0.0).map(|((x, y), _)| (*x, *y)).collect()
+        };
+        let pairs: Vec<_> = all.iter().flat_map(learnt).collect();
+        assert_eq!(pairs, (0..23).map(|i| (i, i + 1)).collect::<Vec<_>>());
+        assert_eq!(all[2].starts, [0, 5]);
+        assert_eq!(all[2].ids[3..], [99, 99]);
+    }
+}
