@@ -11,6 +11,7 @@ mod media;
 pub mod recipe;
 mod rng;
 mod sample;
+mod tune;
 mod vocabulary;
 
 pub use batch::{Batch, Document};
@@ -19,4 +20,5 @@ pub use media::{Modality, Picture, Sound};
 pub use recipe::Recipe;
 pub use rng::Rng;
 pub use sample::{AssetId, Media, Message, Part, Role, Row, Sample, read_rows};
+pub use tune::{LoraConfig, MAX_RANK, Objective, Reward, Target, TuneRecipe, TuneSet, TuneTrain};
 pub use vocabulary::{Control, Foreign, TokenKind, Vocabulary};

@@ -703,7 +703,7 @@ impl Recipe {
 }
 
 /// Adds "did you mean" to serde's "unknown field `x`, expected one of `a`, `b`".
-fn explain_unknown_key(message: &str) -> String {
+pub(crate) fn explain_unknown_key(message: &str) -> String {
     let Some(rest) = message.split("unknown field `").nth(1) else {
         return message.trim().to_string();
     };

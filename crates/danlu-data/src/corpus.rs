@@ -649,6 +649,7 @@ mod tests {
             scenes: 50,
             variants: 0,
             concepts: 0,
+            stretch: danlu_core::recipe::STRETCH,
         };
         let corpus = Corpus::load(&recipe, 1, &LoadOptions::default()).unwrap();
         assert!(

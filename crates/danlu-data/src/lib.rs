@@ -7,6 +7,7 @@
 
 mod classes;
 mod corpus;
+mod formats;
 mod mixture;
 mod pack;
 mod packing;
@@ -18,6 +19,7 @@ pub use classes::{Classes, picture_classes, sound_classes};
 pub use corpus::{
     ConceptEntry, Corpus, Held, LoadOptions, PictureAsset, Purpose, SIDE, SoundAsset, TextDoc,
 };
+pub use formats::{Numbered, TuneRow, read_tuning};
 pub use mixture::Mixture;
 pub use pack::{
     Concept, Manifest, Pack, PictureItem, Shard, SoundItem, SoundKind, Source, Split, Splits, Text,

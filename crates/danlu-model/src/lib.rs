@@ -8,6 +8,7 @@
 //! This crate knows nothing of training: losses and optimisers are in `danlu-train`. It never
 //! imports `danlu-data`.
 
+pub mod adapters;
 pub mod arch;
 pub mod engine;
 pub mod io;

@@ -1,3 +1,4 @@
+use crate::adapters::Adapter;
 use crate::arch::Transformer;
 use crate::io::{
     Dtype, HfConfig, NamedTensor, from_hf, load_parameters, load_tensors, save_tensors, to_hf,
@@ -243,6 +244,35 @@ impl Model {
         write_json(&folder.join("config.json"), &config)?;
         let info = ModelInfo { tokenisers: Tokenisers::fingerprint(folder)?, ..self.info.clone() };
         write_json(&folder.join("danlu.json"), &info)
+    }
+
+    /// BLAKE3 of a model folder's weights, by which adapters know their base.
+    pub fn weights_hash(folder: &Path) -> Result<String> {
+        let path = folder.join("model.safetensors");
+        let mut hash = blake3::Hasher::new();
+        let file = std::fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
+        hash.update_reader(file).map_err(|e| Error::io(&path, e))?;
+        Ok(hash.finalize().to_hex().to_string())
+    }
+
+    /// Opens a model folder and puts adapters on it, the lowest first. Each must have been learnt
+    /// on this base and on those beneath it. Returns the model, and the hashes of the base and of
+    /// the adapters.
+    pub fn load_adapted(
+        folder: &Path,
+        adapters: &[std::path::PathBuf],
+        device: &Device,
+    ) -> Result<(Self, String, Vec<String>)> {
+        let mut model = Self::load(folder, device)?;
+        let base = if adapters.is_empty() { String::new() } else { Self::weights_hash(folder)? };
+        let mut hashes = Vec::new();
+        for path in adapters {
+            let adapter = Adapter::load(path)?;
+            adapter.check_base(&base, &hashes)?;
+            model.transformer.attach(&adapter, device)?;
+            hashes.push(adapter.hash());
+        }
+        Ok((model, base, hashes))
     }
 
     /// Opens a model folder. The tokenisers must be the ones that the model was trained with.

@@ -106,3 +106,13 @@ pub trait Module {
         }
     }
 }
+
+impl<M: Module + ?Sized> Module for &mut M {
+    fn parameters(&self) -> Vec<&Parameter> {
+        (**self).parameters()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        (**self).parameters_mut()
+    }
+}

@@ -22,7 +22,7 @@ const BLOCK: usize = 1024;
 pub struct HeadLoss {
     /// Id to predict at each position, `[n]`.
     pub targets: Arc<[u32]>,
-    /// Weight of each position, `[n]`; 0 is ignored.
+    /// Weight of each position, `[n]`; 0 is ignored, and a negative one makes the target unlikelier.
     pub weights: Arc<[f32]>,
     /// What the weighted sum is multiplied with, usually one over the sum of the weights.
     pub scale: f32,
@@ -84,7 +84,7 @@ pub(crate) fn composed(hidden: Tensor<2>, table: Tensor<2>, spec: &HeadLoss) -> 
     let index = Tensor::<2, Int>::from_data(TensorData::new(targets, [n, 1]), &device);
     let ce = lse.clone() - logits.gather(1, index);
     let weights = Tensor::<2>::from_data(TensorData::new(spec.weights.to_vec(), [n, 1]), &device);
-    let counted = weights.clone().greater_elem(0.0).float();
+    let counted = weights.clone().not_equal_elem(0.0).float();
     let each = (ce.clone() + lse.powf_scalar(2.0).mul_scalar(spec.z_loss)) * weights;
     let loss = each.sum().mul_scalar(spec.scale).reshape([1, 1]);
     Tensor::cat(vec![loss, (ce * counted).detach()], 0)
@@ -92,7 +92,7 @@ pub(crate) fn composed(hidden: Tensor<2>, table: Tensor<2>, spec: &HeadLoss) -> 
 
 impl HeadLossOp for Flex {
     fn danlu_head_loss(hidden: FlexTensor, table: FlexTensor, spec: HeadLoss) -> FlexTensor {
-        run(&hidden.to_contiguous(), &table.to_contiguous(), &spec, false).0
+        run(&hidden.to_contiguous(), &table.to_contiguous(), &spec, [false; 2]).0
     }
 }
 
@@ -102,14 +102,19 @@ impl<C: CheckpointStrategy> HeadLossOp for Autodiff<Flex, C> {
         table: FloatTensor<Self>,
         spec: HeadLoss,
     ) -> FloatTensor<Self> {
+        // A frozen table or frozen hidden states are not worth their product.
+        let wanted = [hidden.is_tracked(), table.is_tracked()];
         tape::record::<C, _, 2>(
             "head_loss",
             [hidden, table],
-            |[hidden, table], tracked| run(&hidden, &table, &spec, tracked),
-            |(dh, dt), up, _| {
+            |[hidden, table], tracked| {
+                let (out, grads) = run(&hidden, &table, &spec, wanted);
+                (out, tracked.then_some(grads))
+            },
+            |grads, up, _| {
                 // Element 0 of the output is the loss; the rest is a report without gradient.
                 let up = cpu::values(&up.grad)[0];
-                [Some(scaled(dh, up)), Some(scaled(dt, up))]
+                grads.map(|g| g.map(|g| scaled(g, up)))
             },
         )
     }
@@ -125,13 +130,14 @@ fn scaled(mut t: FlexTensor, by: f32) -> FlexTensor {
 }
 
 /// The loss and the cross-entropies `[1 + n, 1]`, and the gradients of `hidden` and `table` for an
-/// upstream gradient of 1 if `with_grads`.
+/// upstream gradient of 1 where they are wanted.
 fn run(
     hidden: &FlexTensor,
     table: &FlexTensor,
     spec: &HeadLoss,
-    with_grads: bool,
-) -> (FlexTensor, Option<(FlexTensor, FlexTensor)>) {
+    [want_hidden, want_table]: [bool; 2],
+) -> (FlexTensor, [Option<FlexTensor>; 2]) {
+    let with_grads = want_hidden || want_table;
     let [n, width] = cpu::dims(hidden);
     let [size, _] = cpu::dims(table);
     let (h, t) = (cpu::values(hidden), cpu::values(table));
@@ -139,8 +145,8 @@ fn run(
     let mut out = vec![0.0f32; 1 + n];
     let mut total = 0.0f64;
     // Rows that do not count keep a gradient of 0.
-    let mut dh = if with_grads { Buffer::zeros(n * width) } else { Buffer::any(0) };
-    let mut dt = match (with_grads, kept.is_empty()) {
+    let mut dh = if want_hidden { Buffer::zeros(n * width) } else { Buffer::any(0) };
+    let mut dt = match (want_table, kept.is_empty()) {
         (true, true) => Buffer::zeros(size * width),
         (true, false) => Buffer::any(size * width),
         (false, _) => Buffer::any(0),
@@ -173,8 +179,8 @@ fn run(
             out[1 + i] = ce;
             total += weighted as f64;
         }
-        if with_grads {
-            let g = Mat::new(logits, size);
+        let g = Mat::new(logits, size);
+        if want_hidden {
             if let Some(first) = together(kept) {
                 let dx = &mut dh[first * width..][..m * width];
                 gemm([m, size, width], g, w, dx, width, 0.0, Threads::All);
@@ -185,13 +191,16 @@ fn run(
                     dh[i * width..][..width].copy_from_slice(row);
                 }
             }
+        }
+        if want_table {
             let keep = if block == 0 { 0.0 } else { 1.0 };
             gemm([size, m, width], g.t(), x, &mut dt, width, keep, Threads::All);
         }
     }
     out[0] = (total * spec.scale as f64) as f32;
-    let grads = with_grads.then(|| (tensor(dh, [n, width]), tensor(dt, [size, width])));
-    (tensor(out, [1 + n, 1]), grads)
+    let dh = want_hidden.then(|| tensor(dh, [n, width]));
+    let dt = want_table.then(|| tensor(dt, [size, width]));
+    (tensor(out, [1 + n, 1]), [dh, dt])
 }
 
 /// The first of `kept` if the others follow it one by one.

@@ -110,12 +110,14 @@ impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
         residual: FloatTensor<Self>,
         how: How,
     ) -> FloatTensor<Self> {
+        // The gradient of a plain projection's input does not need the input.
+        let needed = w.is_tracked() || how.activation != Activation::None;
         tape::record::<C, _, 4>(
             name(how.activation),
             [x, w, bias, residual],
             |[x, w, bias, residual], tracked| {
                 let y = forward(&x, &w, &bias, &residual, how);
-                (y, tracked.then_some((x, w, how.activation)))
+                (y, tracked.then(|| (needed.then_some(x), w, how.activation)))
             },
             |(x, w, activation), Upstream { grad, .. }, wanted| {
                 backward(x, &w, activation, grad, wanted)
@@ -168,39 +170,50 @@ fn activated(x: &FlexTensor, wide: usize, len: usize, f: Activation) -> Option<B
 }
 
 fn backward(
-    mut x: FlexTensor,
+    x: Option<FlexTensor>,
     w: &FlexTensor,
     activation: Activation,
     grad: FlexTensor,
     [want_x, want_w, want_bias, want_residual]: [bool; 4],
 ) -> [Option<FlexTensor>; 4] {
-    let ([n, wide], [m, k]) = (cpu::dims::<2>(&x), cpu::dims::<2>(w));
+    let ([n, _], [m, k]) = (cpu::dims::<2>(&grad), cpu::dims::<2>(w));
     let g = Mat::new(cpu::values(&grad), m);
     let mut dx = want_x.then(|| {
         let mut out = Buffer::any(n * k);
         gemm([n, m, k], g, Mat::new(cpu::values(w), k), &mut out, k, 0.0, Threads::All);
         out
     });
-    let mut again = None;
-    if let (true, Some(dz)) = (activation != Activation::None, &mut dx) {
-        // Now `x` holds its gradient, and `dx` the activation's output.
-        activation.backward(cpu::values_mut(&mut x), wide, dz);
-        again = dx.take();
-    } else if want_w {
-        again = activated(&x, wide, n * k, activation);
+    let mut dw = None;
+    if let Some(mut x) = x {
+        let [_, wide] = cpu::dims(&x);
+        let mut again = None;
+        if let (true, Some(dz)) = (activation != Activation::None, &mut dx) {
+            // Now `x` holds its gradient, and `dz` the activation's output.
+            activation.backward(cpu::values_mut(&mut x), wide, dz);
+            again = dx.take();
+        } else if want_w {
+            again = activated(&x, wide, n * k, activation);
+        }
+        dw = want_w.then(|| {
+            let mut out = Buffer::any(m * k);
+            let x = Mat::new(again.as_deref().unwrap_or(cpu::values(&x)), k);
+            gemm([m, n, k], g.t(), x, &mut out, k, 0.0, Threads::All);
+            tensor(out, [m, k])
+        });
+        if want_x && dx.is_none() {
+            let db = bias_gradient(&grad, want_bias);
+            return [Some(x), dw, db, want_residual.then_some(grad)];
+        }
     }
-    let dw = want_w.then(|| {
-        let mut out = Buffer::any(m * k);
-        let x = Mat::new(again.as_deref().unwrap_or(cpu::values(&x)), k);
-        gemm([m, n, k], g.t(), x, &mut out, k, 0.0, Threads::All);
-        tensor(out, [m, k])
-    });
-    let db = want_bias.then(|| tensor(cpu::sum_rows(cpu::values(&grad), m), [1, m]));
-    let dx = match dx {
-        Some(dx) => Some(tensor(dx, [n, k])),
-        None => want_x.then_some(x),
-    };
+    let db = bias_gradient(&grad, want_bias);
+    let dx = dx.map(|dx| tensor(dx, [n, k]));
     [dx, dw, db, want_residual.then_some(grad)]
+}
+
+/// The gradient of the bias, `[1, outputs]`.
+fn bias_gradient(grad: &FlexTensor, wanted: bool) -> Option<FlexTensor> {
+    let [_, m] = cpu::dims(grad);
+    wanted.then(|| tensor(cpu::sum_rows(cpu::values(grad), m), [1, m]))
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ pub struct CodeTable {
 }
 
 impl CodeTable {
-    /// Encodes a corpus, `variants` altered copies of each training asset with it.
+    /// Encodes what of a corpus the model has tokens for, `variants` altered copies of each training
+    /// asset with it.
     pub fn make(
         corpus: &Corpus,
         tokenisers: &Tokenisers,
@@ -25,11 +26,14 @@ impl CodeTable {
         seed: u64,
         watcher: &mut dyn Watcher,
     ) -> Result<Self> {
-        let steps = corpus.pictures.len() + corpus.sounds.len();
+        // A model without tokens for them sees none.
+        let pictures = if tokenisers.image.is_some() { &corpus.pictures[..] } else { &[] };
+        let sounds = if tokenisers.audio.is_some() { &corpus.sounds[..] } else { &[] };
+        let steps = pictures.len() + sounds.len();
         watcher.tell(Event::Phase { name: "encode pictures and sounds".into(), steps, done: 0 });
         let mut table = Self::default();
         let copies = |train: bool| if train { variants } else { 0 };
-        for (chunk, assets) in corpus.pictures.chunks(64).enumerate() {
+        for (chunk, assets) in pictures.chunks(64).enumerate() {
             let all: Vec<Vec<danlu_core::Picture>> = assets
                 .par_iter()
                 .enumerate()
@@ -49,7 +53,7 @@ impl CodeTable {
             }
             watcher.tell(Event::Step { done: table.images.len(), figures: "pictures".into() });
         }
-        for (chunk, assets) in corpus.sounds.chunks(32).enumerate() {
+        for (chunk, assets) in sounds.chunks(32).enumerate() {
             let codes: Vec<Vec<Vec<u16>>> = assets
                 .par_iter()
                 .enumerate()

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod checkpoint;
 mod codes;
 mod fault;
+pub mod lesson;
 mod marginal;
 mod media_page;
 pub mod memory;
@@ -17,6 +18,8 @@ pub mod pretrain;
 pub mod run;
 mod text_loss;
 pub mod tokenisers;
+pub mod tune;
+mod tune_page;
 mod watch;
 
 pub use codes::CodeTable;

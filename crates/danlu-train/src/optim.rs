@@ -149,17 +149,28 @@ fn record(value: Tensor<2>, tracked: bool) -> Tensor<2> {
 
 /// Share of the peak learning rate at `step` (from 0) of `steps`.
 pub fn rate_at(r: &TrainRecipe, step: usize) -> f32 {
-    let warm = if step < r.warmup { (step + 1) as f32 / r.warmup as f32 } else { 1.0 };
-    let after = (step.saturating_sub(r.warmup)) as f32;
-    let total = r.steps.saturating_sub(r.warmup).max(1) as f32;
-    let shape = match r.schedule {
+    warm_rate(r.schedule, [r.steps, r.warmup, step], r.final_rate, r.decay)
+}
+
+/// The same by its parts: all steps, those of the warm-up and the one now; the last rate's share of
+/// the peak; the share of the steps in which WSD decays.
+pub fn warm_rate(
+    schedule: Schedule,
+    [steps, warmup, step]: [usize; 3],
+    final_rate: f32,
+    decay: f32,
+) -> f32 {
+    let warm = if step < warmup { (step + 1) as f32 / warmup as f32 } else { 1.0 };
+    let after = (step.saturating_sub(warmup)) as f32;
+    let total = steps.saturating_sub(warmup).max(1) as f32;
+    let shape = match schedule {
         Schedule::Cosine => {
             let half = 0.5 + 0.5 * (std::f32::consts::PI * (after / total).min(1.0)).cos();
-            r.final_rate + (1.0 - r.final_rate) * half
+            final_rate + (1.0 - final_rate) * half
         }
         Schedule::Wsd => {
-            let left = (r.steps as f32 - step as f32) / (r.steps as f32 * r.decay).max(1.0);
-            r.final_rate + (1.0 - r.final_rate) * left.clamp(0.0, 1.0)
+            let left = (steps as f32 - step as f32) / (steps as f32 * decay).max(1.0);
+            final_rate + (1.0 - final_rate) * left.clamp(0.0, 1.0)
         }
     };
     warm * shape

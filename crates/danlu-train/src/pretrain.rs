@@ -283,14 +283,15 @@ pub fn pretrain(
     faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
     let mut state = found.unwrap_or(State::new(print));
     let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts(recipe, run)?);
-    drop_log_after(run, state.step as usize)?;
+    drop_after::<LogLine>(&run.log("train"), |l| l.step <= state.step as usize)?;
 
     let marginals = marginals(&source, &vocabulary)?;
     let json = serde_json::to_string(&marginals).map_err(|e| Error::Other(e.to_string()))?;
     write_atomically(&run.folder.join("marginals.json"), json.as_bytes())?;
     let validation = validation_batches(&source, &packer)?;
     let held_out = |limit| {
-        let learns = |(name, &share): (&String, &f32)| PLAIN.contains(&name.as_str()) && share > 0.0;
+        let learns =
+            |(name, &share): (&String, &f32)| PLAIN.contains(&name.as_str()) && share > 0.0;
         if !recipe.mixture.iter().any(learns) {
             return Ok(Vec::new());
         }
@@ -316,7 +317,7 @@ pub fn pretrain(
             state.next = batch.next;
             tokens += batch.tokens;
             span += mean_span(&batch) / r.accumulate as f64;
-            let (value, each) = forward(&model, &batch, r.z_loss);
+            let (value, each) = forward(&model, &batch, mean(&batch), r.z_loss);
             let number: f32 = value.clone().inner().into_scalar();
             loss += number as f64 / r.accumulate as f64;
             sums.add(&batch, &each, &vocabulary);
@@ -444,13 +445,23 @@ fn figures(line: &LogLine) -> String {
     )
 }
 
+/// One over the sum of a batch's weights.
+fn mean(batch: &Batch) -> f32 {
+    1.0 / batch.weights.iter().sum::<f32>().max(1e-6)
+}
+
 /// Loss of a batch and the cross-entropy of each position.
-pub(crate) fn forward(model: &Transformer, batch: &Batch, z_loss: f32) -> (Tensor<1>, Vec<f32>) {
-    let total: f32 = batch.weights.iter().sum();
+/// Weighted by the batch, times `scale`.
+pub(crate) fn forward(
+    model: &Transformer,
+    batch: &Batch,
+    scale: f32,
+    z_loss: f32,
+) -> (Tensor<1>, Vec<f32>) {
     let spec = HeadLoss {
         targets: batch.targets.as_slice().into(),
         weights: batch.weights.as_slice().into(),
-        scale: 1.0 / total.max(1e-6),
+        scale,
         z_loss,
     };
     model.loss(&batch.ids.as_slice().into(), &batch.starts.as_slice().into(), &spec)
@@ -544,7 +555,7 @@ fn validate(model: &Transformer, batches: &[Batch], vocabulary: &Vocabulary) -> 
     let tasks = batches.iter().flat_map(|b| &b.tasks).max().map_or(0, |&t| t as usize + 1);
     let mut sums = Sums::new(tasks);
     for batch in batches {
-        sums.add(batch, &forward(model, batch, 0.0).1, vocabulary);
+        sums.add(batch, &forward(model, batch, 1.0, 0.0).1, vocabulary);
     }
     sums.modality()
 }
@@ -712,18 +723,19 @@ fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> 
     Ok(())
 }
 
-/// Removes what was logged after the step that the run goes on from.
-fn drop_log_after(run: &Run, step: usize) -> Result<()> {
-    let path = run.log("train");
+/// Removes what was logged after the step that a run goes on from: all but what `before` says.
+pub(crate) fn drop_after<L: Serialize + serde::de::DeserializeOwned>(
+    path: &std::path::Path,
+    before: impl Fn(&L) -> bool,
+) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let kept: Vec<LogLine> =
-        crate::run::entries::<LogLine>(&path)?.into_iter().filter(|l| l.step <= step).collect();
+    let kept: Vec<L> = crate::run::entries::<L>(path)?.into_iter().filter(before).collect();
     let mut text = String::new();
     for line in kept {
         text += &serde_json::to_string(&line).map_err(|e| Error::Other(e.to_string()))?;
         text.push('\n');
     }
-    write_atomically(&path, text.as_bytes())
+    write_atomically(path, text.as_bytes())
 }

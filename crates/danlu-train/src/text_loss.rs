@@ -75,7 +75,7 @@ pub(crate) fn nats_per_byte(model: &Transformer, sets: &[HeldOut]) -> Losses {
     for set in sets {
         let mut nats = 0.0;
         for batch in &set.batches {
-            let each = forward(model, batch, 0.0).1;
+            let each = forward(model, batch, 1.0, 0.0).1;
             let counted = each.iter().zip(&batch.weights).filter(|(_, w)| **w > 0.0);
             nats += counted.map(|(ce, _)| *ce as f64).sum::<f64>();
         }

@@ -172,3 +172,10 @@ pub(crate) fn model_folder(named: Option<PathBuf>) -> Result<PathBuf> {
     }
     Ok(folder)
 }
+
+/// The model of a folder with adapters on it, the lowest first.
+pub(crate) fn adapted(folder: &std::path::Path, adapters: Vec<PathBuf>) -> Result<Model> {
+    let paths: Vec<PathBuf> =
+        adapters.into_iter().map(crate::commands::merge::adapter_folder).collect();
+    Ok(Model::load_adapted(folder, &paths, &danlu_ops::cpu_device())?.0)
+}

@@ -559,6 +559,7 @@ pub(crate) mod tests {
                 scenes: 20,
                 variants: 0,
                 concepts: 0,
+                stretch: danlu_core::recipe::STRETCH,
             };
             Corpus::load(&recipe, 1, &LoadOptions::default()).unwrap()
         })

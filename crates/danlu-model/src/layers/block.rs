@@ -106,6 +106,19 @@ impl Block {
         ]
     }
 
+    /// Every parameter, and those of the adapters, to change.
+    pub fn every_mut(&mut self) -> Vec<&mut Parameter> {
+        let Self { attention_norm, attention: a, mlp_norm, mlp, .. } = self;
+        let mut all =
+            vec![&mut attention_norm.weight, &mut a.q_norm, &mut a.k_norm, &mut mlp_norm.weight];
+        for linear in [&mut a.qkv, &mut a.out, &mut mlp.gate_up, &mut mlp.down] {
+            all.push(&mut linear.weight);
+            all.extend(&mut linear.bias);
+            all.extend(linear.adapters.iter_mut().flat_map(Lora::parameters_mut));
+        }
+        all
+    }
+
     /// Biases and adapters, to change.
     fn others(&mut self) -> Vec<&mut Parameter> {
         let linears = self.linears_mut();

@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// Model or run folder (default: models/reference)
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Adapters to put on the model, the lowest first
+    #[arg(long = "adapter", value_name = "FOLDER")]
+    adapters: Vec<PathBuf>,
     /// Folder for pictures and sounds that the model makes
     #[arg(long, default_value = "chat")]
     output: PathBuf,
@@ -31,7 +34,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     args.how.check()?;
     let folder = model_folder(args.model)?;
-    let model = Model::load(&folder, &danlu_ops::cpu_device())?;
+    let model = crate::answer::adapted(&folder, args.adapters)?;
     let mut session = Session {
         model: &model,
         how: args.how,

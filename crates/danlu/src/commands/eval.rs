@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// Model or run folder (default: models/reference)
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Adapters to put on the model, the lowest first
+    #[arg(long = "adapter", value_name = "FOLDER")]
+    adapters: Vec<PathBuf>,
     /// Questions (.jsonl)
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
@@ -51,7 +54,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let folder = model_folder(args.model)?;
-    let model = Model::load(&folder, &danlu_ops::cpu_device())?;
+    let model = crate::answer::adapted(&folder, args.adapters)?;
     let mut questions = Vec::new();
     for path in &args.data {
         let (some, skipped) = read_set(path, args.max_bad_rows)?;

@@ -1,6 +1,5 @@
 use crate::answer::model_folder;
 use danlu_core::{Error, Media, Message, Modality, Part, Result, Role, Sample};
-use danlu_model::Model;
 use danlu_model::engine::{Generator, Request, Sampling};
 use danlu_model::prompt::{FileCodes, Template, Value};
 use std::path::{Path, PathBuf};
@@ -20,6 +19,9 @@ pub(crate) struct Args {
     /// Model or run folder (default: models/reference)
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Adapters to put on the model, the lowest first
+    #[arg(long = "adapter", value_name = "FOLDER")]
+    adapters: Vec<PathBuf>,
     /// A picture to show (PNG, JPEG, GIF, WebP; any size)
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
@@ -141,7 +143,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return Err(Error::parameter("prompt", "a text, --image or --audio", "nothing"));
     }
     let folder = model_folder(args.model)?;
-    let model = Model::load(&folder, &danlu_ops::cpu_device())?;
+    let model = crate::answer::adapted(&folder, args.adapters)?;
     let template = Template::new(&model.tokenisers);
     let sample =
         Sample { messages: vec![Message { role: Role::User, parts }], ..Default::default() };

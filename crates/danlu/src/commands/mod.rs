@@ -5,11 +5,13 @@ mod chat;
 mod completions;
 mod eval;
 mod generate;
+pub(crate) mod merge;
 mod publish;
 mod questions;
 mod quickstart;
 mod tokenizer;
 mod train;
+mod tune;
 
 use clap::Subcommand;
 use danlu_core::Result;
@@ -23,6 +25,10 @@ pub(crate) enum Command {
     Tokenizer(tokenizer::Args),
     /// Train a base model (or a single-task one) by a recipe, or go on with a run
     Train(train::Args),
+    /// Adapt a base to rows of your own: an adapter (LoRA, DoRA) or all weights
+    Tune(tune::Args),
+    /// Make adapters part of a model's weights
+    Merge(merge::Args),
     /// Reply once, in text, image or sound
     Generate(generate::Args),
     /// Talk to a model in the terminal
@@ -45,6 +51,8 @@ pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
         Command::Quickstart(args) => quickstart::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Train(args) => train::run(args),
+        Command::Tune(args) => tune::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Eval(args) => eval::run(args),

@@ -1,0 +1,401 @@
+//! Rows that adaptations learn from, in the forms that people have them: OpenAI's `messages`,
+//! alpaca, sharegpt, preferences, plain text. The keys of a row tell its form.
+
+use danlu_core::{Error, Media, Message, Part, Result, Role, Row, Sample};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// One row of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TuneRow {
+    /// A conversation; with `expected`, a question that a reply is checked against.
+    Chat(Sample),
+    /// Plain text.
+    Text(String),
+    /// A conversation without its last reply, and the better and the worse one.
+    Pair {
+        /// What both reply to.
+        prompt: Vec<Message>,
+        /// The better reply.
+        chosen: Message,
+        /// The worse reply.
+        rejected: Message,
+    },
+}
+
+/// Rows with the numbers of their lines.
+pub type Numbered = Vec<(usize, TuneRow)>;
+
+/// Reads a JSON Lines file: the usable rows with their line numbers, and a message for each of the
+/// others (`file:line: ...`).
+pub fn read_tuning(path: &Path) -> Result<(Numbered, Vec<String>)> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let base = path.parent().unwrap_or(Path::new("."));
+    let (mut rows, mut bad) = (Vec::new(), Vec::new());
+    for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let row = std::str::from_utf8(line)
+            .map_err(|e| format!("not UTF-8: {e}"))
+            .and_then(|text| parse(text, base));
+        match row {
+            Ok(row) => rows.push((i + 1, row)),
+            Err(message) => bad.push(Error::row(path, i + 1, message).to_string()),
+        }
+    }
+    Ok((rows, bad))
+}
+
+/// Parses one line. The error is a sentence for [`Error::Row`].
+fn parse(text: &str, base: &Path) -> Result<TuneRow, String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+    let Value::Object(mut map) = value else {
+        return Err("expected a JSON object".into());
+    };
+    let mut media = Attached::take(&mut map, base)?;
+    let row = if map.contains_key("chosen") || map.contains_key("rejected") {
+        pair(&map, base, &mut media)?
+    } else if map.contains_key("conversations") {
+        TuneRow::Chat(sharegpt(&map, &mut media)?)
+    } else if map.contains_key("instruction") {
+        TuneRow::Chat(alpaca(&map, &mut media)?)
+    } else {
+        match Row::parse(&Value::Object(map).to_string(), base)? {
+            Row::Text(text) => TuneRow::Text(text),
+            Row::Chat(mut sample) => {
+                media.fill(&mut sample.messages)?;
+                TuneRow::Chat(sample)
+            }
+        }
+    };
+    media.used_up()?;
+    if let TuneRow::Chat(sample) = &row {
+        let speaks = sample.messages.iter().any(|m| m.role == Role::Assistant);
+        if !speaks && sample.expected.is_none() {
+            return Err("expected an assistant's message (or `expected`), found none".into());
+        }
+    }
+    Ok(row)
+}
+
+/// The columns `images` and `audios`: a path or a list of paths each, for the marks `<image>` and
+/// `<audio>` in the texts, or, without marks, before the first text of the user.
+struct Attached {
+    images: std::collections::VecDeque<Part>,
+    audios: std::collections::VecDeque<Part>,
+}
+
+const MARKS: [&str; 2] = ["<image>", "<audio>"];
+
+impl Attached {
+    fn take(map: &mut Map<String, Value>, base: &Path) -> Result<Self, String> {
+        let mut paths = |keys: [&str; 2], make: fn(Media) -> Part| {
+            let mut out = std::collections::VecDeque::new();
+            for key in keys {
+                let Some(value) = map.remove(key) else { continue };
+                let list = match value {
+                    Value::Null => vec![],
+                    Value::String(path) => vec![path],
+                    Value::Array(all) => all
+                        .into_iter()
+                        .map(|v| v.as_str().map(str::to_string))
+                        .collect::<Option<_>>()
+                        .ok_or_else(|| format!("`{key}`: expected paths as strings"))?,
+                    _ => return Err(format!("`{key}`: expected a path or a list of paths")),
+                };
+                out.extend(list.into_iter().map(|p| make(Media::File(base.join(p)))));
+            }
+            Ok(out)
+        };
+        Ok(Self {
+            images: paths(["images", "image"], Part::Image)?,
+            audios: paths(["audios", "audio"], Part::Audio)?,
+        })
+    }
+
+    /// A text with its marks replaced, in order.
+    fn parts(&mut self, text: &str) -> Result<Vec<Part>, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((at, which)) =
+            MARKS.iter().enumerate().filter_map(|(i, m)| Some((rest.find(m)?, i))).min()
+        {
+            if !rest[..at].is_empty() {
+                parts.push(Part::Text(rest[..at].to_string()));
+            }
+            let next = if which == 0 { &mut self.images } else { &mut self.audios }.pop_front();
+            match next {
+                Some(part) => parts.push(part),
+                // Without such columns a mark is only text.
+                None if parts.is_empty() => return Ok(vec![Part::Text(text.to_string())]),
+                None => return Err(format!("more marks `{}` than files", MARKS[which])),
+            }
+            rest = &rest[at + MARKS[which].len()..];
+        }
+        if !rest.is_empty() || parts.is_empty() {
+            parts.push(Part::Text(rest.to_string()));
+        }
+        Ok(parts)
+    }
+
+    /// Puts the files where the marks are, and what is left before the first user's message.
+    fn fill(&mut self, messages: &mut [Message]) -> Result<(), String> {
+        if self.images.is_empty() && self.audios.is_empty() {
+            return Ok(());
+        }
+        for message in messages.iter_mut() {
+            let mut parts = Vec::new();
+            for part in std::mem::take(&mut message.parts) {
+                match part {
+                    Part::Text(text) => parts.extend(self.parts(&text)?),
+                    other => parts.push(other),
+                }
+            }
+            message.parts = parts;
+        }
+        if let Some(first) = messages.iter_mut().find(|m| m.role == Role::User) {
+            let left = self.images.drain(..).chain(self.audios.drain(..));
+            let all: Vec<Part> = left.chain(std::mem::take(&mut first.parts)).collect();
+            first.parts = all;
+        }
+        Ok(())
+    }
+
+    fn used_up(&self) -> Result<(), String> {
+        match self.images.len() + self.audios.len() {
+            0 => Ok(()),
+            n => Err(format!("{n} files of `images` and `audios` have no place in the texts")),
+        }
+    }
+}
+
+fn string<'a>(map: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, String> {
+    match map.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(format!("`{key}`: expected a string")),
+    }
+}
+
+fn only(map: &Map<String, Value>, keys: &[&str]) -> Result<(), String> {
+    match map.keys().find(|k| !keys.contains(&k.as_str())) {
+        Some(key) => Err(format!("unknown key `{key}`; expected some of {keys:?}")),
+        None => Ok(()),
+    }
+}
+
+fn said(role: Role, text: &str) -> Message {
+    Message { role, parts: vec![Part::Text(text.to_string())] }
+}
+
+/// `instruction`, `input`, `output`, and `system` and `history` where there are such.
+fn alpaca(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, String> {
+    only(map, &["instruction", "input", "output", "system", "history", "id", "source", "task"])?;
+    let instruction = string(map, "instruction")?.unwrap_or_default();
+    let output = string(map, "output")?.ok_or("`output` is missing")?;
+    let asked = match string(map, "input")? {
+        Some(input) if !input.is_empty() => format!("{instruction}\n{input}"),
+        _ => instruction.to_string(),
+    };
+    let mut messages = Vec::new();
+    if let Some(system) = string(map, "system")?.filter(|s| !s.is_empty()) {
+        messages.push(said(Role::System, system));
+    }
+    match map.get("history") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(turns)) => {
+            for turn in turns {
+                let pair = turn.as_array().filter(|t| t.len() == 2);
+                let texts = pair.and_then(|t| Some((t[0].as_str()?, t[1].as_str()?)));
+                let (q, a) = texts.ok_or("`history`: expected pairs of texts")?;
+                messages.extend([said(Role::User, q), said(Role::Assistant, a)]);
+            }
+        }
+        Some(_) => return Err("`history`: expected a list of pairs".into()),
+    }
+    messages.extend([said(Role::User, &asked), said(Role::Assistant, output)]);
+    media.fill(&mut messages)?;
+    let task = string(map, "task")?.map(str::to_string);
+    Ok(Sample { messages, task, ..Sample::default() })
+}
+
+/// `conversations` of `from` and `value`, and `system`.
+fn sharegpt(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, String> {
+    only(map, &["conversations", "system", "id", "source", "task"])?;
+    let mut messages = Vec::new();
+    if let Some(system) = string(map, "system")?.filter(|s| !s.is_empty()) {
+        messages.push(said(Role::System, system));
+    }
+    let turns = map["conversations"].as_array().ok_or("`conversations`: expected a list")?;
+    for (i, turn) in turns.iter().enumerate() {
+        messages.push(turn_of(turn).map_err(|e| format!("conversations[{i}]: {e}"))?);
+    }
+    if messages.is_empty() {
+        return Err("`conversations`: expected at least one turn, found none".into());
+    }
+    media.fill(&mut messages)?;
+    let task = string(map, "task")?.map(str::to_string);
+    Ok(Sample { messages, task, ..Sample::default() })
+}
+
+fn turn_of(turn: &Value) -> Result<Message, String> {
+    let map = turn.as_object().ok_or("expected an object")?;
+    let text = string(map, "value")?.ok_or("`value` is missing")?;
+    let role = match string(map, "from")?.ok_or("`from` is missing")? {
+        "human" | "user" => Role::User,
+        "gpt" | "assistant" => Role::Assistant,
+        "system" => Role::System,
+        other => {
+            return Err(format!("unknown `from` `{other}`; expected human, gpt or system"));
+        }
+    };
+    Ok(said(role, text))
+}
+
+/// `chosen` and `rejected`: two replies to `prompt` (a text or messages) or to alpaca's or
+/// sharegpt's question, or two whole conversations that differ in the last message.
+fn pair(map: &Map<String, Value>, base: &Path, media: &mut Attached) -> Result<TuneRow, String> {
+    let side = |key: &str| -> Result<Vec<Message>, String> {
+        match map.get(key) {
+            Some(Value::String(text)) => Ok(vec![said(Role::Assistant, text)]),
+            Some(one @ Value::Object(o)) if o.contains_key("value") => Ok(vec![turn_of(one)?]),
+            Some(one @ Value::Object(_)) => messages(&Value::Array(vec![one.clone()]), base),
+            Some(many) => messages(many, base).map_err(|e| format!("`{key}`: {e}")),
+            None => Err(format!("`{key}` is missing")),
+        }
+    };
+    let (mut chosen, mut rejected) = (side("chosen")?, side("rejected")?);
+    let (Some(better), Some(worse)) = (chosen.pop(), rejected.pop()) else {
+        return Err("`chosen` and `rejected`: expected replies, found none".into());
+    };
+    if chosen != rejected {
+        return Err("`chosen` and `rejected` differ before their last message".into());
+    }
+    let mut prompt = match (map.get("prompt"), map.get("conversations"), map.get("instruction")) {
+        (Some(Value::String(text)), _, _) => vec![said(Role::User, text)],
+        (Some(list), _, _) => messages(list, base).map_err(|e| format!("`prompt`: {e}"))?,
+        (None, Some(Value::Array(turns)), _) => {
+            turns.iter().map(turn_of).collect::<Result<_, _>>()?
+        }
+        (None, None, Some(Value::String(text))) => {
+            let input = string(map, "input")?.filter(|i| !i.is_empty());
+            vec![said(Role::User, &input.map_or(text.clone(), |i| format!("{text}\n{i}")))]
+        }
+        _ => Vec::new(),
+    };
+    prompt.extend(chosen);
+    if prompt.is_empty() {
+        return Err("expected `prompt`, or whole conversations in `chosen` and `rejected`".into());
+    }
+    for (name, m) in [("chosen", &better), ("rejected", &worse)] {
+        if m.role != Role::Assistant {
+            return Err(format!("`{name}`: expected an assistant's message at the end"));
+        }
+    }
+    media.fill(&mut prompt)?;
+    Ok(TuneRow::Pair { prompt, chosen: better, rejected: worse })
+}
+
+/// Messages as the sample format has them.
+fn messages(list: &Value, base: &Path) -> Result<Vec<Message>, String> {
+    let text = serde_json::json!({ "messages": list }).to_string();
+    match Row::parse(&text, base)? {
+        Row::Chat(sample) => Ok(sample.messages),
+        Row::Text(_) => Err("expected messages".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(text: &str) -> TuneRow {
+        parse(text, Path::new("/d")).unwrap_or_else(|e| panic!("{text}: {e}"))
+    }
+
+    fn chat(text: &str) -> Vec<Message> {
+        match row(text) {
+            TuneRow::Chat(sample) => sample.messages,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_forms_that_people_have_say_the_same() {
+        let wanted = vec![
+            said(Role::System, "Be brief."),
+            said(Role::User, "Add\n1 1"),
+            said(Role::Assistant, "2"),
+        ];
+        for text in [
+            r#"{"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"Add\n1 1"},{"role":"assistant","content":"2"}]}"#,
+            r#"{"instruction":"Add","input":"1 1","output":"2","system":"Be brief."}"#,
+            r#"{"conversations":[{"from":"human","value":"Add\n1 1"},{"from":"gpt","value":"2"}],"system":"Be brief."}"#,
+        ] {
+            assert_eq!(chat(text), wanted, "{text}");
+        }
+        assert_eq!(row(r#"{"text":"plain"}"#), TuneRow::Text("plain".into()));
+    }
+
+    #[test]
+    fn preferences_come_in_several_forms() {
+        let wanted = TuneRow::Pair {
+            prompt: vec![said(Role::User, "Hi")],
+            chosen: said(Role::Assistant, "Hello."),
+            rejected: said(Role::Assistant, "What?"),
+        };
+        for text in [
+            r#"{"prompt":"Hi","chosen":"Hello.","rejected":"What?"}"#,
+            r#"{"instruction":"Hi","chosen":"Hello.","rejected":"What?"}"#,
+            r#"{"conversations":[{"from":"human","value":"Hi"}],"chosen":{"from":"gpt","value":"Hello."},"rejected":{"from":"gpt","value":"What?"}}"#,
+            r#"{"chosen":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello."}],"rejected":[{"role":"user","content":"Hi"},{"role":"assistant","content":"What?"}]}"#,
+        ] {
+            assert_eq!(row(text), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn media_columns_take_a_path_or_a_list() {
+        let file = |p: &str| Part::Image(Media::File(Path::new("/d").join(p)));
+        for column in [r#""images":"a.png""#, r#""images":["a.png"]"#, r#""image":"a.png""#] {
+            let text = format!(r#"{{"instruction":"What is <image> ?","output":"x",{column}}}"#);
+            let parts = &chat(&text)[0].parts;
+            assert_eq!(
+                parts[..],
+                [Part::Text("What is ".into()), file("a.png"), Part::Text(" ?".into())]
+            );
+            let text = format!(r#"{{"instruction":"What?","output":"x",{column}}}"#);
+            assert_eq!(chat(&text)[0].parts[..], [file("a.png"), Part::Text("What?".into())]);
+        }
+        assert_eq!(
+            chat(r#"{"instruction":"a <image> tag","output":"x"}"#)[0].parts,
+            vec![Part::Text("a <image> tag".into())],
+            "without files a mark is only text"
+        );
+    }
+
+    #[test]
+    fn bad_rows_say_what_is_wrong() {
+        for (text, want) in [
+            ("7", "expected a JSON object"),
+            (r#"{"instruction":"a"}"#, "`output` is missing"),
+            (r#"{"instruction":"a","output":3}"#, "`output`: expected a string"),
+            (r#"{"instruction":"a","output":"b","otput":"c"}"#, "unknown key `otput`"),
+            (r#"{"conversations":[]}"#, "at least one turn"),
+            (r#"{"conversations":[{"from":"robot","value":"x"}]}"#, "unknown `from` `robot`"),
+            (r#"{"conversations":[{"from":"human","value":"x"}]}"#, "assistant's message"),
+            (r#"{"messages":[{"role":"user","content":"x"}]}"#, "assistant's message"),
+            (r#"{"chosen":"a"}"#, "`rejected` is missing"),
+            (r#"{"chosen":"a","rejected":"b"}"#, "expected `prompt`"),
+            (r#"{"instruction":"a","output":"b","images":7}"#, "`images`: expected a path"),
+            (
+                r#"{"instruction":"<image> <image>","output":"b","images":"a.png"}"#,
+                "more marks `<image>`",
+            ),
+        ] {
+            let error = parse(text, Path::new(".")).expect_err(text);
+            assert!(error.contains(want), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! An adapter's folder, as PEFT has it: `adapter_config.json`, `adapter_model.safetensors`; and
+//! beside them `danlu.json`, what it was learnt on.
+
+use super::{Adapter, Delta};
+use crate::io::{Dtype, NamedTensor, load_tensors, save_tensors, write_atomically};
+use danlu_core::{Error, LoraConfig, MAX_RANK, Result, Target};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Where an adapter came from: `danlu.json` of its folder.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterInfo {
+    /// Name of the run.
+    pub name: String,
+    /// BLAKE3 of the weights of the base, if it is known.
+    pub base: Option<String>,
+    /// BLAKE3 of the adapters between, the lowest first.
+    #[serde(default)]
+    pub parents: Vec<String>,
+    /// BLAKE3 of the recipe's text.
+    #[serde(default)]
+    pub recipe: String,
+    /// BLAKE3 of each data file, by name.
+    #[serde(default)]
+    pub data: BTreeMap<String, String>,
+    /// Optimiser steps taken.
+    #[serde(default)]
+    pub steps: u64,
+    /// Tokens trained on.
+    #[serde(default)]
+    pub tokens: u64,
+    /// BLAKE3 of the adapter itself.
+    #[serde(default)]
+    pub hash: String,
+}
+
+/// What PEFT's `adapter_config.json` holds, as far as we need it.
+#[derive(Debug, Serialize, Deserialize)]
+struct PeftConfig {
+    peft_type: String,
+    #[serde(default)]
+    task_type: Option<String>,
+    #[serde(default)]
+    base_model_name_or_path: Option<String>,
+    r: usize,
+    lora_alpha: f32,
+    #[serde(default)]
+    lora_dropout: f32,
+    target_modules: TargetModules,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    use_dora: bool,
+    #[serde(default = "none")]
+    bias: String,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    #[serde(default)]
+    inference_mode: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    modules_to_save: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    rank_pattern: BTreeMap<String, usize>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    alpha_pattern: BTreeMap<String, f32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum TargetModules {
+    List(Vec<String>),
+    One(String),
+}
+
+fn none() -> String {
+    "none".into()
+}
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+const INFO: &str = "danlu.json";
+const PREFIX: &str = "base_model.model.";
+
+impl Adapter {
+    /// Writes the folder. PEFT reads it as it is.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let rank = self.config.rank;
+        let mut tensors = Vec::new();
+        for ((layer, target), d) in &self.deltas {
+            let path = format!("{PREFIX}{}", target.path(*layer));
+            let mut push = |name: &str, shape: Vec<usize>, values: &Vec<f32>| {
+                let name = format!("{path}.{name}");
+                tensors.push(NamedTensor { name, shape, values: values.clone() });
+            };
+            push("lora_A.weight", vec![rank, d.a.len() / rank], &d.a);
+            push("lora_B.weight", vec![d.b.len() / rank, rank], &d.b);
+            if let Some(m) = &d.magnitude {
+                push("lora_magnitude_vector", vec![m.len()], m);
+            }
+        }
+        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        save_tensors(&folder.join(TENSORS), &tensors, Dtype::F32, metadata)?;
+        let c = &self.config;
+        let config = PeftConfig {
+            peft_type: "LORA".into(),
+            task_type: Some("CAUSAL_LM".into()),
+            base_model_name_or_path: None,
+            r: c.rank,
+            lora_alpha: c.alpha,
+            lora_dropout: c.dropout,
+            target_modules: TargetModules::List(
+                c.targets.iter().map(|t| t.name().to_string()).collect(),
+            ),
+            use_rslora: c.rslora,
+            use_dora: c.dora,
+            bias: none(),
+            fan_in_fan_out: false,
+            inference_mode: true,
+            modules_to_save: None,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+        };
+        write_json(&folder.join(CONFIG), &config)?;
+        write_json(&folder.join(INFO), &AdapterInfo { hash: self.hash(), ..self.info.clone() })
+    }
+
+    /// Reads a folder of ours or of PEFT's. Refused, by name: another method than LoRA, weights in
+    /// pickles, ranks without bounds, tensors that are missing, of a wrong shape, left over or not
+    /// finite, and a folder of ours that was changed.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join(CONFIG);
+        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let peft: PeftConfig = serde_json::from_slice(&text)
+            .map_err(|e| Error::file(&path, "PEFT's configuration of a LoRA", e))?;
+        let wants = |ok: bool, wanted: &str, found: String| {
+            if ok { Ok(()) } else { Err(Error::file(&path, wanted, found)) }
+        };
+        wants(peft.peft_type == "LORA", "`peft_type` LORA", format!("`{}`", peft.peft_type))?;
+        wants(peft.bias == "none", "`bias` none", format!("`{}`", peft.bias))?;
+        wants(!peft.fan_in_fan_out, "`fan_in_fan_out` false", "true".into())?;
+        let saved = peft.modules_to_save.unwrap_or_default();
+        wants(saved.is_empty(), "no `modules_to_save`", format!("{saved:?}"))?;
+        wants(peft.rank_pattern.is_empty(), "no `rank_pattern`", "some".into())?;
+        wants(peft.alpha_pattern.is_empty(), "no `alpha_pattern`", "some".into())?;
+        wants(
+            (1..=MAX_RANK).contains(&peft.r),
+            &format!("`r` of 1 to {MAX_RANK}"),
+            peft.r.to_string(),
+        )?;
+        let named = match peft.target_modules {
+            TargetModules::List(names) => names,
+            TargetModules::One(name) if name == "all-linear" => {
+                Target::ALL.map(|t| t.name().to_string()).to_vec()
+            }
+            TargetModules::One(name) => vec![name],
+        };
+        let mut targets = Vec::new();
+        for name in &named {
+            let found = Target::ALL.into_iter().find(|t| t.name() == name);
+            let names = Target::ALL.map(Target::name).join(", ");
+            targets.push(found.ok_or_else(|| {
+                Error::file(&path, format!("`target_modules` among {names}"), format!("`{name}`"))
+            })?);
+        }
+        targets.sort();
+        targets.dedup();
+        let config = LoraConfig {
+            rank: peft.r,
+            alpha: peft.lora_alpha,
+            targets,
+            dropout: peft.lora_dropout,
+            rslora: peft.use_rslora,
+            dora: peft.use_dora,
+        };
+        config.check().map_err(|e| Error::file(&path, "a LoRA that can work", e))?;
+        let path = folder.join(TENSORS);
+        if !path.exists() && folder.join("adapter_model.bin").exists() {
+            let wanted = format!("{TENSORS} (pickles can run code and are never read)");
+            return Err(Error::file(folder, wanted, "adapter_model.bin"));
+        }
+        let deltas = read_deltas(&path, &config)?;
+        let path = folder.join(INFO);
+        let info = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| Error::file(&path, "what an adapter was learnt on", e))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let name = folder.file_name().unwrap_or_default().to_string_lossy().to_string();
+                AdapterInfo { name, ..AdapterInfo::default() }
+            }
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        let adapter = Self { config, info, deltas };
+        let hash = adapter.hash();
+        if !adapter.info.hash.is_empty() && adapter.info.hash != hash {
+            return Err(Error::file(
+                &path,
+                format!("the adapter with hash {} beside it", adapter.info.hash),
+                format!("one with hash {hash}"),
+            ));
+        }
+        Ok(adapter)
+    }
+}
+
+fn read_deltas(path: &Path, config: &LoraConfig) -> Result<BTreeMap<(usize, Target), Delta>> {
+    let mut out: BTreeMap<(usize, Target), [Option<NamedTensor>; 3]> = BTreeMap::new();
+    for (name, tensor) in load_tensors(path)? {
+        let (key, part) = place(&name).ok_or_else(|| {
+            Error::file(
+                path,
+                "tensors named base_model.model.model.layers.N.{self_attn,mlp}.X_proj.lora_{A,B}.weight",
+                format!("`{name}`"),
+            )
+        })?;
+        if let Some(bad) = tensor.values.iter().find(|v| !v.is_finite()) {
+            return Err(Error::file(path, format!("finite values in `{name}`"), bad));
+        }
+        out.entry(key).or_default()[part] = Some(tensor);
+    }
+    let mut deltas = BTreeMap::new();
+    for ((layer, target), [a, b, magnitude]) in out {
+        let name = target.path(layer);
+        let missing = |part: &str| Error::file(path, format!("`{name}.{part}`"), "none");
+        let (a, b) = (
+            a.ok_or_else(|| missing("lora_A.weight"))?,
+            b.ok_or_else(|| missing("lora_B.weight"))?,
+        );
+        let fits = matches!(a.shape[..], [r, _] if r == config.rank)
+            && matches!(b.shape[..], [_, r] if r == config.rank);
+        if !fits {
+            return Err(Error::file(
+                path,
+                format!("`{name}` of rank {} as adapter_config.json says", config.rank),
+                format!("shapes {:?} and {:?}", a.shape, b.shape),
+            ));
+        }
+        match (config.dora, &magnitude) {
+            (true, None) => return Err(missing("lora_magnitude_vector")),
+            (true, Some(m)) if m.shape != b.shape[..1] => {
+                let wanted = format!("`{name}.lora_magnitude_vector` of {:?}", &b.shape[..1]);
+                return Err(Error::file(path, wanted, format!("{:?}", m.shape)));
+            }
+            (false, Some(_)) => {
+                let wanted = format!("no `{name}.lora_magnitude_vector` without `use_dora`");
+                return Err(Error::file(path, wanted, "one"));
+            }
+            _ => {}
+        }
+        let magnitude = magnitude.map(|m| m.values);
+        deltas.insert((layer, target), Delta { a: a.values, b: b.values, magnitude });
+    }
+    if deltas.is_empty() {
+        return Err(Error::file(path, "at least one adapted projection", "none"));
+    }
+    Ok(deltas)
+}
+
+/// Layer, target and part (0: `a`, 1: `b`, 2: magnitude) of a tensor's name.
+fn place(name: &str) -> Option<((usize, Target), usize)> {
+    let rest = name.strip_prefix(PREFIX).unwrap_or(name).strip_prefix("model.layers.")?;
+    let (layer, rest) = rest.split_once('.')?;
+    let layer: usize = layer.parse().ok()?;
+    let target = Target::ALL.into_iter().find(|t| {
+        let path = t.path(layer);
+        name.strip_prefix(PREFIX).unwrap_or(name).starts_with(&format!("{path}."))
+    })?;
+    let part = match rest.splitn(3, '.').nth(2)? {
+        "lora_A.weight" => 0,
+        "lora_B.weight" => 1,
+        "lora_magnitude_vector" | "lora_magnitude_vector.weight" => 2,
+        _ => return None,
+    };
+    Some(((layer, target), part))
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Other(format!("{}: {e}", path.display())))?;
+    write_atomically(path, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::noisy;
+    use super::*;
+
+    fn folder(name: &str) -> std::path::PathBuf {
+        let path =
+            std::env::temp_dir().join(format!("danlu-adapter-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        path
+    }
+
+    #[test]
+    fn a_folder_comes_back() {
+        for dora in [false, true] {
+            let targets = vec![Target::KProj, Target::UpProj];
+            let config = LoraConfig { rank: 3, dora, targets, ..Default::default() };
+            let adapter = noisy(&config, 7, "a");
+            let path = folder("back");
+            adapter.save(&path).expect("saves");
+            let back = Adapter::load(&path).expect("loads");
+            assert_eq!((&back.config, &back.deltas), (&adapter.config, &adapter.deltas));
+            assert_eq!(back.info.hash, adapter.hash());
+            std::fs::remove_dir_all(&path).expect("removes");
+        }
+    }
+
+    #[test]
+    fn hostile_folders_are_refused_by_name() {
+        let adapter = noisy(&LoraConfig { rank: 2, ..Default::default() }, 7, "a");
+        let config = |change: &dyn Fn(&mut serde_json::Value)| {
+            let path = folder("hostile");
+            adapter.save(&path).expect("saves");
+            let file = path.join(CONFIG);
+            let text = std::fs::read_to_string(&file).expect("reads");
+            let mut value: serde_json::Value = serde_json::from_str(&text).expect("json");
+            change(&mut value);
+            std::fs::write(&file, value.to_string()).expect("writes");
+            let error = Adapter::load(&path).expect_err("hostile").to_string();
+            std::fs::remove_dir_all(&path).expect("removes");
+            error
+        };
+        for (key, value, want) in [
+            ("r", serde_json::json!(100_000), "`r` of 1 to"),
+            ("r", serde_json::json!(3), "rank 3"),
+            ("peft_type", serde_json::json!("IA3"), "LORA"),
+            ("lora_alpha", serde_json::json!(-1.0), "lora.alpha"),
+            ("target_modules", serde_json::json!(["../x"]), "../x"),
+            ("modules_to_save", serde_json::json!(["lm_head"]), "modules_to_save"),
+            ("use_dora", serde_json::json!(true), "lora_magnitude_vector"),
+            ("lora_alpha", serde_json::json!(16.0), "hash"),
+        ] {
+            let error = config(&|v| v[key] = value.clone());
+            assert!(error.contains(want), "{key}: {error}");
+        }
+        let mut nan = adapter.clone();
+        nan.deltas.values_mut().next().expect("one").b[0] = f32::NAN;
+        let path = folder("nan");
+        nan.save(&path).expect("saves");
+        let error = Adapter::load(&path).expect_err("nan").to_string();
+        assert!(error.contains("finite") && error.contains("lora_B"), "{error}");
+        std::fs::rename(path.join(TENSORS), path.join("adapter_model.bin")).expect("renames");
+        let error = Adapter::load(&path).expect_err("pickle").to_string();
+        assert!(error.contains("pickles"), "{error}");
+        std::fs::remove_dir_all(&path).expect("removes");
+    }
+}

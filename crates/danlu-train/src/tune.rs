@@ -1,0 +1,346 @@
+//! Adapting a base: the one loop in which an adapter, or all weights, learn from rows.
+//!
+//! What a step learns from is made by [`lesson`](crate::lesson): replies, preferences or rewarded
+//! tries. Each is a batch whose positions have weights, so the loop does not know which.
+
+use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
+use crate::lesson::{Held, Lessons};
+use crate::optim::{Optimiser, gradients, warm_rate};
+use crate::pretrain::{Losses, forward};
+use crate::run::{Run, append};
+use crate::tune_page::tune_page;
+use crate::watch::{Event, Watcher};
+use danlu_core::recipe::CheckpointRecipe;
+use danlu_core::{Error, LoraConfig, Result, TuneRecipe};
+use danlu_model::adapters::{Adapter, AdapterInfo, Newest};
+use danlu_model::io::{Dtype, write_atomically};
+use danlu_model::params::{Module, Parameter};
+use danlu_model::{Model, Transformer};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TuneLine {
+    /// Optimiser steps taken.
+    pub step: usize,
+    /// Tokens trained on so far.
+    pub tokens: u64,
+    /// What is minimised.
+    pub loss: f64,
+    /// Other figures of the objective: `margin`, `preferred`, `reward`, `divergence`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub figures: Losses,
+    /// Cross-entropy of what is held out, in nats a token, by file, where it was measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held_out: Losses,
+    /// Gradient norm before clipping.
+    pub norm: f64,
+    /// Share of the peak learning rate.
+    pub rate: f32,
+    /// Tokens a second.
+    pub speed: f64,
+}
+
+/// What is adapted, in the making.
+#[derive(Debug)]
+pub struct Learner {
+    /// The base with its adapters; what does not learn has no gradient record.
+    pub transformer: Transformer,
+    /// What a preference is held against: the base without what is learnt.
+    pub reference: Transformer,
+    lora: Option<LoraConfig>,
+    beneath: Vec<[usize; 4]>,
+}
+
+impl Learner {
+    /// Makes a fresh adapter on top of `model`'s, or all weights, ready to learn.
+    pub fn new(model: &Transformer, lora: Option<&LoraConfig>, seed: u64) -> Result<Self> {
+        let device = danlu_ops::cpu_device();
+        let beneath = Newest::counts(model);
+        let mut transformer = model.clone();
+        if let Some(config) = lora {
+            transformer.attach_fresh(config, seed, &device)?;
+        }
+        transformer.every_mut().into_iter().for_each(|p| {
+            p.tensor = burn::tensor::Tensor::from_inner(p.tensor.clone());
+        });
+        let mut learner =
+            Self { transformer, reference: model.clone(), lora: lora.cloned(), beneath };
+        let mut module = learner.module();
+        module.parameters_mut().into_iter().for_each(|p| {
+            p.tensor = p.tensor.clone().require_grad();
+        });
+        drop(module);
+        Ok(learner)
+    }
+
+    /// The parameters that learn.
+    pub fn module(&mut self) -> Box<dyn Module + '_> {
+        match self.lora {
+            Some(_) => Box::new(Newest::new(&mut self.transformer, self.beneath.clone())),
+            None => Box::new(&mut self.transformer),
+        }
+    }
+
+    /// The model as it is now, without gradient records.
+    pub fn plain(&self) -> Transformer {
+        let mut plain = self.transformer.clone();
+        plain.every_mut().into_iter().for_each(|p| p.tensor = p.tensor.clone().inner());
+        plain
+    }
+
+    /// Gives the dropout of the adapter that learns the dice of a step; `None`: none is dropped.
+    fn shake(&mut self, seed: Option<u64>) {
+        let Some(share) = self.lora.as_ref().map(|l| l.dropout).filter(|&d| d > 0.0) else {
+            return;
+        };
+        let mut number = 0;
+        for (block, beneath) in self.transformer.blocks.iter_mut().zip(&self.beneath) {
+            for (linear, &n) in block.linears_mut().into_iter().zip(beneath) {
+                for lora in &mut linear.adapters[n..] {
+                    lora.dropout = seed.map(|s| (share, s ^ (number << 40)));
+                }
+                number += 1;
+            }
+        }
+    }
+}
+
+/// Paths of a tuning beside those of every run.
+pub fn adapter_folder(run: &Run) -> PathBuf {
+    run.folder.join("adapter")
+}
+
+/// Opens or starts the run of a recipe. A folder that holds another recipe is refused.
+pub fn open(folder: &Path, recipe: &TuneRecipe) -> Result<Run> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let run = Run { folder: folder.to_path_buf() };
+    let path = run.recipe();
+    if path.exists() {
+        let (_, found) = resume(folder)?;
+        if &found != recipe {
+            return Err(Error::file(
+                &path,
+                format!("the recipe `{}` that this run was started with", recipe.name),
+                "another one; choose another folder, or remove this one to start again",
+            ));
+        }
+        return Ok(run);
+    }
+    write_atomically(&path, recipe.to_toml().as_bytes())?;
+    Ok(run)
+}
+
+/// The recipe that a run was started with.
+pub fn resume(folder: &Path) -> Result<(Run, TuneRecipe)> {
+    let run = Run { folder: folder.to_path_buf() };
+    let path = run.recipe();
+    let text = crate::run::read(&path)?;
+    let recipe =
+        TuneRecipe::parse(&text).map_err(|e| Error::file(&path, "a recipe of a tuning", e))?;
+    Ok((run, recipe))
+}
+
+/// Adapts the base of a recipe, from the run's newest checkpoint if there is one, and writes the
+/// adapter's folder, or the model's if all weights learn. `folder` is the base's.
+pub fn tune(
+    recipe: &TuneRecipe,
+    run: &Run,
+    folder: &Path,
+    watcher: &mut dyn Watcher,
+) -> Result<PathBuf> {
+    let r = &recipe.train;
+    let device = danlu_ops::cpu_device();
+    let (model, _, parents) = Model::load_adapted(folder, &recipe.adapters, &device)?;
+    let base = Model::weights_hash(folder)?;
+    if r.window > model.transformer.config.context {
+        let wanted = format!("at most the model's context, {}", model.transformer.config.context);
+        return Err(Error::parameter("train.window", wanted, r.window));
+    }
+    let data = data_hashes(recipe)?;
+    let mut lessons = Lessons::read(recipe, &model, watcher)?;
+    let held_out = Held::read(recipe, &model, watcher)?;
+
+    let mut learner = Learner::new(&model.transformer, recipe.lora.as_ref(), recipe.seed)?;
+    let mut optimiser =
+        Optimiser::new(&*learner.module(), [0.9, 0.999], 1e-8, r.weight_decay, r.clip);
+    let fingerprint = fingerprint(recipe, &base, &parents, &data);
+    let mut faults = Vec::new();
+    let found = checkpoint::load(
+        &run.checkpoints(),
+        &fingerprint,
+        &mut *learner.module(),
+        &mut optimiser,
+        None,
+        &mut faults,
+    )?;
+    faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
+    let mut state = found.unwrap_or_else(|| State::new(fingerprint.clone()));
+    crate::pretrain::drop_after::<TuneLine>(&run.log("train"), |l| l.step <= state.step as usize)?;
+    let facts = Facts { seed: recipe.seed, recipe: fingerprint, ..Facts::default() };
+    let mut writer = Writer::new(&run.checkpoints(), &CheckpointRecipe::default(), facts);
+
+    let learns = learner.module().size() as f64 / 1e6;
+    let first = state.step as usize;
+    let name = format!("{learns:.2} M parameters learn");
+    watcher.tell(Event::Phase { name, steps: r.steps, done: first });
+    let (begun, before) = (Instant::now(), state.seconds);
+    let mut bad_in_a_row = 0;
+    for step in first..r.steps {
+        let started = Instant::now();
+        let lesson = lessons.next(&learner, state.next, step)?;
+        learner.shake(Some(recipe.seed ^ (step as u64) << 8));
+        let (value, _) = forward(&learner.transformer, &lesson.batch, lesson.scale, 0.0);
+        let number: f32 = value.clone().inner().into_scalar();
+        let grads = value.backward();
+        let grads = gradients(&*learner.module(), grads);
+        let share = warm_rate(r.schedule, [r.steps, r.warmup, step], r.final_rate, 0.2);
+        let norm = optimiser.step(&mut *learner.module(), grads, [r.rate * share, 0.0], 1.0);
+        learner.shake(None);
+        state.step += 1;
+        state.next = lesson.next;
+        state.tokens += lesson.batch.tokens as u64;
+        state.seconds = before + begun.elapsed().as_secs_f64();
+        if norm.is_finite() {
+            bad_in_a_row = 0;
+        } else {
+            optimiser.step += 1;
+            bad_in_a_row += 1;
+            watcher.tell(Event::Note(format!(
+                "step {step} skipped: loss {number}, gradient norm {norm}, rows up to {}",
+                state.next
+            )));
+            if bad_in_a_row > 20 {
+                return Err(Error::Other(
+                    "over 20 steps in a row without a finite gradient".into(),
+                ));
+            }
+        }
+        let done = step + 1;
+        let (stop, last) = (watcher.stop(), done == r.steps);
+        let looks = last || done % r.validate == 0;
+        if stop || looks || done % r.checkpoint == 0 || writer.due() {
+            let taken = Snapshot::take(&state, &*learner.module(), &optimiser, None)?;
+            writer.begin(taken).unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+        }
+        let mut line = TuneLine {
+            step: done,
+            tokens: state.tokens,
+            loss: lesson.loss.unwrap_or(number as f64),
+            figures: lesson.figures,
+            held_out: Losses::new(),
+            norm,
+            rate: share,
+            speed: lesson.batch.tokens as f64 / started.elapsed().as_secs_f64(),
+        };
+        if looks {
+            writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+            line.held_out = held_out.measure(&learner.plain());
+        }
+        append(&run.log("train"), &line)?;
+        if looks {
+            tune_page(run, recipe)?;
+        }
+        watcher.tell(Event::Step { done, figures: figures(&line) });
+        if stop {
+            writer.wait()?;
+            return Err(Error::Other(format!(
+                "stopped at step {done}; go on with `danlu tune --resume {}`",
+                run.folder.display()
+            )));
+        }
+    }
+    writer.wait()?;
+    let result = format!("{} tokens in {:.0} s", state.tokens, state.seconds);
+    watcher.tell(Event::PhaseDone { result });
+    let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
+    let recipe_hash = hash(&recipe.to_toml());
+    match &recipe.lora {
+        Some(config) => {
+            let info = AdapterInfo {
+                name: recipe.name.clone(),
+                base: Some(base),
+                parents,
+                recipe: recipe_hash,
+                data,
+                steps: state.step,
+                tokens: state.tokens,
+                hash: String::new(),
+            };
+            let deltas = learner.plain().newest_deltas(config);
+            Adapter { config: config.clone(), info, deltas }.save(&adapter_folder(run))?;
+            Ok(adapter_folder(run))
+        }
+        None => {
+            let mut from = model.info.from.clone();
+            from.push(base);
+            let info = danlu_model::ModelInfo {
+                name: recipe.name.clone(),
+                steps: state.step,
+                tokens: state.tokens,
+                recipe: recipe_hash,
+                data,
+                from,
+                ..model.info.clone()
+            };
+            let mut transformer = learner.plain();
+            if transformer.blocks.iter().any(|b| b.linears().iter().any(|l| !l.adapters.is_empty()))
+            {
+                transformer.merge()?;
+            }
+            Model { transformer, info, ..model }.save(&run.model(), Dtype::F32)?;
+            Ok(run.model())
+        }
+    }
+}
+
+fn figures(line: &TuneLine) -> String {
+    let more: String = line.figures.iter().map(|(name, v)| format!(" {name} {v:.3}")).collect();
+    let held: String = line.held_out.values().map(|v| format!(" held out {v:.3}")).collect();
+    format!("loss {:.3}{more}{held} | {:.0} tok/s", line.loss, line.speed)
+}
+
+/// BLAKE3 of every file of rows, by name.
+fn data_hashes(recipe: &TuneRecipe) -> Result<BTreeMap<String, String>> {
+    let mut out = BTreeMap::new();
+    for set in &recipe.data {
+        let bytes = std::fs::read(&set.file).map_err(|e| Error::io(&set.file, e))?;
+        let name = set.file.file_name().unwrap_or_default().to_string_lossy().to_string();
+        out.insert(name, blake3::hash(&bytes).to_hex().to_string());
+    }
+    Ok(out)
+}
+
+/// What the run depends on, in one hash.
+fn fingerprint(
+    recipe: &TuneRecipe,
+    base: &str,
+    parents: &[String],
+    data: &BTreeMap<String, String>,
+) -> String {
+    let mut hash = blake3::Hasher::new();
+    // Where the files lie does not matter; what is in them does.
+    let mut bare = recipe.clone();
+    bare.model = PathBuf::new();
+    bare.adapters.clear();
+    hash.update(bare.to_toml().as_bytes());
+    hash.update(format!("{base} {parents:?} {data:?}").as_bytes());
+    hash.finalize().to_hex().to_string()
+}
+
+/// Every parameter with those of its adapters.
+trait Every {
+    fn every_mut(&mut self) -> Vec<&mut Parameter>;
+}
+
+impl Every for Transformer {
+    fn every_mut(&mut self) -> Vec<&mut Parameter> {
+        let mut all = vec![&mut self.embedding, &mut self.norm.weight];
+        all.extend(&mut self.head);
+        all.extend(self.blocks.iter_mut().flat_map(danlu_model::layers::Block::every_mut));
+        all
+    }
+}

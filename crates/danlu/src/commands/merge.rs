@@ -1,0 +1,111 @@
+use crate::answer::model_folder;
+use danlu_core::{Error, Result};
+use danlu_model::adapters::{Adapter, Combine, combine};
+use danlu_model::io::Dtype;
+use danlu_model::{Model, ModelInfo};
+use std::path::PathBuf;
+
+/// Make adapters part of a model's weights
+///
+/// With one adapter, or several that were learnt one on top of the other, the result answers as
+/// base and adapters do. Several that were learnt on the same base, each for itself, are combined
+/// by --combine. The sum is made in full precision.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The base: a model's or a run's folder
+    #[arg(long)]
+    model: PathBuf,
+    /// An adapter's folder, or a tuning's; the lowest first
+    #[arg(long = "adapter", value_name = "FOLDER", required = true)]
+    adapters: Vec<PathBuf>,
+    /// How independent adapters become one
+    #[arg(long, value_enum, requires = "adapters")]
+    combine: Option<How>,
+    /// Weight of each adapter, with --combine (default: 1 each)
+    #[arg(long, value_delimiter = ',', requires = "combine")]
+    weights: Vec<f32>,
+    /// Share of its changes that each adapter keeps (ties, dare)
+    #[arg(long, default_value_t = 0.5, requires = "combine")]
+    density: f32,
+    /// Seed of what is dropped (dare)
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Folder of the merged model
+    #[arg(long)]
+    out: PathBuf,
+    /// Precision of the file
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    dtype: Precision,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum How {
+    Linear,
+    Ties,
+    Dare,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Precision {
+    F32,
+    F16,
+    Bf16,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let folder = model_folder(Some(args.model))?;
+    if args.out.join("config.json").exists() {
+        return Err(Error::parameter("--out", "a folder without a model", args.out.display()));
+    }
+    let paths: Vec<PathBuf> = args.adapters.into_iter().map(adapter_folder).collect();
+    let device = danlu_ops::cpu_device();
+    let (mut model, base, hashes) = match args.combine {
+        None => {
+            let (mut model, base, hashes) = Model::load_adapted(&folder, &paths, &device)?;
+            model.transformer.merge()?;
+            (model, base, hashes)
+        }
+        Some(how) => {
+            let weights = match args.weights.len() {
+                0 => vec![1.0; paths.len()],
+                n if n == paths.len() => args.weights,
+                n => {
+                    let wanted = format!("{} numbers, one an adapter", paths.len());
+                    return Err(Error::parameter("--weights", wanted, n));
+                }
+            };
+            let mut model = Model::load(&folder, &device)?;
+            let base = Model::weights_hash(&folder)?;
+            let adapters: Vec<Adapter> =
+                paths.iter().map(|p| Adapter::load(p)).collect::<Result<_>>()?;
+            adapters.iter().try_for_each(|a| a.check_base(&base, &[]))?;
+            let pairs: Vec<_> = adapters.iter().zip(weights).collect();
+            let how = match how {
+                How::Linear => Combine::Linear,
+                How::Ties => Combine::Ties,
+                How::Dare => Combine::Dare,
+            };
+            combine(&mut model.transformer, &pairs, how, args.density, args.seed)?;
+            let hashes = adapters.iter().map(Adapter::hash).collect();
+            (model, base, hashes)
+        }
+    };
+    let mut from = model.info.from.clone();
+    from.push(base);
+    from.extend(hashes);
+    model.info = ModelInfo { from, ..model.info };
+    let dtype = match args.dtype {
+        Precision::F32 => Dtype::F32,
+        Precision::F16 => Dtype::F16,
+        Precision::Bf16 => Dtype::BF16,
+    };
+    model.save(&args.out, dtype)?;
+    eprintln!("merged: {}", args.out.display());
+    Ok(())
+}
+
+/// A tuning's folder stands for the adapter in it.
+pub(crate) fn adapter_folder(path: PathBuf) -> PathBuf {
+    let inner = path.join("adapter");
+    if inner.join("adapter_config.json").exists() { inner } else { path }
+}

@@ -1,0 +1,240 @@
+//! Adapting with the real binary: a base of text alone, adapters that learn, stop, go on, stack and
+//! merge, preferences and rewards, and what bad input says.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn danlu(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_danlu")).args(arguments).current_dir(root()).output().unwrap()
+}
+
+#[track_caller]
+fn works(arguments: &[&str]) -> String {
+    let out = danlu(arguments);
+    let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{arguments:?}: {said}");
+    said.into_owned()
+}
+
+#[track_caller]
+fn fails(arguments: &[&str], wanted: &[&str]) {
+    let out = danlu(arguments);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success(), "{arguments:?} should fail");
+    for w in wanted {
+        assert!(said.contains(w), "{arguments:?}: expected {w:?} in: {said}");
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("danlu-tune-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// A base that has seen a little text.
+fn base(at: &Path) -> PathBuf {
+    let pack = root().join("packs/sample");
+    let recipe = at.join("base.toml");
+    let text = format!(
+        "# A base of seconds.\nname = \"base\"\n[data]\npacks = [{pack:?}]\nconcepts = 2\nscenes = 0\n\
+         [text]\nvocabulary = 320\ntrain_bytes = 20000\n[image]\nsteps = 0\n[audio]\nsteps = 0\n\
+         [model]\ndepth = 2\nwidth = 32\nhead_dim = 8\n\
+         [train]\nsteps = 3\nrows = 2\nwindow = 96\nwarmup = 1\n[mixture]\ntext_en = 1.0\n"
+    );
+    std::fs::write(&recipe, text).unwrap();
+    let out = at.join("base");
+    works(&["train", recipe.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert!(!out.join("model/image.safetensors").exists(), "no tokeniser of pictures");
+    let log = std::fs::read_to_string(out.join("train.jsonl")).unwrap();
+    assert!(log.contains("\"text\":{\"all\":"), "nats a byte in {log}");
+    out.join("model")
+}
+
+fn write(at: &Path, name: &str, text: &str) -> String {
+    let path = at.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+/// A recipe that learns `rows` on the base; `more` is keys, a line `--`, and tables, or tables.
+fn recipe(at: &Path, name: &str, rows: &str, steps: usize, more: &str) -> String {
+    let (top, rest) = more.split_once("--\n").unwrap_or(("", more));
+    let text = format!(
+        "name = \"{name}\"\nmodel = \"base\"\n{top}\n[[data]]\nfile = \"{rows}\"\n[train]\nsteps = {steps}\n\
+         rows = 2\nwindow = 48\nrate = 2e-2\nwarmup = 1\nvalidate = 50\ncheckpoint = 4\n{rest}"
+    );
+    write(at, &format!("{name}.toml"), &text)
+}
+
+const COLOURS: &str = r#"{"instruction":"grass?","output":"green"}
+{"messages":[{"role":"user","content":"sky?"},{"role":"assistant","content":"blue"}]}
+{"conversations":[{"from":"human","value":"blood?"},{"from":"gpt","value":"red"}]}
+{"instruction":"snow?"}
+"#;
+
+#[test]
+fn adapters_learn_go_on_stack_and_merge() {
+    let at = folder("lora");
+    let model = base(&at);
+    let model = model.to_str().unwrap();
+    let path = |name: &str| at.join(name).to_str().unwrap().to_string();
+    write(&at, "colours.jsonl", COLOURS);
+    let lora = "[lora]\nrank = 8\ndropout = 0.05\n";
+    let colours = recipe(&at, "colours", "colours.jsonl", 60, lora);
+    let said = works(&["tune", &colours, "--out", &path("whole")]);
+    assert!(said.contains("colours.jsonl:4") && said.contains("`output` is missing"), "{said}");
+    assert!(at.join("whole/index.html").is_file());
+    let ask = |question: &str, adapters: &[&str], model: &str| {
+        let mut arguments = vec!["generate", question, "--model", model];
+        adapters.iter().for_each(|a| arguments.extend(["--adapter", a]));
+        danlu(&arguments).stdout
+    };
+    let whole = path("whole");
+    for (question, answer) in [("grass?", "green"), ("sky?", "blue"), ("blood?", "red")] {
+        let reply = ask(question, &[&whole], model);
+        assert_eq!(String::from_utf8_lossy(&reply).trim(), answer, "{question}");
+        assert_ne!(reply, ask(question, &[], model), "the base does not know");
+    }
+
+    // Stopped at a checkpoint and gone on: the same file.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_danlu"))
+        .args(["tune", &colours, "--out", &path("parts"), "--threads", "1"])
+        .current_dir(root())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while std::fs::read_to_string(at.join("parts/train.jsonl")).map_or(0, |t| t.lines().count()) < 9
+    {
+        assert!(std::time::Instant::now() < deadline && child.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    works(&["tune", "--resume", &path("parts")]);
+    let file = "adapter/adapter_model.safetensors";
+    assert_eq!(
+        std::fs::read(at.join("whole").join(file)).unwrap(),
+        std::fs::read(at.join("parts").join(file)).unwrap()
+    );
+
+    // A second layer on the first, which it needs.
+    write(&at, "shapes.jsonl", "{\"instruction\":\"ball?\",\"output\":\"round\"}\n");
+    let beneath = "adapters = [\"whole/adapter\"]\n--\n[lora]\nrank = 4\ndora = true\ntargets = [\"q_proj\", \"down_proj\"]\n";
+    let shapes = recipe(&at, "shapes", "shapes.jsonl", 40, beneath);
+    works(&["tune", &shapes, "--out", &path("second")]);
+    let second = path("second");
+    let stacked = ask("ball?", &[&whole, &second], model);
+    assert_eq!(String::from_utf8_lossy(&stacked).trim(), "round");
+    fails(
+        &["generate", "ball?", "--model", model, "--adapter", &second],
+        &["shapes", "beneath it"],
+    );
+
+    // Merged, the same answers; and the merged model is another base.
+    let merged = path("merged");
+    works(&[
+        "merge",
+        "--model",
+        model,
+        "--adapter",
+        &whole,
+        "--adapter",
+        &second,
+        "--out",
+        &merged,
+    ]);
+    assert_eq!(ask("ball?", &[], &merged), stacked);
+    fails(
+        &["generate", "sky?", "--model", &merged, "--adapter", &whole],
+        &["colours", "a base with hash"],
+    );
+    let info = std::fs::read_to_string(at.join("merged/danlu.json")).unwrap();
+    assert_eq!(info.matches("\"from\"").count(), 1, "{info}");
+    // Independent adapters combine; an adapter and its opposite leave nothing.
+    let ties = ["merge", "--model", model, "--adapter", &whole, "--combine", "ties", "--out"];
+    works(&[&ties[..], &[path("ties").as_str()]].concat());
+    fails(
+        &[
+            "merge",
+            "--model",
+            model,
+            "--adapter",
+            &whole,
+            "--adapter",
+            &whole,
+            "--combine",
+            "linear",
+            "--weights=1,-1",
+            "--out",
+            &path("nothing"),
+        ],
+        &["change a weight"],
+    );
+    std::fs::remove_dir_all(&at).unwrap();
+}
+
+#[test]
+fn all_weights_preferences_and_rewards() {
+    let at = folder("others");
+    base(&at);
+    let path = |name: &str| at.join(name).to_str().unwrap().to_string();
+    write(&at, "text.jsonl", "{\"text\":\"one two three four five six seven eight nine ten\"}\n");
+    let full = recipe(&at, "full", "text.jsonl", 30, "").replace("2e-2", "1e-2");
+    works(&["tune", &full, "--out", &path("full")]);
+    let losses: Vec<f64> = losses(&at.join("full/train.jsonl"), "loss");
+    assert!(losses[29] < 0.7 * losses[0], "{losses:?}");
+    assert!(at.join("full/model/model.safetensors").is_file());
+
+    let pairs = "{\"prompt\":\"hi?\",\"chosen\":\"yes\",\"rejected\":\"no\"}\n\
+                 {\"prompt\":\"ho?\",\"chosen\":\"no\",\"rejected\":\"yes\"}\n";
+    write(&at, "pairs.jsonl", pairs);
+    let more = "[lora]\nrank = 4\n[objective]\nkind = \"dpo\"\npairs = 2\nbeta = 0.5\n";
+    let dpo = recipe(&at, "dpo", "pairs.jsonl", 25, more);
+    works(&["tune", &dpo, "--out", &path("dpo")]);
+    let log = at.join("dpo/train.jsonl");
+    let (loss, right) = (self::losses(&log, "loss"), self::losses(&log, "preferred"));
+    assert!((loss[0] - 2f64.ln()).abs() < 1e-3, "it begins at the reference: {loss:?}");
+    assert!(loss[24] < 0.3 && right[24] == 1.0, "{loss:?} {right:?}");
+
+    // Whatever holds an `e` is rewarded, which a base hits now and then.
+    write(
+        &at,
+        "tries.jsonl",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"a?\"}],\"expected\":\"e\"}\n",
+    );
+    let more = "[lora]\nrank = 4\n[objective]\nkind = \"grpo\"\nreward = \"contains\"\nquestions = 2\n\
+                replies = 16\nmax_tokens = 6\nbeta = 0.01\n";
+    let grpo = recipe(&at, "grpo", "tries.jsonl", 60, more);
+    works(&["tune", &grpo, "--out", &path("grpo")]);
+    let reward = self::losses(&at.join("grpo/train.jsonl"), "reward");
+    let mean = |r: &[f64]| r.iter().sum::<f64>() / r.len() as f64;
+    assert!(mean(&reward[40..]) > 1.5 * mean(&reward[..10]), "{reward:?}");
+
+    fails(&["tune", &recipe(&at, "odd", "pairs.jsonl", 2, "[lora]\nrank = 0\n")], &["lora.rank"]);
+    fails(
+        &["tune", &recipe(&at, "none", "gone.jsonl", 2, ""), "--out", &path("x")],
+        &["gone.jsonl"],
+    );
+    let wrong = recipe(&at, "wrong", "text.jsonl", 2, "[objective]\nkind = \"dpo\"\n");
+    fails(&["tune", &wrong, "--out", &path("y")], &["text.jsonl", "at least one usable row"]);
+    std::fs::remove_dir_all(&at).unwrap();
+}
+
+/// One figure of every line of a log.
+fn losses(log: &Path, name: &str) -> Vec<f64> {
+    let text = std::fs::read_to_string(log).unwrap();
+    let key = format!("\"{name}\":");
+    let number = |line: &str| -> f64 {
+        let rest = &line[line.find(&key).unwrap() + key.len()..];
+        rest[..rest.find([',', '}']).unwrap()].parse().unwrap()
+    };
+    text.lines().map(number).collect()
+}
