@@ -15,6 +15,8 @@ use std::time::Instant;
 
 mod single;
 pub use single::{Rate, Rates, gemm, ops};
+mod tune;
+pub use tune::{TuneBench, tune};
 
 /// Which architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

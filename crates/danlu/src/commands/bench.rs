@@ -1,6 +1,7 @@
 use danlu_core::recipe::Recompute;
-use danlu_core::{Error, Result};
+use danlu_core::{Error, LoraConfig, Result};
 use danlu_train::bench::{Arch, Setting, train};
+use std::path::PathBuf;
 
 /// Measure how fast this machine trains, what each operation takes, and matrix products
 #[derive(clap::Args)]
@@ -14,6 +15,8 @@ enum What {
     /// Train on synthetic ids: tokens a second, share of the multiply-add peak, memory, time of
     /// each operation
     Train(TrainArgs),
+    /// Learn an adapter (LoRA) of a model on given ids: tokens a second, memory, losses
+    Tune(TuneArgs),
     /// Each operation of training by itself, forward and backward
     Ops {
         /// Repetitions; the median counts
@@ -71,6 +74,31 @@ struct TrainArgs {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct TuneArgs {
+    /// Model or run folder
+    #[arg(long)]
+    model: PathBuf,
+    /// File of u32 ids, little-endian, rows x (window + 1) of them a step
+    #[arg(long)]
+    ids: PathBuf,
+    /// Rows of a batch
+    #[arg(long, default_value_t = 4)]
+    rows: usize,
+    /// Tokens of a row
+    #[arg(long, default_value_t = 512)]
+    window: usize,
+    /// Inner dimensions of the adapter, which is for all projections
+    #[arg(long, default_value_t = 16)]
+    rank: usize,
+    /// Learning rate
+    #[arg(long, default_value_t = 2e-4)]
+    rate: f32,
+    /// One JSON object instead of a few lines
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum ArchArg {
     Gpt,
@@ -80,6 +108,7 @@ enum ArchArg {
 pub(crate) fn run(args: Args) -> Result<()> {
     match args.what {
         What::Train(args) => run_train(args),
+        What::Tune(args) => run_tune(args),
         What::Ops { repeats, json } => table(json, danlu_train::bench::ops(repeats)),
         What::Gemm { repeats, json } => table(json, danlu_train::bench::gemm(repeats)),
     }
@@ -104,6 +133,23 @@ fn table(json: bool, rates: danlu_train::bench::Rates) -> Result<()> {
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|e| Error::Other(e.to_string()))?;
     println!("{text}");
+    Ok(())
+}
+
+fn run_tune(args: TuneArgs) -> Result<()> {
+    let folder = crate::answer::model_folder(Some(args.model))?;
+    let alpha = 2.0 * args.rank as f32;
+    let lora = LoraConfig { rank: args.rank, alpha, ..LoraConfig::default() };
+    lora.check()?;
+    let sizes = [args.rows.max(1), args.window.max(1)];
+    let b = danlu_train::bench::tune(&folder, &args.ids, sizes, &lora, args.rate)?;
+    if args.json {
+        return print_json(&b);
+    }
+    println!("{:.0} tokens/s, {:.2} M parameters learn", b.tokens_per_second, b.learns as f64 / 1e6);
+    println!("memory: {:.0} MB, tensors of operations {:.0} MB", b.peak_rss_mb, b.peak_tensors_mb);
+    let (first, last) = (b.losses[0], b.losses[b.losses.len() - 1]);
+    println!("loss: {first:.4} at first, {last:.4} at last");
     Ok(())
 }
 
