@@ -164,6 +164,10 @@ pub struct AudioRecipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelRecipe {
+    /// A model's folder whose weights and tokenisers the training begins with; every size is then
+    /// its. Without, the weights are random.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
     /// Layers, and the dial that sets the rest: width 64 a layer, one head per 64 of width.
     pub depth: usize,
     /// Width of the residual stream. Default: `64 * depth`.
@@ -463,6 +467,7 @@ impl Default for AudioRecipe {
 impl Default for ModelRecipe {
     fn default() -> Self {
         Self {
+            from: None,
             depth: 4,
             width: None,
             heads: None,
@@ -572,7 +577,8 @@ impl Recipe {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let mut recipe = Self::parse(&text).map_err(|e| Error::file(path, "a recipe", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
-        for p in recipe.data.packs.iter_mut().chain(&mut recipe.data.files) {
+        let paths = recipe.data.packs.iter_mut().chain(&mut recipe.data.files);
+        for p in paths.chain(&mut recipe.model.from) {
             *p = base.join(&*p);
         }
         Ok(recipe)

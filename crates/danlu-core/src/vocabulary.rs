@@ -204,6 +204,23 @@ impl Vocabulary {
         }
     }
 
+    /// The id of what [`kind`](Self::kind) says; `None` if this vocabulary has no such token.
+    pub fn id_of(&self, kind: TokenKind) -> Option<u32> {
+        let below = |i: u32, n: u32, id: fn(&Self, u32) -> u32| (i < n).then(|| id(self, i));
+        match kind {
+            TokenKind::Text(i) => (i < self.text).then_some(i),
+            TokenKind::Image(i) => below(i, self.image, Self::image_id),
+            TokenKind::Audio(i) => below(i, self.audio, Self::audio_id),
+            TokenKind::ImageSemantic(i) => below(i, self.image_semantic, Self::image_semantic_id),
+            TokenKind::AudioSemantic(i) => below(i, self.audio_semantic, Self::audio_semantic_id),
+            TokenKind::Place(i) => below(i, self.places, Self::place_id),
+            TokenKind::Control(c) => {
+                let foreign = matches!(c, Control::End | Control::Pad) && self.foreign.is_some();
+                (foreign || self.has_controls()).then(|| self.control_id(c))
+            }
+        }
+    }
+
     /// What `id` means; `None` if it is outside the vocabulary.
     pub fn kind(&self, id: u32) -> Option<TokenKind> {
         if self.foreign.is_some_and(|f| f.end == id) {
@@ -255,6 +272,7 @@ mod tests {
                 TokenKind::Control(c) => v.control_id(c),
             };
             assert_eq!(back, id);
+            assert_eq!(v.id_of(v.kind(id).expect("inside")), Some(id));
             assert!(v.ids_of(v.kind(id).expect("inside")).contains(&id));
         }
         assert_eq!(v.kind(v.size() as u32), None);

@@ -11,6 +11,7 @@
 pub mod adapters;
 pub mod arch;
 pub mod engine;
+mod extend;
 pub mod io;
 pub mod layers;
 pub mod modality;

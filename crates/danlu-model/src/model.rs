@@ -10,7 +10,7 @@ use crate::modality::{
 };
 use crate::params::Module;
 use burn::tensor::Device;
-use danlu_core::{Error, Foreign, Result};
+use danlu_core::{Error, Foreign, Result, Vocabulary};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -244,6 +244,14 @@ impl Model {
         write_json(&folder.join("config.json"), &config)?;
         let info = ModelInfo { tokenisers: Tokenisers::fingerprint(folder)?, ..self.info.clone() };
         write_json(&folder.join("danlu.json"), &info)
+    }
+
+    /// The vocabulary of the model in a folder.
+    pub fn vocabulary(folder: &Path) -> Result<Vocabulary> {
+        let path = folder.join("config.json");
+        let file: HfConfig = read_json(&path)?;
+        file.danlu_vocabulary
+            .ok_or_else(|| Error::file(&path, "`danlu_vocabulary` (see danlu import)", "none"))
     }
 
     /// BLAKE3 of a model folder's weights, by which adapters know their base.

@@ -220,7 +220,21 @@ pub fn pretrain(
     let plain = danlu_ops::cpu_device();
     let device = plain.clone().autodiff();
     let vocabulary = tokenisers.vocabulary();
-    let config = TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), r.window)?;
+    let base = match &recipe.model.from {
+        Some(folder) => Some((Model::load(folder, &plain)?, Model::weights_hash(folder)?)),
+        None => None,
+    };
+    let config = match &base {
+        Some((base, _)) => base.transformer.config.clone(),
+        None => TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), r.window)?,
+    };
+    if config.vocabulary != vocabulary.size() {
+        return Err(Error::parameter(
+            "model.from",
+            format!("a model with the {} token ids of the run's tokenisers", vocabulary.size()),
+            config.vocabulary,
+        ));
+    }
     if config.context < r.window {
         return Err(Error::parameter(
             "model.context",
@@ -264,7 +278,10 @@ pub fn pretrain(
     memory::check(&prediction, memory::available(), &sizes, &load)?;
     watcher.tell(Event::Note(prediction.to_string()));
 
-    let mut model = Transformer::new(config.clone(), recipe.seed, &device);
+    let (mut model, ancestor) = match base {
+        Some((base, hash)) => (base.transformer, Some(hash)),
+        None => (Transformer::new(config.clone(), recipe.seed, &device), None),
+    };
     model.to_device(&device);
     model.blocks.iter_mut().zip(load.again).for_each(|(block, again)| block.recompute = again);
     let mut optimiser = Optimiser::from_recipe(&model, r);
@@ -425,7 +442,7 @@ pub fn pretrain(
         recipe: blake3::hash(recipe.to_toml().as_bytes()).to_hex().to_string(),
         data: manifests(recipe)?,
         tokenisers: String::new(),
-        from: state.from.clone(),
+        from: ancestor.into_iter().chain(state.from.clone()).collect(),
     };
     let model = Model { transformer, tokenisers, info };
     model.save(&run.model(), Dtype::F32)?;

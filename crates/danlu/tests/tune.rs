@@ -182,6 +182,33 @@ fn adapters_learn_go_on_stack_and_merge() {
 }
 
 #[test]
+fn a_text_model_takes_pictures_and_sounds_and_goes_on() {
+    let at = folder("extend");
+    let model = base(&at);
+    let path = |name: &str| at.join(name).to_str().unwrap().to_string();
+    let reference = root().join("models/reference");
+    let extend = ["extend", "--model", model.to_str().unwrap(), "--tokenizers"];
+    let more = [reference.to_str().unwrap(), "--out", &path("wide")];
+    let said = works(&[&extend[..], &more[..]].concat());
+    assert!(said.contains("394 to "), "{said}");
+    let pack = root().join("packs/sample");
+    let text = format!(
+        "# The tasks of three modalities on a text model.\nname = \"wide\"\n[data]\npacks = [{pack:?}]\n\
+         concepts = 3\nscenes = 0\nvariants = 1\n[model]\nfrom = \"wide\"\n[train]\nsteps = 4\nrows = 2\n\
+         window = 96\nwarmup = 1\n[mixture]\nname_en = 1.0\ndraw_en = 1.0\ntext_en = 0.5\n"
+    );
+    let recipe = write(&at, "wide.toml", &text);
+    works(&["train", &recipe, "--out", &path("run")]);
+    let png = path("cat.png");
+    works(&["generate", "Draw cat face", "--to", "image", "--model", &path("run"), "-o", &png]);
+    assert!(std::fs::read(&png).unwrap().starts_with(b"\x89PNG"));
+    let info = std::fs::read_to_string(at.join("run/model/danlu.json")).unwrap();
+    assert!(info.contains("\"from\""), "the base is remembered: {info}");
+    fails(&[&extend[..], &more[..]].concat(), &["--out"]);
+    std::fs::remove_dir_all(&at).unwrap();
+}
+
+#[test]
 fn all_weights_preferences_and_rewards() {
     let at = folder("others");
     base(&at);

@@ -146,7 +146,11 @@ fn run_tune(args: TuneArgs) -> Result<()> {
     if args.json {
         return print_json(&b);
     }
-    println!("{:.0} tokens/s, {:.2} M parameters learn", b.tokens_per_second, b.learns as f64 / 1e6);
+    println!(
+        "{:.0} tokens/s, {:.2} M parameters learn",
+        b.tokens_per_second,
+        b.learns as f64 / 1e6
+    );
     println!("memory: {:.0} MB, tensors of operations {:.0} MB", b.peak_rss_mb, b.peak_tensors_mb);
     let (first, last) = (b.losses[0], b.losses[b.losses.len() - 1]);
     println!("loss: {first:.4} at first, {last:.4} at last");

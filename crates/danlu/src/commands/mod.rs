@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod completions;
 mod eval;
+mod extend;
 mod generate;
 pub(crate) mod merge;
 mod publish;
@@ -27,6 +28,8 @@ pub(crate) enum Command {
     Train(train::Args),
     /// Adapt a base to rows of your own: an adapter (LoRA, DoRA) or all weights
     Tune(tune::Args),
+    /// Give a text model the tokens of pictures and sounds
+    Extend(extend::Args),
     /// Make adapters part of a model's weights
     Merge(merge::Args),
     /// Reply once, in text, image or sound
@@ -52,6 +55,7 @@ pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Train(args) => train::run(args),
         Command::Tune(args) => tune::run(args),
+        Command::Extend(args) => extend::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),

@@ -59,11 +59,16 @@ pub(crate) fn train(
     from: Option<PathBuf>,
 ) -> Result<(Model, Corpus)> {
     let mut corpus = super::tokenizer::load(recipe)?;
+    let mut foreign = None;
+    if let Some(base) = &recipe.model.from {
+        foreign = Model::vocabulary(base)?.foreign;
+        copy_tokenisers(base, run)?;
+    }
     if let Some(from) = tokenizers {
         copy_tokenisers(&from, run)?;
     }
     super::tokenizer::learn(run, recipe, &corpus)?;
-    let tokenisers = Tokenisers::load(&run.tokenisers(), None, &danlu_ops::cpu_device())?;
+    let tokenisers = Tokenisers::load(&run.tokenisers(), foreign, &danlu_ops::cpu_device())?;
     let print = pretrain::codes_fingerprint(recipe, run, &corpus)?;
     let path = run.folder.join("codes.bin");
     let codes = match CodeTable::load(&path, &print) {
