@@ -6,7 +6,10 @@ use rand_pcg::Pcg64Mcg;
 /// Loaders draw sample `i` from `Rng::new(seed, i)`, so that what a run sees depends on the recipe
 /// alone and a resumed run needs to remember one number.
 #[derive(Debug, Clone)]
-pub struct Rng(Pcg64Mcg);
+pub struct Rng {
+    source: Pcg64Mcg,
+    still: bool,
+}
 
 impl Rng {
     /// The stream `stream` of `seed`.
@@ -21,18 +24,28 @@ impl Rng {
             z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
             half.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes());
         }
-        Self(Pcg64Mcg::from_seed(bytes))
+        Self { source: Pcg64Mcg::from_seed(bytes), still: false }
+    }
+
+    /// A stream for parameters that a file is about to fill: nothing need be drawn for them.
+    pub fn still() -> Self {
+        Self { still: true, ..Self::new(0, 0) }
+    }
+
+    /// Whether what would be drawn is to be zero instead.
+    pub fn is_still(&self) -> bool {
+        self.still
     }
 
     /// Uniform in `0..n`. `n` must not be 0.
     pub fn below(&mut self, n: usize) -> usize {
         assert!(n > 0, "Rng::below(0)");
-        ((self.0.next_u64() as u128 * n as u128) >> 64) as usize
+        ((self.source.next_u64() as u128 * n as u128) >> 64) as usize
     }
 
     /// Uniform in `[0, 1)`.
     pub fn unit(&mut self) -> f32 {
-        (self.0.next_u64() >> 40) as f32 / (1u64 << 24) as f32
+        (self.source.next_u64() >> 40) as f32 / (1u64 << 24) as f32
     }
 
     /// Uniform in `[low, high)`.

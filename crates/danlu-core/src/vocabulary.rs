@@ -97,6 +97,9 @@ pub struct Foreign {
     pub end: u32,
     /// Fills the tail of a window.
     pub pad: u32,
+    /// Rows of the embedding, where they are more than the entries of the tokeniser; 0: as many.
+    #[serde(default)]
+    pub rows: u32,
 }
 
 /// The one vocabulary: text, then image codes, audio codes, semantic tokens of pictures and of
@@ -281,7 +284,7 @@ mod tests {
 
     #[test]
     fn an_imported_text_model_ends_with_a_token_of_its_own() {
-        let foreign = Some(Foreign { end: 3, pad: 4 });
+        let foreign = Some(Foreign { end: 3, pad: 4, rows: 0 });
         let mut v = Vocabulary {
             text: 5,
             image: 0,

@@ -10,16 +10,20 @@
 
 pub mod adapters;
 pub mod arch;
+pub mod chat;
 pub mod engine;
+pub mod export;
 mod extend;
+pub mod import;
 pub mod io;
 pub mod layers;
 pub mod modality;
 mod model;
 pub mod params;
+pub mod parity;
 pub mod prompt;
 
 pub use arch::{Transformer, TransformerConfig};
 pub use modality::Tokenisers;
-pub use model::{Model, ModelInfo};
+pub use model::{Model, ModelInfo, Origin};
 pub use params::{Module, Parameter};

@@ -1,8 +1,9 @@
 use crate::adapters::Adapter;
 use crate::arch::Transformer;
+use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, HfConfig, NamedTensor, from_hf, load_parameters, load_tensors, save_tensors, to_hf,
-    write_atomically,
+    Dtype, HfConfig, NamedTensor, Shards, fill, load_parameters, load_tensors, parts_of,
+    save_tensors, write_atomically, write_tensors,
 };
 use crate::modality::{
     AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, ImageTokeniserConfig, Recogniser,
@@ -10,7 +11,7 @@ use crate::modality::{
 };
 use crate::params::Module;
 use burn::tensor::Device;
-use danlu_core::{Error, Foreign, Result, Vocabulary};
+use danlu_core::{Control, Error, Foreign, Result, Vocabulary};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,11 +30,31 @@ pub struct ModelInfo {
     pub recipe: String,
     /// BLAKE3 of each data manifest, by pack name.
     pub data: BTreeMap<String, String>,
-    /// BLAKE3 of the tokenisers' files together.
+    /// BLAKE3 of the tokenisers' files together, the chat template and the default system prompt
+    /// included.
     pub tokenisers: String,
+    /// BLAKE3 of each of these files, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
     /// Fingerprints of the runs that the training went on from, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<String>,
+    /// The checkpoint that it was imported from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// An imported checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// Name of the file or folder.
+    pub file: String,
+    /// BLAKE3 of the files of its weights together, in the order of their names.
+    pub hash: String,
+    /// Licence, as an SPDX identifier, if it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub licence: Option<String>,
 }
 
 /// A transformer with its tokenisers.
@@ -52,7 +73,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_slice(&bytes).map_err(|e| Error::file(path, "its documented JSON", e))
 }
 
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::Other(format!("{}: {e}", path.display())))?;
     write_atomically(path, text.as_bytes())
@@ -95,6 +116,9 @@ impl Tokenisers {
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         write_atomically(&folder.join("tokenizer.json"), self.text.to_json()?.as_bytes())?;
+        if let Some(chat) = &self.chat {
+            save_chat(folder, chat)?;
+        }
         if let Some(image) = &self.image {
             save_network(folder, "image", &image.config, image, dtype)?;
         }
@@ -124,6 +148,7 @@ impl Tokenisers {
         Ok(Self {
             text: TextTokeniser::load(&folder.join("tokenizer.json"))?,
             foreign,
+            chat: load_chat(folder)?,
             image: match file("image.safetensors") {
                 Some(path) => Some(ImageTokeniser::load(&path, device)?),
                 None => None,
@@ -138,8 +163,11 @@ impl Tokenisers {
     }
 
     /// The tokenisers' files, and whether a model folder must have each.
-    pub const FILES: [(&'static str, bool); 5] = [
+    pub const FILES: [(&'static str, bool); 8] = [
         ("tokenizer.json", true),
+        (SPECIAL_TOKENS, false),
+        (CHAT_TEMPLATE, false),
+        (SYSTEM_PROMPT, false),
         ("image.safetensors", false),
         ("audio.safetensors", false),
         ("image-semantic.safetensors", false),
@@ -158,6 +186,63 @@ impl Tokenisers {
         }
         Ok(hash.finalize().to_hex().to_string())
     }
+}
+
+/// The file of a chat template.
+pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// The file of the default system prompt.
+const SYSTEM_PROMPT: &str = "system_prompt.txt";
+/// The file that says which token begins a text and which ends it.
+pub(crate) const SPECIAL_TOKENS: &str = "tokenizer_config.json";
+
+fn save_chat(folder: &Path, chat: &ChatTemplate) -> Result<()> {
+    write_atomically(&folder.join(CHAT_TEMPLATE), chat.source().as_bytes())?;
+    let mut config = serde_json::Map::new();
+    for (name, token) in chat.specials() {
+        config.insert(name.clone(), token.as_str().into());
+    }
+    config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    config.insert("clean_up_tokenization_spaces".into(), false.into());
+    write_json(&folder.join(SPECIAL_TOKENS), &config)?;
+    match chat.system() {
+        Some(text) => write_atomically(&folder.join(SYSTEM_PROMPT), text.as_bytes()),
+        None => Ok(()),
+    }
+}
+
+/// The chat template of a model folder, if it has one.
+fn load_chat(folder: &Path) -> Result<Option<ChatTemplate>> {
+    let text = |name: &str| -> Result<Option<String>> {
+        let path = folder.join(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        std::fs::read_to_string(&path).map(Some).map_err(|e| Error::io(&path, e))
+    };
+    let Some(source) = text(CHAT_TEMPLATE)? else { return Ok(None) };
+    let config: serde_json::Map<String, serde_json::Value> =
+        read_json(&folder.join(SPECIAL_TOKENS))?;
+    let specials = config
+        .iter()
+        .filter(|(name, _)| name.ends_with("_token"))
+        .filter_map(|(name, token)| Some((name.clone(), token.as_str()?.to_string())))
+        .collect();
+    let path = folder.join(CHAT_TEMPLATE);
+    ChatTemplate::new(&source, specials, text(SYSTEM_PROMPT)?)
+        .map(Some)
+        .map_err(|e| Error::file(&path, "a chat template", e))
+}
+
+/// BLAKE3 of each of the tokenisers' files in a folder.
+fn file_hashes(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let there = Tokenisers::FILES.iter().filter(|(name, _)| folder.join(name).exists());
+    there
+        .map(|(name, _)| {
+            let path = folder.join(name);
+            let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            Ok((name.to_string(), blake3::hash(&bytes).to_hex().to_string()))
+        })
+        .collect()
 }
 
 impl Recogniser {
@@ -232,17 +317,48 @@ fn check_levels(path: &Path, levels: &[u32]) -> Result<()> {
     }
 }
 
+fn torch_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        _ => "float32",
+    }
+}
+
+/// Writes `model.safetensors`, one tensor in memory at a time, and `config.json`.
+pub(crate) fn write_weights(
+    transformer: &Transformer,
+    folder: &Path,
+    dtype: Dtype,
+    config: HfConfig,
+) -> Result<()> {
+    let parts = parts_of(transformer);
+    let shapes: Vec<_> = parts.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    write_tensors(&folder.join("model.safetensors"), &shapes, dtype, metadata, |i| {
+        Ok(parts[i].values(transformer))
+    })?;
+    let config = HfConfig { dtype: Some(torch_name(dtype).into()), ..config };
+    write_json(&folder.join("config.json"), &config)
+}
+
 impl Model {
     /// Writes the whole model folder in the given precision.
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
         self.tokenisers.save(folder, dtype)?;
-        let weights = to_hf(&self.transformer);
-        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-        save_tensors(&folder.join("model.safetensors"), &weights, dtype, metadata)?;
         let vocabulary = self.tokenisers.vocabulary();
+        let (end, pad) = (vocabulary.control_id(Control::End), vocabulary.control_id(Control::Pad));
         let config = HfConfig::from_ours(&self.transformer.config, Some(vocabulary));
-        write_json(&folder.join("config.json"), &config)?;
-        let info = ModelInfo { tokenisers: Tokenisers::fingerprint(folder)?, ..self.info.clone() };
+        write_weights(&self.transformer, folder, dtype, config)?;
+        if self.tokenisers.chat.is_some() {
+            let generation = serde_json::json!({"eos_token_id": end, "pad_token_id": pad});
+            write_json(&folder.join("generation_config.json"), &generation)?;
+        }
+        let info = ModelInfo {
+            tokenisers: Tokenisers::fingerprint(folder)?,
+            files: file_hashes(folder)?,
+            ..self.info.clone()
+        };
         write_json(&folder.join("danlu.json"), &info)
     }
 
@@ -286,7 +402,7 @@ impl Model {
     /// Opens a model folder. The tokenisers must be the ones that the model was trained with.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         let path = folder.join("config.json");
-        let file: HfConfig = read_json(&path)?;
+        let file = HfConfig::read(&path)?;
         let config = file.to_ours(&path)?;
         let foreign = file.danlu_vocabulary.as_ref().and_then(|v| v.foreign);
         let tokenisers = Tokenisers::load(folder, foreign, device)?;
@@ -301,6 +417,18 @@ impl Model {
             ));
         }
         let info: ModelInfo = read_json(&folder.join("danlu.json"))?;
+        let hashes = file_hashes(folder)?;
+        for (name, hash) in &info.files {
+            let found = hashes.get(name).map_or("no such file", String::as_str);
+            if found != hash {
+                let found = format!("{found}; it is not the one of this model");
+                return Err(Error::file(
+                    folder.join(name),
+                    format!("the file of hash {hash}"),
+                    found,
+                ));
+            }
+        }
         let found = Tokenisers::fingerprint(folder)?;
         if info.tokenisers != found {
             return Err(Error::file(
@@ -309,9 +437,8 @@ impl Model {
                 format!("tokenisers with hash {found}; they are not the ones of this model"),
             ));
         }
-        let mut transformer = Transformer::new(config, 0, device);
-        let path = folder.join("model.safetensors");
-        from_hf(&mut transformer, load_tensors(&path)?, &path)?;
+        let mut transformer = Transformer::blank(config, device);
+        fill(&mut transformer, &Shards::of_folder(folder)?)?;
         Ok(Self { transformer, tokenisers, info })
     }
 }
@@ -338,6 +465,7 @@ pub(crate) mod tests {
         Tokenisers {
             text: TextTokeniser::train(["ok hi a b c"].into_iter(), 260).expect("trains"),
             foreign: None,
+            chat: None,
             image: Some(ImageTokeniser::new((&image).into(), 1, &d)),
             audio: Some(AudioTokeniser::new((&audio).into(), 1, &d)),
             image_semantic: Some(Recogniser::new(tiny_recogniser(Eye::Picture, 7), 2, &d)),
@@ -376,7 +504,7 @@ pub(crate) mod tests {
         other.image = Some(ImageTokeniser::new(config, 99, &device));
         other.save(&folder, Dtype::F32).expect("saves");
         let error = Model::load(&folder, &device).expect_err("foreign").to_string();
-        assert!(error.contains("danlu.json") && error.contains("hash"), "{error}");
+        assert!(error.contains("image.safetensors") && error.contains("hash"), "{error}");
         std::fs::remove_file(folder.join("model.safetensors")).expect("removes");
         std::fs::remove_dir_all(&folder).expect("removes");
     }

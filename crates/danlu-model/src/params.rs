@@ -35,7 +35,8 @@ impl Parameter {
         Self::new(name, shape, vec![value; shape.iter().product()], device)
     }
 
-    /// Normally distributed with the given standard deviation.
+    /// Normally distributed with the given standard deviation; zeros if the stream is
+    /// [still](Rng::still).
     pub fn normal(
         name: impl Into<String>,
         shape: &[usize],
@@ -43,6 +44,9 @@ impl Parameter {
         rng: &mut Rng,
         device: &Device,
     ) -> Self {
+        if rng.is_still() {
+            return Self::constant(name, shape, 0.0, device);
+        }
         let values = (0..shape.iter().product()).map(|_| rng.normal() * std).collect();
         Self::new(name, shape, values, device)
     }

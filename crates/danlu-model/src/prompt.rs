@@ -4,8 +4,10 @@
 //! A turn is its role's control token and its parts; an assistant's turn is closed by
 //! [`Control::End`]. A picture is `<|image|>`, its semantic token, its codes, `<|/image|>`; a sound
 //! likewise. `<locN>`
-//! in a text is the place token N. Nothing a text says becomes a control token.
+//! in a text is the place token N. Nothing a text says becomes a control token. An imported model's
+//! conversations are written by its own [`ChatTemplate`] instead.
 
+use crate::chat::{ChatTemplate, Piece, Turn};
 use crate::modality::{ImageTokeniser, Tokenisers};
 use danlu_core::{
     Control, Document, Error, Media, Part, Picture, Result, Role, Sample, Sound, TokenKind,
@@ -120,6 +122,9 @@ impl<'a> Template<'a> {
         blank: bool,
         task: u16,
     ) -> Result<Document> {
+        if let Some(chat) = &self.tokenisers.chat {
+            return self.chat_document(chat, sample, codes, weights, blank, task);
+        }
         let mut document = Document { ids: Vec::new(), weights: Vec::new(), task };
         for message in &sample.messages {
             let speaks = message.role == Role::Assistant;
@@ -135,23 +140,78 @@ impl<'a> Template<'a> {
                 ids
             };
             for id in ids {
-                document.weights.push(match (speaks, self.vocabulary.kind(id)) {
-                    (false, _) | (_, None) => weights.prompt,
-                    (true, Some(TokenKind::Image(_))) => weights.image,
-                    (true, Some(TokenKind::Audio(_))) => weights.audio,
-                    (true, Some(TokenKind::ImageSemantic(_) | TokenKind::AudioSemantic(_))) => {
-                        weights.semantic
-                    }
-                    (true, Some(_)) => weights.text,
-                });
+                let said = self.weight(id, weights);
+                document.weights.push(if speaks { said } else { weights.prompt });
                 document.ids.push(id);
             }
         }
         Ok(document)
     }
 
+    /// What a token that the model says counts for.
+    fn weight(&self, id: u32, weights: &LossWeights) -> f32 {
+        match self.vocabulary.kind(id) {
+            None => weights.prompt,
+            Some(TokenKind::Image(_)) => weights.image,
+            Some(TokenKind::Audio(_)) => weights.audio,
+            Some(TokenKind::ImageSemantic(_) | TokenKind::AudioSemantic(_)) => weights.semantic,
+            Some(_) => weights.text,
+        }
+    }
+
+    /// A training document in the words of a chat template.
+    fn chat_document(
+        &self,
+        chat: &ChatTemplate,
+        sample: &Sample,
+        codes: &mut dyn Codes,
+        weights: &LossWeights,
+        blank: bool,
+        task: u16,
+    ) -> Result<Document> {
+        let turns = self.turns(sample, codes, blank)?;
+        let end = self.vocabulary.control_id(Control::End);
+        let rendered = chat.ids(&self.tokenisers.text, &turns, false, end)?;
+        let speaks = sample.messages.iter().any(|m| m.role == Role::Assistant);
+        if speaks && rendered.replies.is_empty() {
+            let wanted =
+                "a template in which a reply's prompt is the beginning of the conversation";
+            return Err(Error::parameter("chat template", wanted, "another text"));
+        }
+        let mut document = Document { weights: Vec::new(), ids: rendered.ids, task };
+        document.weights = vec![weights.prompt; document.ids.len()];
+        for i in rendered.replies.into_iter().flatten() {
+            document.weights[i] = self.weight(document.ids[i], weights);
+        }
+        Ok(document)
+    }
+
+    /// The turns of a conversation for a chat template; with `blank` the user's are left empty.
+    fn turns(&self, sample: &Sample, codes: &mut dyn Codes, blank: bool) -> Result<Vec<Turn>> {
+        let mut turns = Vec::with_capacity(sample.messages.len());
+        for message in &sample.messages {
+            let speaks = message.role == Role::Assistant;
+            let mut pieces = Vec::new();
+            for part in message.parts.iter().filter(|_| speaks || !blank) {
+                pieces.push(match part {
+                    // Places are tokens of their own where the vocabulary has them.
+                    Part::Text(text) if self.vocabulary.places == 0 => Piece::Text(text.clone()),
+                    Part::Text(text) if !text.contains("<loc") => Piece::Text(text.clone()),
+                    part => Piece::Ids(self.parts(std::slice::from_ref(part), codes, !speaks)?),
+                });
+            }
+            turns.push(Turn { role: message.role, pieces });
+        }
+        Ok(turns)
+    }
+
     /// The ids before a reply: every message, then the opening of the assistant's turn.
     pub fn prompt(&self, sample: &Sample, codes: &mut dyn Codes) -> Result<Vec<u32>> {
+        if let Some(chat) = &self.tokenisers.chat {
+            let turns = self.turns(sample, codes, false)?;
+            let end = self.vocabulary.control_id(Control::End);
+            return Ok(chat.ids(&self.tokenisers.text, &turns, true, end)?.ids);
+        }
         let mut ids = Vec::new();
         for message in &sample.messages {
             ids.push(self.role(message.role));
@@ -166,6 +226,13 @@ impl<'a> Template<'a> {
 
     /// The prompt of guidance: asked nothing.
     pub fn blank_prompt(&self) -> Vec<u32> {
+        if let Some(chat) = &self.tokenisers.chat {
+            let turns = [Turn { role: Role::User, pieces: Vec::new() }];
+            let end = self.vocabulary.control_id(Control::End);
+            // A template that refuses an empty question is asked nothing at all.
+            let rendered = chat.ids(&self.tokenisers.text, &turns, true, end);
+            return rendered.map_or_else(|_| vec![end], |r| r.ids);
+        }
         [Control::User, Control::Blank, Control::Assistant]
             .map(|c| self.vocabulary.control_id(c))
             .to_vec()

@@ -211,7 +211,9 @@ fn load(name: &str, config: TransformerConfig) -> (Transformer, File) {
     let f = file(name);
     let device = danlu_ops::cpu_device();
     let mut model = Transformer::new(config, 0, &device);
-    from_hf(&mut model, f.clone(), &path(name)).unwrap();
+    let mut weights = f.clone();
+    weights.retain(|name, _| name.starts_with("model.") || name == "lm_head.weight");
+    from_hf(&mut model, weights, &path(name)).unwrap();
     (model, f)
 }
 

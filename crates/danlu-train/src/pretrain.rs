@@ -441,8 +441,8 @@ pub fn pretrain(
         tokens: state.tokens,
         recipe: blake3::hash(recipe.to_toml().as_bytes()).to_hex().to_string(),
         data: manifests(recipe)?,
-        tokenisers: String::new(),
         from: ancestor.into_iter().chain(state.from.clone()).collect(),
+        ..Default::default()
     };
     let model = Model { transformer, tokenisers, info };
     model.save(&run.model(), Dtype::F32)?;

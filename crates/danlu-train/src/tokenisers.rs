@@ -48,7 +48,7 @@ pub fn train_all(
         Some(audio) => train_audio_semantic(recipe, run, corpus, audio, watcher)?,
         None => None,
     };
-    Ok(Tokenisers { image_semantic, audio_semantic, text, foreign: None, image, audio })
+    Ok(Tokenisers { image_semantic, audio_semantic, text, foreign: None, chat: None, image, audio })
 }
 
 /// Learns the text tokeniser from the plain texts, the names and the transcripts that are trained

@@ -222,6 +222,38 @@ fn bad_input_is_named() {
 }
 
 #[test]
+fn checkpoints_come_in_and_go_out() {
+    let at = folder("checkpoints");
+    let path = |name: &str| at.join(name).to_str().unwrap().to_string();
+    let (model, hf, gguf, small) = (path("model"), path("hf"), path("a.gguf"), path("q4.gguf"));
+    let source = "golden/checkpoints/qwen2";
+    let said = works(&["import", source, "--out", &model]);
+    assert!(said.contains("2 layers of width 32"), "{said}");
+    works(&["generate", "hi", "--model", &model, "--max-tokens", "5"]);
+    fails(&["generate", "draw", "--model", &model, "--to", "image"], &["to", "Image"]);
+    let said = works(&["export", &model, "--format", "hf", "--out", &hf]);
+    assert!(said.contains("near") && said.contains("bit for bit"), "{said}");
+    works(&["export", &model, "--format", "gguf", "--out", &gguf]);
+    works(&["export", &model, "--format", "gguf", "--type", "q4_0", "--out", &small]);
+    let said = works(&["parity", &model, source, &hf, &gguf]);
+    assert_eq!(said.matches("bit for bit").count(), 3, "{said}");
+    // Another model is far, in words, in JSON and in the exit status.
+    let other = "golden/checkpoints/llama";
+    fails(&["parity", &model, other], &["parity", "golden/checkpoints/llama"]);
+    let out = danlu(&["parity", &model, other, "--json"]);
+    let line: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(line["comparison"]["near"], false, "{line}");
+    fails(&["parity", &model, &small], &["parity"]);
+    works(&["parity", &model, &small, "--limits", "q4"]);
+    fails(&["export", &model, "--format", "hf", "--type", "q8_0", "--out", &hf], &["--type"]);
+    fails(&["import", source, "--out", root().join("crates").to_str().unwrap()], &["--out"]);
+    fails(&["import", "Cargo.toml", "--out", &path("no")], &["Cargo.toml", "GGUF"]);
+    fails(&["import", "no/such", "--out", &path("no")], &["no/such"]);
+    assert!(!at.join("no").exists(), "nothing half-written");
+    std::fs::remove_dir_all(&at).unwrap();
+}
+
+#[test]
 fn help_teaches_and_completions_come() {
     let help = works(&["--help"]);
     for wanted in ["quickstart", "generate", "Start here", "\"messages\""] {

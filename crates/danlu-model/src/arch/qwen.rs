@@ -171,7 +171,15 @@ impl SequenceCache {
 impl Transformer {
     /// Random weights.
     pub fn new(config: TransformerConfig, seed: u64, device: &Device) -> Self {
-        let mut rng = Rng::new(seed, 0x006d_6f64_656c);
+        Self::draw(config, Rng::new(seed, 0x006d_6f64_656c), device)
+    }
+
+    /// Matrices of zeros, to be filled from a file.
+    pub fn blank(config: TransformerConfig, device: &Device) -> Self {
+        Self::draw(config, Rng::still(), device)
+    }
+
+    fn draw(config: TransformerConfig, mut rng: Rng, device: &Device) -> Self {
         let c = &config;
         let table = [c.vocabulary, c.width];
         let embedding =

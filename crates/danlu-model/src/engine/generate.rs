@@ -120,7 +120,17 @@ impl Sequence {
                 format!("{} tokens", r.prompt.len()),
             ));
         }
-        let guided = r.guidance != 1.0 && r.to.is_none_or(|to| to == Modality::Image);
+        let lacks = match r.to {
+            Some(Modality::Image) => vocabulary.image == 0,
+            Some(Modality::Audio) => vocabulary.audio == 0,
+            _ => false,
+        };
+        if let Some(to) = r.to.filter(|_| lacks) {
+            let wanted = "a modality that the model has tokens for";
+            return Err(Error::parameter("to", wanted, format!("{to:?}")));
+        }
+        let may_draw = vocabulary.image > 0 && r.to.is_none_or(|to| to == Modality::Image);
+        let guided = r.guidance != 1.0 && may_draw;
         Ok(Self {
             cache: transformer.start(),
             fresh: r.prompt.clone(),

@@ -89,21 +89,30 @@ impl Grammar {
             State::Start | State::Free => {
                 let mut all = Vec::new();
                 let wants = |m: Modality| self.to.is_none_or(|to| to == m);
-                if wants(Modality::Text) && self.left > 1 {
-                    all.push(v.ids_of(TokenKind::Text(0)));
-                    all.push(v.ids_of(TokenKind::Place(0)));
-                }
+                let text = wants(Modality::Text) && self.left > 1;
                 let may_end = match self.state {
                     State::Start => self.left <= 1,
                     _ => true,
                 };
-                if may_end {
+                let end = v.control_id(Control::End);
+                if text {
+                    // The end of an imported model is among its text.
+                    let ids = v.ids_of(TokenKind::Text(0));
+                    all.extend(if ids.contains(&end) {
+                        vec![ids.start..end, end + u32::from(!may_end)..ids.end]
+                    } else {
+                        vec![ids]
+                    });
+                    all.push(v.ids_of(TokenKind::Place(0)));
+                }
+                if may_end && !(text && v.ids_of(TokenKind::Text(0)).contains(&end)) {
                     all.push(one(Control::End));
                 }
-                if wants(Modality::Image) && self.left >= image_room(v) {
+                all.retain(|r| !r.is_empty());
+                if wants(Modality::Image) && v.image > 0 && self.left >= image_room(v) {
                     all.push(one(Control::Image));
                 }
-                if wants(Modality::Audio) && self.left >= audio_room(v) {
+                if wants(Modality::Audio) && v.audio > 0 && self.left >= audio_room(v) {
                     all.push(one(Control::Audio));
                 }
                 all

@@ -1,21 +1,23 @@
-//! The Hugging Face form of the Qwen3 family: `config.json`, and tensors with query, key and value
-//! (and gate and up) as matrices of their own where ours are fused.
+//! The Hugging Face form of the transformer (Llama, Mistral, Qwen2, Qwen3): `config.json`, and tensors
+//! with query, key and value (and gate and up) as matrices of their own where ours are fused.
 
-use super::NamedTensor;
+use super::{NamedTensor, Weights};
 use crate::arch::{Transformer, TransformerConfig};
 use crate::params::Module;
 use danlu_core::{Error, Result, Vocabulary};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What `config.json` holds. Keys that we do not need are passed over on reading.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HfConfig {
-    /// `Qwen3ForCausalLM`, or `LlamaForCausalLM` without query and key norms.
+    /// `Qwen3ForCausalLM`; `Qwen2ForCausalLM` with biases of queries, keys and values,
+    /// `LlamaForCausalLM` without, neither with query and key norms.
     #[serde(default)]
     pub architectures: Vec<String>,
-    /// `qwen3` or `llama`.
+    /// `qwen3`, `qwen2`, `llama` or `mistral`.
     pub model_type: String,
     /// Token ids.
     pub vocab_size: usize,
@@ -46,9 +48,21 @@ pub struct HfConfig {
     pub tie_word_embeddings: bool,
     /// Activation of the feed-forward.
     pub hidden_act: String,
-    /// Whether the projections have biases (not supported).
+    /// Whether all four projections of the attention have biases (not supported).
     #[serde(default)]
     pub attention_bias: bool,
+    /// Precision of the weights, as PyTorch names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// First token of a text.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub bos_token_id: Value,
+    /// What ends a text or a reply: one id or several.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub eos_token_id: Value,
+    /// What fills a window.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub pad_token_id: Value,
     /// How our vocabulary divides, if the model is ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub danlu_vocabulary: Option<Vocabulary>,
@@ -68,11 +82,85 @@ fn default_rope() -> String {
     "default".into()
 }
 
+/// Longest `config.json`, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// A key, what is supported of it, and whether a value is that.
+type Limit = (&'static str, &'static str, fn(&Value) -> bool);
+
+/// What of a `config.json` would change what the model computes.
+const LIMITS: &[Limit] = &[
+    ("hidden_act", "silu", |v| v == "silu"),
+    ("attention_bias", "false", |v| v == false),
+    ("mlp_bias", "false", |v| v == false),
+    ("partial_rotary_factor", "1", |v| v.as_f64() == Some(1.0)),
+    ("rope_scaling", "no scaling", is_default_rope),
+    ("rope_parameters", "`rope_type` default", is_default_rope),
+    ("num_experts", "no experts", |v| v == 0),
+    ("num_local_experts", "no experts", |v| v == 0),
+    ("n_routed_experts", "no experts", |v| v == 0),
+    ("quantization_config", "weights that are not quantised", |_| false),
+];
+
+fn is_default_rope(v: &Value) -> bool {
+    let kind = v.get("rope_type").or_else(|| v.get("type"));
+    kind.is_none_or(|k| k == "default")
+}
+
+/// Whether attention of the file looks back only so far.
+fn slides(file: &Value) -> bool {
+    let Some(window) = file.get("sliding_window").and_then(Value::as_u64) else { return false };
+    if let Some(layers) = file.get("layer_types").and_then(Value::as_array) {
+        return layers.iter().any(|l| l != "full_attention");
+    }
+    // Qwen names a window that it does not use; Mistral uses what it names.
+    let qwen = file["model_type"].as_str().is_some_and(|t| t.starts_with("qwen"));
+    let used = file.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(!qwen);
+    let context = file.get("max_position_embeddings").and_then(Value::as_u64);
+    used && context.is_none_or(|c| window < c)
+}
+
 impl HfConfig {
+    /// Reads a `config.json` and refuses what we would compute otherwise, by the key.
+    pub fn read(path: &Path) -> Result<Self> {
+        let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+        if size > LONGEST {
+            let found = format!("{size} bytes");
+            return Err(Error::file(path, format!("at most {LONGEST} bytes"), found));
+        }
+        Self::parse(path, &std::fs::read(path).map_err(|e| Error::io(path, e))?)
+    }
+
+    /// The same of bytes; `path` is for messages.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let wanted = "the configuration of a model in JSON";
+        let file: Value =
+            serde_json::from_slice(bytes).map_err(|e| Error::file(path, wanted, e))?;
+        for (key, wanted, right) in LIMITS {
+            match file.get(key) {
+                None | Some(Value::Null) => {}
+                // Qwen2 has biases of its own, whatever this key says.
+                Some(_) if *key == "attention_bias" && file["model_type"] == "qwen2" => {}
+                Some(value) if right(value) => {}
+                Some(value) => return Err(Error::file(path, format!("`{key}`: {wanted}"), value)),
+            }
+        }
+        if slides(&file) {
+            let found = &file["sliding_window"];
+            return Err(Error::file(path, "`sliding_window` not in use", found));
+        }
+        serde_json::from_value(file).map_err(|e| Error::file(path, wanted, e))
+    }
+
     /// The file of our configuration.
     pub fn from_ours(c: &TransformerConfig, vocabulary: Option<Vocabulary>) -> Self {
-        let (class, kind) =
-            if c.qk_norm { ("Qwen3ForCausalLM", "qwen3") } else { ("LlamaForCausalLM", "llama") };
+        let (class, kind) = match (c.qk_norm, c.qkv_bias) {
+            (true, _) => ("Qwen3ForCausalLM", "qwen3"),
+            (false, true) => ("Qwen2ForCausalLM", "qwen2"),
+            (false, false) => ("LlamaForCausalLM", "llama"),
+        };
+        let end = vocabulary.as_ref().map(|v| v.control_id(danlu_core::Control::End));
+        let pad = vocabulary.as_ref().map(|v| v.control_id(danlu_core::Control::Pad));
         Self {
             architectures: vec![class.into()],
             model_type: kind.into(),
@@ -92,47 +180,56 @@ impl HfConfig {
             rms_norm_eps: c.norm_eps,
             tie_word_embeddings: c.tied,
             hidden_act: "silu".into(),
-            attention_bias: c.qkv_bias,
+            attention_bias: false,
+            dtype: None,
+            bos_token_id: Value::Null,
+            eos_token_id: end.into(),
+            pad_token_id: pad.into(),
             danlu_vocabulary: vocabulary,
         }
     }
 
     /// Our configuration of the file at `path`.
     pub fn to_ours(&self, path: &Path) -> Result<TransformerConfig> {
-        let qk_norm = match self.model_type.as_str() {
-            "qwen3" => true,
-            "llama" => false,
-            other => {
-                return Err(Error::file(path, "`model_type` qwen3 or llama", format!("`{other}`")));
-            }
+        const KNOWN: [(&str, &str, bool, bool); 4] = [
+            ("llama", "LlamaForCausalLM", false, false),
+            ("mistral", "MistralForCausalLM", false, false),
+            ("qwen2", "Qwen2ForCausalLM", false, true),
+            ("qwen3", "Qwen3ForCausalLM", true, false),
+        ];
+        let Some((_, class, qk_norm, qkv_bias)) = KNOWN.iter().find(|k| k.0 == self.model_type)
+        else {
+            let known: Vec<&str> = KNOWN.iter().map(|k| k.0).collect();
+            let wanted = format!("`model_type` {}", known.join(", "));
+            return Err(Error::file(path, wanted, format!("`{}`", self.model_type)));
         };
-        if self.hidden_act != "silu" {
-            let found = format!("`{}`", self.hidden_act);
-            return Err(Error::file(path, "`hidden_act` silu", found));
+        if let Some(other) = self.architectures.iter().find(|a| a != class) {
+            return Err(Error::file(path, format!("`architectures` {class}"), other));
         }
-        if self.attention_bias {
-            return Err(Error::file(path, "`attention_bias` false", "true"));
-        }
-        let rope = self.rope_parameters.as_ref();
-        if let Some(other) = rope.map(|r| &r.rope_type).filter(|t| *t != "default") {
-            return Err(Error::file(path, "`rope_type` default", format!("`{other}`")));
-        }
-        let theta = rope.map(|r| r.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
+        let theta = self.rope_parameters.as_ref().map(|r| r.rope_theta);
         let heads = self.num_attention_heads;
+        let head_dim = match self.head_dim {
+            Some(width) => width,
+            None if heads == 0 || !self.hidden_size.is_multiple_of(heads) => {
+                let wanted = format!("`num_attention_heads` that divide {}", self.hidden_size);
+                return Err(Error::file(path, wanted, heads));
+            }
+            None => self.hidden_size / heads,
+        };
         let config = TransformerConfig {
             vocabulary: self.vocab_size,
             width: self.hidden_size,
             depth: self.num_hidden_layers,
             heads,
             kv_heads: self.num_key_value_heads.unwrap_or(heads),
-            head_dim: self.head_dim.unwrap_or(self.hidden_size / heads.max(1)),
+            head_dim,
             hidden: self.intermediate_size,
             context: self.max_position_embeddings,
-            rope_theta: theta,
+            rope_theta: theta.or(self.rope_theta).unwrap_or(10_000.0),
             norm_eps: self.rms_norm_eps,
-            qk_norm,
+            qk_norm: *qk_norm,
             tied: self.tie_word_embeddings,
-            qkv_bias: false,
+            qkv_bias: *qkv_bias,
         };
         config.check().map_err(|e| Error::file(path, "sizes that can work", e))?;
         Ok(config)
@@ -152,55 +249,120 @@ fn parts(name: &str, c: &TransformerConfig) -> Option<Vec<(String, usize)>> {
         .or_else(|| split("gate_up_proj", &[("gate_proj", c.hidden), ("up_proj", c.hidden)]))
 }
 
-/// Every tensor of a transformer under its Hugging Face name.
-pub fn to_hf(model: &Transformer) -> Vec<NamedTensor> {
+/// A part of a parameter as a Hugging Face file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// Its name there.
+    pub name: String,
+    /// Its shape there.
+    pub shape: Vec<usize>,
+    /// Which of [`Module::parameters`] it is of.
+    parameter: usize,
+    /// First value of it in the parameter.
+    from: usize,
+}
+
+impl Part {
+    /// Its values.
+    pub fn values(&self, model: &Transformer) -> Vec<f32> {
+        let mut all = model.parameters()[self.parameter].values();
+        let n = self.shape.iter().product();
+        if all.len() == n {
+            return all;
+        }
+        all.drain(..self.from);
+        all.truncate(n);
+        all
+    }
+}
+
+/// What a Hugging Face file of a transformer holds, in file order.
+pub fn parts_of(model: &Transformer) -> Vec<Part> {
     let mut out = Vec::new();
-    for p in model.parameters() {
-        let mut values = p.values();
-        match parts(&p.name, &model.config) {
-            None => out.push(NamedTensor { name: p.name.clone(), shape: p.shape.clone(), values }),
-            Some(parts) => {
-                for (name, rows) in parts {
-                    let mut shape = p.shape.clone();
-                    shape[0] = rows;
-                    let rest = values.split_off(shape.iter().product());
-                    out.push(NamedTensor { name, shape, values });
-                    values = rest;
-                }
-            }
+    for (parameter, p) in model.parameters().into_iter().enumerate() {
+        let names =
+            parts(&p.name, &model.config).unwrap_or_else(|| vec![(p.name.clone(), p.shape[0])]);
+        let mut from = 0;
+        for (name, rows) in names {
+            let mut shape = p.shape.clone();
+            shape[0] = rows;
+            let n: usize = shape.iter().product();
+            out.push(Part { name, shape, parameter, from });
+            from += n;
         }
     }
     out
 }
 
-/// Fills a transformer from tensors under their Hugging Face names.
+/// Every tensor of a transformer under its Hugging Face name.
+pub fn to_hf(model: &Transformer) -> Vec<NamedTensor> {
+    parts_of(model)
+        .into_iter()
+        .map(|p| NamedTensor { values: p.values(model), name: p.name, shape: p.shape })
+        .collect()
+}
+
+/// Fills a transformer from tensors under their Hugging Face names, one at a time. Every tensor must
+/// be there in its shape, and nothing that would compute something else.
+pub fn fill(model: &mut Transformer, weights: &dyn Weights) -> Result<()> {
+    let path = weights.path();
+    let all = parts_of(model);
+    for part in &all {
+        let name = &part.name;
+        match weights.shape(name) {
+            Some(shape) if shape == part.shape => {}
+            Some(shape) => {
+                let wanted = format!("tensor `{name}` of shape {:?}", part.shape);
+                return Err(Error::file(path, wanted, format!("{shape:?}")));
+            }
+            None => {
+                let wanted = format!("a tensor `{name}`");
+                return Err(Error::file(path, wanted, "none of that name"));
+            }
+        }
+    }
+    let known: std::collections::HashSet<&str> = all.iter().map(|p| p.name.as_str()).collect();
+    for name in weights.names() {
+        // Old files keep the rotary angles; a tied model may keep its head, which is the embedding.
+        let repeats = name.ends_with(".rotary_emb.inv_freq")
+            || (model.config.tied && name == "lm_head.weight");
+        if !known.contains(name.as_str()) && !repeats {
+            let wanted = "the tensors of its configuration and no others";
+            return Err(Error::file(path, wanted, format!("`{name}` besides")));
+        }
+    }
+    let mut parts = all.into_iter().peekable();
+    for (i, p) in model.parameters_mut().into_iter().enumerate() {
+        let mut values: Vec<f32> = Vec::new();
+        while let Some(part) = parts.next_if(|part| part.parameter == i) {
+            let read = weights.read(&part.name)?.values;
+            if values.is_empty() { values = read } else { values.extend(read) }
+        }
+        p.set(values);
+    }
+    Ok(())
+}
+
+/// The same from tensors in memory.
 pub fn from_hf(
     model: &mut Transformer,
-    mut tensors: BTreeMap<String, NamedTensor>,
+    tensors: BTreeMap<String, NamedTensor>,
     path: &Path,
 ) -> Result<()> {
-    let config = model.config.clone();
-    let mut fused = BTreeMap::new();
-    for p in model.parameters() {
-        let wanted = parts(&p.name, &config).unwrap_or_else(|| vec![(p.name.clone(), p.shape[0])]);
-        let mut values = Vec::with_capacity(p.len());
-        for (name, rows) in wanted {
-            let mut shape = p.shape.clone();
-            shape[0] = rows;
-            let Some(t) = tensors.remove(&name) else {
-                return Err(Error::file(path, format!("a tensor `{name}`"), "none of that name"));
-            };
-            if t.shape != shape {
-                return Err(Error::file(
-                    path,
-                    format!("tensor `{name}` of shape {shape:?}"),
-                    format!("{:?}", t.shape),
-                ));
-            }
-            values.extend(t.values);
+    struct Held(PathBuf, BTreeMap<String, NamedTensor>);
+    impl Weights for Held {
+        fn path(&self) -> &Path {
+            &self.0
         }
-        let tensor = NamedTensor { name: p.name.clone(), shape: p.shape.clone(), values };
-        fused.insert(p.name.clone(), tensor);
+        fn names(&self) -> Vec<String> {
+            self.1.keys().cloned().collect()
+        }
+        fn shape(&self, name: &str) -> Option<Vec<usize>> {
+            Some(self.1.get(name)?.shape.clone())
+        }
+        fn read(&self, name: &str) -> Result<NamedTensor> {
+            Ok(self.1[name].clone())
+        }
     }
-    super::load_parameters(model, &mut fused, path)
+    fill(model, &Held(path.into(), tensors))
 }

@@ -1,9 +1,21 @@
-//! Files: tensors in safetensors, and the Hugging Face form of the transformer.
+//! Files: tensors in safetensors and GGUF, and the forms that Hugging Face and llama.cpp give to the
+//! transformer.
 
+mod gguf;
 mod hf;
+mod llama_cpp;
+mod quant;
+mod shards;
 mod tensors;
+mod vocab;
 
-pub use hf::{HfConfig, from_hf, to_hf};
+pub use gguf::{Gguf, GgufTensor, TensorInfo, Value as GgufValue, check_gguf, write_gguf};
+pub use hf::{HfConfig, fill, from_hf, parts_of, to_hf};
+pub use llama_cpp::{GgufWeights, architecture_keys, gguf_name, to_gguf_order};
+pub use quant::Packing;
+pub use shards::{Shards, Weights, check_safetensors, parse_index};
 pub use tensors::{
     Dtype, NamedTensor, load_parameters, load_tensors, save_tensors, write_atomically,
+    write_atomically_with, write_tensors,
 };
+pub use vocab::{SPECIALS, tokeniser_keys, tokeniser_of_gguf};

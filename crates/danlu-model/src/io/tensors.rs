@@ -1,9 +1,10 @@
+use super::quant::Packing;
 use crate::params::Module;
 use danlu_core::{Error, Result};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 pub use safetensors::Dtype;
@@ -22,20 +23,26 @@ pub struct NamedTensor {
 /// Writes a file so that it is either the old one or the whole new one: to a temporary name beside
 /// it, flushed, then renamed.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
+    write_atomically_with(path, |out| out.write_all(bytes).map_err(|e| Error::io(path, e)))
+}
+
+/// The same for a file that is not in memory whole: `fill` writes it piece by piece.
+pub fn write_atomically_with(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".part");
     let part = path.with_file_name(name);
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&part, path)
+    let write = || -> Result<()> {
+        let mut file = std::fs::File::create(&part).map_err(|e| Error::io(&part, e))?;
+        fill(&mut file)?;
+        file.sync_all().map_err(|e| Error::io(&part, e))?;
+        std::fs::rename(&part, path).map_err(|e| Error::io(path, e))
     };
-    write().map_err(|e| {
-        // The half-written file is of no use; if it cannot be removed the error below says more.
+    write().inspect_err(|_| {
+        // The half-written file is of no use; if it cannot be removed the error says more.
         let _ = std::fs::remove_file(&part);
-        Error::io(path, e)
     })
 }
 
@@ -46,28 +53,53 @@ pub fn save_tensors(
     dtype: Dtype,
     metadata: BTreeMap<String, String>,
 ) -> Result<()> {
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|t| match dtype {
-            Dtype::F16 => t.values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-            Dtype::BF16 => t.values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-            _ => t.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        })
-        .collect();
-    let dtype = if matches!(dtype, Dtype::F16 | Dtype::BF16) { dtype } else { Dtype::F32 };
-    let views = tensors
-        .iter()
-        .zip(&bytes)
-        .map(|(t, b)| {
-            let view = TensorView::new(dtype, t.shape.clone(), b);
-            view.map(|v| (t.name.as_str(), v))
-                .map_err(|e| Error::Other(format!("{}: tensor `{}`: {e}", path.display(), t.name)))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let metadata = (!metadata.is_empty()).then(|| metadata.into_iter().collect());
-    let file = safetensors::serialize(views, metadata)
-        .map_err(|e| Error::Other(format!("{}: {e}", path.display())))?;
-    write_atomically(path, &file)
+    let shapes: Vec<_> = tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+    write_tensors(path, &shapes, dtype, metadata, |i| Ok(tensors[i].values.clone()))
+}
+
+/// The same for tensors that are not in memory together: `values` is asked for each in turn.
+pub fn write_tensors(
+    path: &Path,
+    shapes: &[(String, Vec<usize>)],
+    dtype: Dtype,
+    metadata: BTreeMap<String, String>,
+    mut values: impl FnMut(usize) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let (packing, kind) = match dtype {
+        Dtype::F16 => (Packing::F16, "F16"),
+        Dtype::BF16 => (Packing::Bf16, "BF16"),
+        _ => (Packing::F32, "F32"),
+    };
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut end = 0;
+    for (name, shape) in shapes {
+        let from = end;
+        end += packing.bytes(shape.iter().product());
+        let entry = serde_json::json!({"dtype": kind, "shape": shape, "data_offsets": [from, end]});
+        if header.insert(name.clone(), entry).is_some() {
+            return Err(Error::file(path, "every tensor once", format!("`{name}` twice")));
+        }
+    }
+    let mut head = serde_json::Value::from(header).to_string().into_bytes();
+    // Blanks up to a multiple of eight, so that data are aligned.
+    head.resize(head.len().next_multiple_of(8), b' ');
+    write_atomically_with(path, |out| {
+        let io = |e| Error::io(path, e);
+        out.write_all(&(head.len() as u64).to_le_bytes()).map_err(io)?;
+        out.write_all(&head).map_err(io)?;
+        for (i, (name, shape)) in shapes.iter().enumerate() {
+            let values = values(i)?;
+            if values.len() != shape.iter().product::<usize>() {
+                let wanted = format!("values of tensor `{name}` of shape {shape:?}");
+                return Err(Error::file(path, wanted, values.len()));
+            }
+            out.write_all(&packing.pack(&values)).map_err(io)?;
+        }
+        Ok(())
+    })
 }
 
 /// Reads every floating-point tensor of a safetensors file, as `f32`.

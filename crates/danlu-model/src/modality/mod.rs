@@ -10,8 +10,9 @@ pub use audio::{AudioTokeniser, AudioTokeniserConfig};
 pub use fsq::Fsq;
 pub use image::{ImageTokeniser, ImageTokeniserConfig};
 pub use semantic::{Eye, Recogniser, RecogniserConfig};
-pub use text::TextTokeniser;
+pub use text::{Special, TextTokeniser};
 
+use crate::chat::ChatTemplate;
 use danlu_core::{Error, Foreign, Picture, Result, Sound, Vocabulary};
 
 /// Bins of a coordinate: one per pixel of a picture's side.
@@ -25,6 +26,9 @@ pub struct Tokenisers {
     pub text: TextTokeniser,
     /// What ends and fills documents, if those are entries of the text tokeniser.
     pub foreign: Option<Foreign>,
+    /// How an imported model was taught conversations; without, they are written as in
+    /// [`prompt`](crate::prompt).
+    pub chat: Option<ChatTemplate>,
     /// Pictures to codes and back.
     pub image: Option<ImageTokeniser>,
     /// Sounds to codes and back.
@@ -39,7 +43,7 @@ impl Tokenisers {
     /// The one vocabulary that they make together.
     pub fn vocabulary(&self) -> Vocabulary {
         Vocabulary {
-            text: self.text.size(),
+            text: self.text.size().max(self.foreign.map_or(0, |f| f.rows)),
             image: self.image.as_ref().map_or(0, |t| t.fsq.size()),
             audio: self.audio.as_ref().map_or(0, |t| t.fsq.size()),
             image_semantic: self.image_semantic.as_ref().map_or(0, Recogniser::classes),

@@ -1,15 +1,36 @@
-//! Text: byte-level BPE, so that any UTF-8 comes back exactly.
+//! Text: byte-level BPE, so that any UTF-8 comes back exactly. Imported tokenisers may have special
+//! tokens of their own; no text becomes one.
 
 use danlu_core::{Error, Result};
+use std::ops::Range;
 use std::path::Path;
 use tokenizers::Tokenizer;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-/// The learnt tokeniser of text.
+/// Longest `tokenizer.json`, in bytes.
+const LONGEST: u64 = 256 << 20;
+
+/// The tokeniser of text.
 #[derive(Debug, Clone)]
-pub struct TextTokeniser(Tokenizer);
+pub struct TextTokeniser {
+    tokenizer: Tokenizer,
+    specials: Vec<Special>,
+}
+
+/// A token that stands for itself and is no text: a turn's end, a role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Special {
+    /// Its id.
+    pub id: u32,
+    /// How a template writes it.
+    pub content: String,
+    /// Whether it takes the blanks before it.
+    lstrip: bool,
+    /// Whether it takes the blanks after it.
+    rstrip: bool,
+}
 
 impl TextTokeniser {
     /// Learns merges from `texts` up to `vocabulary` entries, the 256 bytes included.
@@ -28,36 +49,111 @@ impl TextTokeniser {
         tokenizer
             .train(&mut trainer, texts)
             .map_err(|e| Error::Other(format!("the text tokeniser could not be trained: {e}")))?;
-        Ok(Self(tokenizer))
+        Ok(Self::of(tokenizer))
+    }
+
+    fn of(mut tokenizer: Tokenizer) -> Self {
+        let mut specials: Vec<Special> = tokenizer
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, t)| t.special && !t.content.is_empty())
+            .map(|(id, t)| Special { id, content: t.content, lstrip: t.lstrip, rstrip: t.rstrip })
+            .collect();
+        // The longest first: where two begin at one place, the longer one is meant.
+        specials.sort_by(|a, b| b.content.len().cmp(&a.content.len()).then(a.id.cmp(&b.id)));
+        tokenizer.set_encode_special_tokens(true);
+        Self { tokenizer, specials }
     }
 
     /// Reads a `tokenizer.json`.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+        if size > LONGEST {
+            let wanted = format!("a tokenizer.json of at most {LONGEST} bytes");
+            return Err(Error::file(path, wanted, format!("{size} bytes")));
+        }
+        Self::parse(path, &std::fs::read(path).map_err(|e| Error::io(path, e))?)
+    }
+
+    /// Reads the bytes of a `tokenizer.json`; `path` is for messages.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let tokenizer = Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::file(path, "a tokenizer.json of the tokenizers library", e))?;
-        Ok(Self(tokenizer))
+        if let Err(error) = tokenizer.encode_fast("a 1\n\u{e9}!", false) {
+            return Err(Error::file(path, "a tokenizer.json that encodes every text", error));
+        }
+        Ok(Self::of(tokenizer))
     }
 
     /// The text of a `tokenizer.json`.
     pub fn to_json(&self) -> Result<String> {
-        self.0.to_string(true).map_err(|e| Error::Other(format!("tokenizer.json: {e}")))
+        self.tokenizer.to_string(true).map_err(|e| Error::Other(format!("tokenizer.json: {e}")))
     }
 
     /// Number of entries.
     pub fn size(&self) -> u32 {
-        self.0.get_vocab_size(true) as u32
+        self.tokenizer.get_vocab_size(true) as u32
+    }
+
+    /// Its special tokens, the longest first.
+    pub fn specials(&self) -> &[Special] {
+        &self.specials
+    }
+
+    /// The id of a token.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The token of an id, as the file writes it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
     }
 
     /// Ids of `text`, without any special token.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let encoding = self.0.encode_fast(text, false);
+        let encoding = self.tokenizer.encode_fast(text, false);
         encoding.expect("byte-level BPE encodes every string").get_ids().to_vec()
     }
 
-    /// Text of ids; bytes that are no UTF-8 become U+FFFD.
+    /// The same with the byte at which each begins.
+    pub fn encode_at(&self, text: &str) -> Vec<(u32, usize)> {
+        let encoding = self.tokenizer.encode(text, false);
+        let encoding = encoding.expect("byte-level BPE encodes every string");
+        let starts = encoding.get_offsets().iter().map(|o| o.0);
+        encoding.get_ids().iter().copied().zip(starts).collect()
+    }
+
+    /// Pieces of a template's text: special tokens with their ids, and what is between them.
+    pub fn split(&self, text: &str) -> Vec<(Range<usize>, Option<u32>)> {
+        let mut out = Vec::new();
+        let (mut plain, mut at) = (0, 0);
+        while at < text.len() {
+            let rest = &text[at..];
+            let Some(special) = self.specials.iter().find(|s| rest.starts_with(&s.content)) else {
+                at += rest.chars().next().map_or(1, char::len_utf8);
+                continue;
+            };
+            let before = &text[plain..at];
+            let before = if special.lstrip { before.trim_end() } else { before };
+            if !before.is_empty() {
+                out.push((plain..plain + before.len(), None));
+            }
+            let end = at + special.content.len();
+            out.push((at..end, Some(special.id)));
+            let blanks = text[end..].len() - text[end..].trim_start().len();
+            at = if special.rstrip { end + blanks } else { end };
+            plain = at;
+        }
+        if plain < text.len() {
+            out.push((plain..text.len(), None));
+        }
+        out
+    }
+
+    /// Text of ids, without special tokens; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
-        self.0.decode(ids, false).unwrap_or_default()
+        self.tokenizer.decode(ids, true).unwrap_or_default()
     }
 }
 

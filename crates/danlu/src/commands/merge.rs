@@ -1,7 +1,7 @@
+use super::import::Precision;
 use crate::answer::model_folder;
 use danlu_core::{Error, Result};
 use danlu_model::adapters::{Adapter, Combine, combine};
-use danlu_model::io::Dtype;
 use danlu_model::{Model, ModelInfo};
 use std::path::PathBuf;
 
@@ -43,13 +43,6 @@ enum How {
     Linear,
     Ties,
     Dare,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug)]
-enum Precision {
-    F32,
-    F16,
-    Bf16,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
@@ -94,12 +87,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     from.push(base);
     from.extend(hashes);
     model.info = ModelInfo { from, ..model.info };
-    let dtype = match args.dtype {
-        Precision::F32 => Dtype::F32,
-        Precision::F16 => Dtype::F16,
-        Precision::Bf16 => Dtype::BF16,
-    };
-    model.save(&args.out, dtype)?;
+    model.save(&args.out, args.dtype.dtype())?;
     eprintln!("merged: {}", args.out.display());
     Ok(())
 }

@@ -4,9 +4,12 @@ mod bench;
 mod chat;
 mod completions;
 mod eval;
+mod export;
 mod extend;
 mod generate;
+mod import;
 pub(crate) mod merge;
+mod parity;
 mod publish;
 mod questions;
 mod quickstart;
@@ -42,6 +45,12 @@ pub(crate) enum Command {
     Questions(questions::Args),
     /// Write a run's model as a folder to share, with a model card
     Publish(publish::Args),
+    /// Make a model of a Hugging Face folder or a GGUF file
+    Import(import::Args),
+    /// Write a model for transformers or llama.cpp
+    Export(export::Args),
+    /// Hold models, or forms of one model, against each other
+    Parity(parity::Args),
     /// Measure how fast this machine trains, what each operation takes, and matrix products
     Bench(bench::Args),
     /// Print completions for a shell
@@ -62,6 +71,9 @@ pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
         Command::Eval(args) => eval::run(args),
         Command::Questions(args) => questions::run(args),
         Command::Publish(args) => publish::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Parity(args) => parity::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Completions(args) => completions::run(args, cli),
     }

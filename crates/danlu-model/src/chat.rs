@@ -1,0 +1,375 @@
+//! Chat templates of imported models: a conversation to the ids that its model was taught on. The
+//! Jinja text belongs to the checkpoint and is bound to it by hash; nothing that a client sends is ever
+//! a template. Knows nothing of files.
+
+use crate::modality::TextTokeniser;
+use danlu_core::{Error, Result, Role};
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Instructions that a template may run for one conversation.
+const FUEL: u64 = 2_000_000;
+/// Calls inside calls.
+const RECURSION: usize = 100;
+/// Longest template, in bytes.
+const LONGEST: usize = 1 << 20;
+const NAME: &str = "chat template";
+
+/// A piece of a turn.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Piece {
+    /// Text; none of it becomes a control token.
+    Text(String),
+    /// Ids that stand for a picture or a sound.
+    Ids(Vec<u32>),
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said, in order.
+    pub pieces: Vec<Piece>,
+}
+
+/// A conversation as ids.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rendered {
+    /// Every token.
+    pub ids: Vec<u32>,
+    /// Where the replies are among them, each with the token that ends it; those are left out whose
+    /// prompt is not the beginning of the conversation.
+    pub replies: Vec<Range<usize>>,
+}
+
+/// The template of a model, compiled.
+#[derive(Clone)]
+pub struct ChatTemplate {
+    source: String,
+    /// Special tokens by the names that templates know them under (`bos_token`, ...).
+    specials: Vec<(String, String)>,
+    /// What is put first where a conversation has no system turn.
+    system: Option<String>,
+    environment: Environment<'static>,
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatTemplate").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+impl ChatTemplate {
+    /// Compiles a template. `specials` are the special tokens by name (`bos_token`, `eos_token`),
+    /// `system` is the default system prompt.
+    pub fn new(
+        source: &str,
+        specials: Vec<(String, String)>,
+        system: Option<String>,
+    ) -> Result<Self> {
+        if source.len() > LONGEST {
+            return Err(Error::parameter(
+                NAME,
+                format!("at most {LONGEST} bytes"),
+                format!("{} bytes", source.len()),
+            ));
+        }
+        let mut environment = Environment::new();
+        // As transformers sets up Jinja.
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(refused)?);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(RECURSION);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", to_json);
+        environment.add_function("raise_exception", |message: String| -> Result<String, _> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        // A mark around replies that transformers reads for its loss mask; it renders as nothing.
+        let text =
+            replace_tag(&replace_tag(source, "generation", "if true"), "endgeneration", "endif");
+        environment.add_template_owned(NAME, text).map_err(refused)?;
+        Ok(Self { source: source.into(), specials, system, environment })
+    }
+
+    /// The Jinja text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// What is put first where a conversation has no system turn.
+    pub fn system(&self) -> Option<&str> {
+        self.system.as_deref()
+    }
+
+    /// Special tokens by name.
+    pub fn specials(&self) -> &[(String, String)] {
+        &self.specials
+    }
+
+    /// The text of a conversation, `open` for the assistant to speak next.
+    pub fn render(&self, turns: &[(Role, String)], open: bool) -> Result<String> {
+        let message = |role: Role, content: &str| {
+            let keys = [("role", Value::from(name(role))), ("content", Value::from(content))];
+            map(keys.into_iter().map(|(key, value)| (key.to_string(), value)))
+        };
+        let mut messages = Vec::with_capacity(turns.len() + 1);
+        if let Some(system) = &self.system
+            && turns.first().is_none_or(|t| t.0 != Role::System)
+        {
+            messages.push(message(Role::System, system));
+        }
+        messages.extend(turns.iter().map(|(role, content)| message(*role, content)));
+        let mut context = vec![
+            ("messages".to_string(), messages.into_iter().collect()),
+            ("add_generation_prompt".to_string(), Value::from(open)),
+            ("tools".to_string(), Value::from(())),
+            ("documents".to_string(), Value::from(())),
+        ];
+        context.extend(self.specials.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))));
+        let template = self.environment.get_template(NAME).map_err(refused)?;
+        template.render(map(context)).map_err(refused)
+    }
+
+    /// The ids of a conversation, `open` for the assistant to speak next; `end` is the token that
+    /// ends a reply. Equal to what `apply_chat_template` of transformers gives, but that a special
+    /// token written in a turn stays text.
+    pub fn ids(
+        &self,
+        text: &TextTokeniser,
+        turns: &[Turn],
+        open: bool,
+        end: u32,
+    ) -> Result<Rendered> {
+        let marks = Marks::unused(turns)?;
+        let guarded: Vec<(Role, String)> =
+            turns.iter().map(|t| (t.role, marks.guard(text, &t.pieces))).collect();
+        let whole = self.render(&guarded, open)?;
+        let mut media = turns.iter().flat_map(|t| &t.pieces).filter_map(|p| match p {
+            Piece::Ids(ids) => Some(ids),
+            Piece::Text(_) => None,
+        });
+        let tokens = marks.encode(text, &whole, &mut media)?;
+        if media.next().is_some() {
+            return Err(Error::parameter(
+                NAME,
+                "every picture and sound shown once",
+                "one left out",
+            ));
+        }
+        let mut replies = Vec::new();
+        for (i, _) in guarded.iter().enumerate().filter(|(_, t)| t.0 == Role::Assistant) {
+            let before = self.render(&guarded[..i], true)?;
+            if !whole.starts_with(&before) {
+                // Some templates cut what was said before the last question; it cannot be learnt.
+                continue;
+            }
+            let from = tokens.iter().position(|t| t.1 >= before.len()).unwrap_or(tokens.len());
+            let Some(length) = tokens[from..].iter().position(|t| t.0 == end) else {
+                let wanted = format!("token {end} to end the reply of turn {i}");
+                return Err(Error::parameter(NAME, wanted, "none"));
+            };
+            replies.push(from..from + length + 1);
+        }
+        Ok(Rendered { ids: tokens.into_iter().map(|t| t.0).collect(), replies })
+    }
+}
+
+fn map(pairs: impl IntoIterator<Item = (String, Value)>) -> Value {
+    Value::from_object(pairs.into_iter().collect::<BTreeMap<String, Value>>())
+}
+
+fn refused(error: minijinja::Error) -> Error {
+    let mut found = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(inner) = source {
+        found += &format!(": {inner}");
+        source = inner.source();
+    }
+    Error::parameter(NAME, "Jinja that renders this conversation", found)
+}
+
+fn name(role: Role) -> &'static str {
+    match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    }
+}
+
+/// Replaces the block tag `{% name %}`, however its blanks and minus signs stand.
+fn replace_tag(source: &str, name: &str, with: &str) -> String {
+    let mut out = String::new();
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        out += before;
+        let end = tag.find("%}").map_or(tag.len(), |e| e + 2);
+        let (tag, after) = tag.split_at(end);
+        let bare = tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+']);
+        if bare.trim() == name {
+            out += &tag.replacen(name, with, 1)
+        } else {
+            out += tag
+        }
+        rest = after;
+    }
+    out + rest
+}
+
+/// `tojson` as transformers has it: Python's `json.dumps` without escapes of what is not ASCII.
+fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    options.assert_all_used()?;
+    let wrong = |e: serde_json::Error| {
+        minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(e)
+    };
+    let mut out = Vec::new();
+    match indent {
+        None => {
+            let mut s = serde_json::Serializer::with_formatter(&mut out, Spaced);
+            value.serialize(&mut s).map_err(wrong)?;
+        }
+        Some(n) => {
+            let indent = " ".repeat(n.min(16));
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+            let mut s = serde_json::Serializer::with_formatter(&mut out, pretty);
+            value.serialize(&mut s).map_err(wrong)?;
+        }
+    }
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+/// JSON with a blank after each comma and colon.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        w.write_all(b": ")
+    }
+}
+
+/// Two characters that no turn uses: one breaks special tokens that a turn writes out, one stands
+/// for pictures and sounds. Neither is left in what is encoded.
+struct Marks {
+    guard: char,
+    media: char,
+}
+
+impl Marks {
+    fn unused(turns: &[Turn]) -> Result<Self> {
+        let used = |c: char| {
+            turns
+                .iter()
+                .flat_map(|t| &t.pieces)
+                .any(|p| matches!(p, Piece::Text(text) if text.contains(c)))
+        };
+        // The last private-use plane.
+        let mut free = ('\u{100000}'..='\u{10FFFD}').filter(|&c| !used(c));
+        match (free.next(), free.next()) {
+            (Some(guard), Some(media)) => Ok(Self { guard, media }),
+            _ => Err(Error::parameter("messages", "characters left for marks", "none")),
+        }
+    }
+
+    /// The text of a turn in which no special token stands whole, nor can be made whole by what
+    /// follows.
+    fn guard(&self, text: &TextTokeniser, pieces: &[Piece]) -> String {
+        let mut out = String::new();
+        for piece in pieces {
+            match piece {
+                Piece::Ids(_) => out.push(self.media),
+                Piece::Text(t) => out += t,
+            }
+        }
+        let mut guarded = String::with_capacity(out.len());
+        let mut plain = 0;
+        for (at, first) in out.char_indices() {
+            let rest = &out[at..];
+            let broken = text
+                .specials()
+                .iter()
+                .any(|s| rest.starts_with(&s.content) || s.content.starts_with(rest));
+            if broken {
+                let after = at + first.len_utf8();
+                guarded += &out[plain..after];
+                guarded.push(self.guard);
+                plain = after;
+            }
+        }
+        guarded + &out[plain..]
+    }
+
+    /// Ids of rendered text, each with the byte at which it begins there.
+    fn encode<'a>(
+        &self,
+        text: &TextTokeniser,
+        whole: &str,
+        media: &mut impl Iterator<Item = &'a Vec<u32>>,
+    ) -> Result<Vec<(u32, usize)>> {
+        let mut out = Vec::new();
+        let mut at = 0;
+        for (i, part) in whole.split(self.media).enumerate() {
+            if i > 0 {
+                let Some(ids) = media.next() else {
+                    let wanted = "every picture and sound shown once";
+                    return Err(Error::parameter(NAME, wanted, "one shown twice"));
+                };
+                out.extend(ids.iter().map(|&id| (id, at)));
+                at += self.media.len_utf8();
+            }
+            for (chunk, special) in text.split(part) {
+                let from = at + chunk.start;
+                match special {
+                    Some(id) => out.push((id, from)),
+                    None => self.encode_plain(text, &part[chunk], from, &mut out),
+                }
+            }
+            at += part.len();
+        }
+        Ok(out)
+    }
+
+    fn encode_plain(
+        &self,
+        text: &TextTokeniser,
+        chunk: &str,
+        from: usize,
+        out: &mut Vec<(u32, usize)>,
+    ) {
+        // Where each byte of the text without guards was.
+        let mut bare = String::with_capacity(chunk.len());
+        let mut places = Vec::with_capacity(chunk.len());
+        for (at, c) in chunk.char_indices().filter(|&(_, c)| c != self.guard) {
+            bare.push(c);
+            places.extend((0..c.len_utf8()).map(|i| from + at + i));
+        }
+        out.extend(
+            text.encode_at(&bare)
+                .into_iter()
+                .map(|(id, at)| (id, places.get(at).copied().unwrap_or(from + chunk.len()))),
+        );
+    }
+}

@@ -1,0 +1,260 @@
+//! Models as others read them: a Hugging Face folder for transformers, a GGUF file for llama.cpp. Both
+//! carry the tokeniser, the chat template and where the model came from.
+
+use crate::chat::ChatTemplate;
+use crate::io::{
+    Dtype, GgufTensor, GgufValue, HfConfig, Packing, architecture_keys, gguf_name, parts_of,
+    to_gguf_order, tokeniser_keys, write_gguf,
+};
+use crate::modality::{TextTokeniser, Tokenisers};
+use crate::model::{Model, write_json, write_weights};
+use danlu_core::{Control, Error, Foreign, Result, TokenKind, Vocabulary};
+use serde_json::{Value as Json, json};
+use std::path::Path;
+
+/// How our own models write conversations, as a chat template.
+const OWN: &str = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}\
+    {% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}\
+    {% if add_generation_prompt %}<|assistant|>{% endif %}";
+
+/// How an id that is no text is written.
+fn written(v: &Vocabulary, id: u32) -> Option<String> {
+    Some(match v.kind(id)? {
+        TokenKind::Text(_) => return None,
+        TokenKind::Image(c) => format!("<|image_{c}|>"),
+        TokenKind::Audio(c) => format!("<|audio_{c}|>"),
+        TokenKind::ImageSemantic(c) => format!("<|image_class_{c}|>"),
+        TokenKind::AudioSemantic(c) => format!("<|audio_class_{c}|>"),
+        TokenKind::Place(p) => format!("<loc{p}>"),
+        TokenKind::Control(c) => c.name().into(),
+    })
+}
+
+/// A model's tokeniser and template with every id of its vocabulary, as text alone.
+fn as_text(model: &Model, path: &Path) -> Result<Tokenisers> {
+    let v = model.tokenisers.vocabulary();
+    let own = &model.tokenisers.text;
+    let (end, pad) = (v.control_id(Control::End), v.control_id(Control::Pad));
+    let others: Vec<(u32, String)> =
+        (own.size()..v.size() as u32).filter_map(|id| Some((id, written(&v, id)?))).collect();
+    let text = if others.is_empty() {
+        own.clone()
+    } else {
+        let wrong = |e| Error::file(path, "a tokenizer.json", e);
+        let mut all: Json = serde_json::from_str(&own.to_json()?).map_err(wrong)?;
+        let added = all["added_tokens"].as_array_mut();
+        let added = added.ok_or_else(|| Error::file(path, "`added_tokens`", "none"))?;
+        for (id, token) in &others {
+            // Places are what a text says; the others are never text.
+            let special = !token.starts_with("<loc");
+            added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": special}));
+        }
+        TextTokeniser::parse(path, all.to_string().as_bytes())?
+    };
+    let chat = match &model.tokenisers.chat {
+        Some(chat) => chat.clone(),
+        None => {
+            let named = |c: Control| c.name().to_string();
+            let specials = vec![
+                ("eos_token".to_string(), named(Control::End)),
+                ("pad_token".to_string(), named(Control::Pad)),
+            ];
+            ChatTemplate::new(OWN, specials, None)?
+        }
+    };
+    Ok(Tokenisers {
+        text,
+        foreign: Some(Foreign { end, pad, rows: v.size() as u32 }),
+        chat: Some(chat),
+        image: None,
+        audio: None,
+        image_semantic: None,
+        audio_semantic: None,
+    })
+}
+
+/// Refuses what would be left out.
+fn check(model: &Model, path: &Path) -> Result<()> {
+    let mut linears = model.transformer.blocks.iter().flat_map(|b| b.linears());
+    let adapted = linears.any(|l| !l.adapters.is_empty());
+    if adapted {
+        return Err(Error::file(path, "a model whose adapters are merged", "one with adapters"));
+    }
+    Ok(())
+}
+
+/// The model card's head and a line about what the model is. `packed` names a quantised form.
+fn card(model: &Model, licence: Option<&str>, packed: Option<&str>) -> String {
+    let c = &model.transformer.config;
+    let info = &model.info;
+    let origin = info.origin.as_ref();
+    let licence = licence.or(origin.and_then(|o| o.licence.as_deref()));
+    let mut out = String::from("---\n");
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    line(format!("license: {}", licence.map_or("other".into(), str::to_lowercase)));
+    line("library_name: transformers\npipeline_tag: text-generation".into());
+    if let Some(origin) = origin {
+        let relation = if packed.is_some() { "quantized" } else { "finetune" };
+        let name = Json::from(origin.file.as_str());
+        line(format!("base_model: {name}\nbase_model_relation: {relation}"));
+    }
+    line(format!("tags: [danlu]\n---\n\n# {}\n", info.name));
+    line(format!(
+        "A decoder-only transformer of {} layers of width {}, {} tokens in the vocabulary and a \
+         context of {}. Written by Danlu.",
+        c.depth, c.width, c.vocabulary, c.context
+    ));
+    if let Some(o) = origin {
+        line(format!(
+            "\nIt began as `{}`, whose weights have the BLAKE3 hash `{}`.",
+            o.file, o.hash
+        ));
+    }
+    if info.steps > 0 {
+        line(format!("\nTrained for {} steps on {} tokens.", info.steps, info.tokens));
+    }
+    if let Some(packed) = packed {
+        line(format!("\nThe matrices are packed as {packed}."));
+    }
+    out
+}
+
+/// Writes a folder that transformers opens: weights in `dtype`, configuration, tokeniser, chat
+/// template and a model card.
+pub fn to_folder(model: &Model, folder: &Path, dtype: Dtype, licence: Option<&str>) -> Result<()> {
+    check(model, folder)?;
+    let tokenisers = as_text(model, folder)?;
+    tokenisers.save(folder, dtype)?;
+    let v = tokenisers.vocabulary();
+    let mut config = HfConfig::from_ours(&model.transformer.config, Some(v));
+    config.danlu_vocabulary = None;
+    write_json(
+        &folder.join("generation_config.json"),
+        &json!({"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}),
+    )?;
+    write_weights(&model.transformer, folder, dtype, config)?;
+    let card = card(model, licence, None);
+    crate::io::write_atomically(&folder.join("README.md"), card.as_bytes())
+}
+
+/// Writes a file that llama.cpp opens, matrices in `packing`. With 4 bits, the embedding and the
+/// head take 8; rows that are no whole blocks take 16. Returns how many tensors did.
+pub fn to_gguf(
+    model: &Model,
+    path: &Path,
+    packing: Packing,
+    licence: Option<&str>,
+) -> Result<usize> {
+    check(model, path)?;
+    let tokenisers = as_text(model, path)?;
+    let c = &model.transformer.config;
+    let v = tokenisers.vocabulary();
+    let file_type = match packing {
+        Packing::F32 => 0usize,
+        Packing::F16 => 1,
+        Packing::Q4_0 => 2,
+        Packing::Q8_0 => 7,
+        Packing::Bf16 => 32,
+        Packing::Q4_1 | Packing::Q4K | Packing::Q6K => {
+            let found = packing.name();
+            return Err(Error::parameter("--type", "f32, f16, bf16, q8_0 or q4_0", found));
+        }
+    };
+    let info = &model.info;
+    let key = |name: &str, value: GgufValue| (name.to_string(), value);
+    let mut keys = architecture_keys(c);
+    keys.push(key("general.type", "model".into()));
+    keys.push(key("general.name", info.name.as_str().into()));
+    keys.push(key("general.file_type", file_type.into()));
+    keys.push(key("general.quantization_version", 2usize.into()));
+    keys.push(key("general.alignment", 32usize.into()));
+    let origin = info.origin.as_ref();
+    if let Some(licence) = licence.or(origin.and_then(|o| o.licence.as_deref())) {
+        keys.push(key("general.license", licence.into()));
+    }
+    if let Some(o) = origin {
+        keys.push(key("general.base_model.count", 1usize.into()));
+        keys.push(key("general.base_model.0.name", o.file.as_str().into()));
+        keys.push(key("general.base_model.0.version", o.hash.as_str().into()));
+    }
+    keys.extend(tokeniser_keys(&tokenisers.text, c.vocabulary, path)?);
+    let (end, pad) = (v.control_id(Control::End), v.control_id(Control::Pad));
+    if let Some(chat) = &tokenisers.chat {
+        // A default system prompt of ours goes into the template, which llama.cpp has alone.
+        if chat.system().is_some() {
+            let wanted = "a default system prompt in the chat template, for GGUF";
+            return Err(Error::file(path, wanted, "one beside it (--system)"));
+        }
+        keys.push(key("tokenizer.chat_template", chat.source().into()));
+        for (name, gguf) in crate::io::SPECIALS {
+            let token = chat.specials().iter().find(|s| s.0 == name).map(|s| &s.1);
+            let id = token.and_then(|t| tokenisers.text.id(t));
+            if let Some(id) = id.filter(|_| !matches!(name, "eos_token" | "pad_token")) {
+                keys.push(key(gguf, (id as usize).into()));
+            }
+        }
+    }
+    keys.push(key(crate::io::SPECIALS[1].1, (end as usize).into()));
+    keys.push(key(crate::io::SPECIALS[3].1, (pad as usize).into()));
+    let parts = parts_of(&model.transformer);
+    let mut wider = 0;
+    let mut tensors = Vec::with_capacity(parts.len());
+    for part in &parts {
+        let Some(name) = gguf_name(&part.name) else {
+            let wanted = "tensors that GGUF has a name for";
+            return Err(Error::file(path, wanted, format!("`{}`", part.name)));
+        };
+        let table = matches!(name.as_str(), "token_embd.weight" | "output.weight");
+        let own = match packing {
+            _ if part.shape.len() == 1 => Packing::F32,
+            Packing::Q4_0 if table => Packing::Q8_0,
+            other => other,
+        };
+        let whole = part.shape.last().is_some_and(|w| w.is_multiple_of(own.block()));
+        wider += usize::from(!whole);
+        let packing = if whole { own } else { Packing::F16 };
+        tensors.push(GgufTensor { name, shape: part.shape.clone(), packing });
+    }
+    write_gguf(path, &keys, &tensors, |i| {
+        let part = &parts[i];
+        Ok(to_gguf_order(c, &part.name, part.shape[0], part.values(&model.transformer)))
+    })?;
+    Ok(wider)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import;
+    use crate::model::tests::tiny_model;
+    use crate::parity::{Limits, PROBE, compare};
+
+    #[test]
+    fn a_model_of_ours_goes_out_as_text_and_says_the_same() {
+        let model = tiny_model(5);
+        let folder = std::env::temp_dir().join(format!("danlu-export-{}", std::process::id()));
+        to_folder(&model, &folder, Dtype::F32, None).expect("writes");
+        let file = folder.join("model.gguf");
+        let wider = to_gguf(&model, &file, Packing::F32, Some("MIT")).expect("writes");
+        assert_eq!(wider, 0);
+        let texts: Vec<String> = PROBE.iter().map(|t| t.to_string()).collect();
+        for path in [&folder, &file] {
+            let back = import::import(path, None, &danlu_ops::cpu_device()).expect("opens");
+            let c = compare(&model, &back, &texts, &Limits::SAME).expect("compares");
+            assert!(c.same_bits && c.same_ids, "{}: {c:?}", path.display());
+            let v = model.tokenisers.vocabulary();
+            let image = back.tokenisers.text.id("<|image_0|>");
+            assert_eq!(image, Some(v.image_id(0)), "{}", path.display());
+            assert!(back.tokenisers.text.encode("<|end|>").len() > 1);
+        }
+        // Rows of 24 values are no whole blocks of 32.
+        assert!(to_gguf(&model, &file, Packing::Q8_0, None).expect("writes") > 0);
+        let error = to_gguf(&model, &file, Packing::Q6K, None).expect_err("read only").to_string();
+        assert!(error.contains("Q6_K"), "{error}");
+        std::fs::remove_dir_all(&folder).expect("removes");
+    }
+}

@@ -1,0 +1,236 @@
+//! Checkpoints of others as models: a Hugging Face folder or a GGUF file, read into memory with its
+//! tokeniser and chat template.
+
+use crate::chat::ChatTemplate;
+use crate::io::{Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, fill, tokeniser_of_gguf};
+use crate::modality::{TextTokeniser, Tokenisers};
+use crate::model::{CHAT_TEMPLATE, Model, ModelInfo, Origin, SPECIAL_TOKENS};
+use crate::{Transformer, TransformerConfig};
+use burn::tensor::Device;
+use danlu_core::{Error, Foreign, Result, Role};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// How conversations are written for a checkpoint that says nothing about them: what is said, one
+/// after the other, and the end of a text after each reply.
+const BARE: &str = "{% for message in messages %}{{ message.content }}\
+    {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
+/// Longest small JSON file, in bytes.
+const LONGEST: u64 = 16 << 20;
+
+/// Opens a model folder of ours, a Hugging Face folder or a GGUF file.
+pub fn open(source: &Path, device: &Device) -> Result<Model> {
+    if source.join("danlu.json").exists() {
+        Model::load(source, device)
+    } else {
+        import(source, None, device)
+    }
+}
+
+/// Reads a Hugging Face folder or a GGUF file. `system` is put first in conversations without a
+/// system turn.
+pub fn import(source: &Path, system: Option<String>, device: &Device) -> Result<Model> {
+    let there = std::fs::metadata(source).map_err(|e| Error::io(source, e))?;
+    let what = if there.is_dir() { Source::folder(source)? } else { Source::gguf(source)? };
+    what.read(source, system, device)
+}
+
+/// What a checkpoint says of itself, before its weights are read.
+struct Source {
+    weights: Box<dyn Weights>,
+    config: TransformerConfig,
+    text: TextTokeniser,
+    template: Option<String>,
+    /// Special tokens by the names that templates know them under.
+    specials: Vec<(String, String)>,
+    /// Tokens that may end a reply, the likeliest first.
+    ends: Vec<u32>,
+    pad: Option<u32>,
+    name: String,
+    licence: Option<String>,
+    /// The files of the weights.
+    files: Vec<PathBuf>,
+}
+
+impl Source {
+    fn folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let file = HfConfig::read(&path)?;
+        let config = file.to_ours(&path)?;
+        let path = folder.join("tokenizer.json");
+        if !path.exists() {
+            return Err(Error::file(folder, "a tokenizer.json", "none"));
+        }
+        let text = TextTokeniser::load(&path)?;
+        let about = small_json(&folder.join(SPECIAL_TOKENS))?;
+        let generation = small_json(&folder.join("generation_config.json"))?;
+        let mut specials = Vec::new();
+        for (name, token) in about.iter().filter(|(name, _)| name.ends_with("_token")) {
+            let token = token.as_str().or_else(|| token.get("content")?.as_str());
+            specials.extend(token.map(|t| (name.clone(), t.to_string())));
+        }
+        let beside = folder.join(CHAT_TEMPLATE);
+        let template = if beside.exists() {
+            Some(std::fs::read_to_string(&beside).map_err(|e| Error::io(&beside, e))?)
+        } else {
+            template_of(&about)
+        };
+        let mut ends = ids_of(generation.get("eos_token_id"));
+        ends.extend(ids_of(Some(&file.eos_token_id)));
+        let weights = Shards::of_folder(folder)?;
+        let name = folder.canonicalize().ok();
+        let name = name.as_deref().and_then(Path::file_name).unwrap_or_default();
+        Ok(Self {
+            files: weights.files(),
+            weights: Box::new(weights),
+            config,
+            text,
+            template,
+            specials,
+            ends,
+            pad: ids_of(Some(&file.pad_token_id)).first().copied(),
+            name: name.to_string_lossy().into_owned(),
+            licence: None,
+        })
+    }
+
+    fn gguf(path: &Path) -> Result<Self> {
+        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        if ["bin", "pt", "pth", "ckpt", "pkl"].contains(&ending) {
+            let found = format!(".{ending}, which may run code when it is read");
+            return Err(Error::file(path, "a GGUF file or a Hugging Face folder", found));
+        }
+        let weights = GgufWeights::new(Gguf::open(path)?)?;
+        let file = weights.file();
+        let text = tokeniser_of_gguf(file)?;
+        let mut specials = Vec::new();
+        for (name, key) in SPECIALS {
+            if let Some(id) = file.maybe_size(key)? {
+                let token = u32::try_from(id).ok().and_then(|id| text.token(id));
+                let Some(token) = token else {
+                    let wanted = format!("an id of a token under `{key}`");
+                    return Err(Error::file(path, wanted, id));
+                };
+                specials.push((name.to_string(), token));
+            }
+        }
+        let maybe = |key: &str| file.get(key).map(|_| file.text(key)).transpose();
+        let owned = |text: Option<&str>| text.map(str::to_string);
+        let id = |key: &str| Ok(file.maybe_size(key)?.and_then(|id| u32::try_from(id).ok()));
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let (template, name, licence) = (
+            owned(maybe("tokenizer.chat_template")?),
+            owned(maybe("general.name")?),
+            owned(maybe("general.license")?),
+        );
+        let mut ends = Vec::new();
+        for key in ["tokenizer.ggml.eot_token_id", SPECIALS[1].1] {
+            ends.extend(id(key)?);
+        }
+        let pad: Result<Option<u32>> = id(SPECIALS[3].1);
+        Ok(Self {
+            config: weights.config.clone(),
+            text,
+            template,
+            specials,
+            ends,
+            pad: pad?,
+            name: name.unwrap_or(stem),
+            licence,
+            files: vec![path.into()],
+            weights: Box::new(weights),
+        })
+    }
+
+    fn read(self, source: &Path, system: Option<String>, device: &Device) -> Result<Model> {
+        let Self { weights, config, text, .. } = self;
+        let rows = config.vocabulary as u32;
+        if text.size() > rows {
+            let wanted = format!("a tokeniser of at most the {rows} rows of the embedding");
+            return Err(Error::file(source, wanted, format!("{} tokens", text.size())));
+        }
+        let template = self.template.as_deref().unwrap_or(BARE);
+        let chat = ChatTemplate::new(template, self.specials, system)
+            .map_err(|e| Error::file(source, "a chat template that can be compiled", e))?;
+        let mut ends = self.ends;
+        ends.extend(named(&chat, "eos_token").and_then(|t| text.id(t)));
+        let Some(end) = end_of_replies(&chat, &text).or(ends.first().copied()) else {
+            let wanted = "a token that ends a reply (`eos_token_id`)";
+            return Err(Error::file(source, wanted, "none"));
+        };
+        if let Some(id) = [Some(end), self.pad].into_iter().flatten().find(|&id| id >= rows) {
+            let wanted = format!("ids of special tokens under {rows}");
+            return Err(Error::file(source, wanted, id));
+        }
+        let foreign = Foreign { end, pad: self.pad.unwrap_or(end), rows };
+        let tokenisers = Tokenisers {
+            text,
+            foreign: Some(foreign),
+            chat: Some(chat),
+            image: None,
+            audio: None,
+            image_semantic: None,
+            audio_semantic: None,
+        };
+        let mut transformer = Transformer::blank(config, device);
+        fill(&mut transformer, &*weights)?;
+        let mut hash = blake3::Hasher::new();
+        for path in &self.files {
+            let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+            hash.update_reader(&mut file).map_err(|e| Error::io(path, e))?;
+        }
+        let origin = Origin {
+            file: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            hash: hash.finalize().to_hex().to_string(),
+            licence: self.licence,
+        };
+        let info = ModelInfo { name: self.name, origin: Some(origin), ..Default::default() };
+        Ok(Model { transformer, tokenisers, info })
+    }
+}
+
+/// A small JSON object; empty if there is no such file.
+fn small_json(path: &Path) -> Result<Map<String, Value>> {
+    let Ok(there) = std::fs::metadata(path) else { return Ok(Map::new()) };
+    if there.len() > LONGEST {
+        let found = format!("{} bytes", there.len());
+        return Err(Error::file(path, format!("at most {LONGEST} bytes"), found));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::file(path, "a JSON object", e))
+}
+
+/// The chat template of a `tokenizer_config.json`: a text, or the default one of several.
+fn template_of(about: &Map<String, Value>) -> Option<String> {
+    match about.get("chat_template")? {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(all) => {
+            let default = all.iter().find(|t| t["name"] == "default").or(all.first())?;
+            default["template"].as_str().map(str::to_string)
+        }
+        _ => None,
+    }
+}
+
+/// One id or several.
+fn ids_of(value: Option<&Value>) -> Vec<u32> {
+    let id = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
+    match value {
+        Some(Value::Array(all)) => all.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+fn named<'a>(chat: &'a ChatTemplate, name: &str) -> Option<&'a str> {
+    chat.specials().iter().find(|s| s.0 == name).map(|s| s.1.as_str())
+}
+
+/// The special token that a template writes right after a reply.
+fn end_of_replies(chat: &ChatTemplate, text: &TextTokeniser) -> Option<u32> {
+    let said = "ok";
+    let turns = [(Role::User, "hi".to_string()), (Role::Assistant, said.to_string())];
+    let whole = chat.render(&turns, false).ok()?;
+    let after = &whole[whole.rfind(said)? + said.len()..];
+    text.split(after).into_iter().find_map(|(_, special)| special)
+}

@@ -1,0 +1,266 @@
+//! The form that llama.cpp gives to the transformer in GGUF files: keys, names of tensors, and rows of
+//! queries and keys in another order where it turns neighbouring pairs.
+
+use super::gguf::{Gguf, Value};
+use super::{NamedTensor, Weights};
+use crate::arch::TransformerConfig;
+use danlu_core::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// An architecture as GGUF names it.
+struct Architecture {
+    name: &'static str,
+    qk_norm: bool,
+    qkv_bias: bool,
+    /// Whether llama.cpp turns neighbouring elements of a head, and files keep the rows of queries
+    /// and keys in that order. We turn element `i` with `i + half`, as Hugging Face does.
+    interleaved: bool,
+}
+
+const ARCHITECTURES: [Architecture; 3] = [
+    Architecture { name: "llama", qk_norm: false, qkv_bias: false, interleaved: true },
+    Architecture { name: "qwen2", qk_norm: false, qkv_bias: true, interleaved: false },
+    Architecture { name: "qwen3", qk_norm: true, qkv_bias: false, interleaved: false },
+];
+
+/// Parts of names outside and inside of a layer: ours (Hugging Face's), and those of GGUF.
+const OUTSIDE: [(&str, &str); 3] =
+    [("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
+const INSIDE: [(&str, &str); 11] = [
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// The name in GGUF of a tensor under its Hugging Face name.
+pub fn gguf_name(name: &str) -> Option<String> {
+    let (stem, kind) = name.rsplit_once('.')?;
+    if let Some(rest) = stem.strip_prefix("model.layers.") {
+        let (layer, part) = rest.split_once('.')?;
+        let (_, theirs) = INSIDE.iter().find(|n| n.0 == part)?;
+        return Some(format!("blk.{layer}.{theirs}.{kind}"));
+    }
+    OUTSIDE.iter().find(|n| n.0 == stem).map(|(_, theirs)| format!("{theirs}.{kind}"))
+}
+
+/// The Hugging Face name of a tensor of a GGUF file.
+fn our_name(name: &str) -> Option<String> {
+    let (stem, kind) = name.rsplit_once('.')?;
+    if let Some(rest) = stem.strip_prefix("blk.") {
+        let (layer, part) = rest.split_once('.')?;
+        let (ours, _) = INSIDE.iter().find(|n| n.1 == part)?;
+        return Some(format!("model.layers.{layer}.{ours}.{kind}"));
+    }
+    OUTSIDE.iter().find(|n| n.1 == stem).map(|(ours, _)| format!("{ours}.{kind}"))
+}
+
+/// Rows of heads with neighbouring pairs, from rows with halves, or back.
+fn reorder(values: &[f32], rows: usize, head_dim: usize, to_pairs: bool) -> Vec<f32> {
+    let width = values.len() / rows;
+    let half = head_dim / 2;
+    let mut out = vec![0.0; values.len()];
+    for row in 0..rows {
+        let (head, i) = (row / head_dim, row % head_dim);
+        let pair = head * head_dim + 2 * (i % half) + i / half;
+        let (from, to) = if to_pairs { (row, pair) } else { (pair, row) };
+        out[to * width..][..width].copy_from_slice(&values[from * width..][..width]);
+    }
+    out
+}
+
+/// Whether rows of a tensor of ours stand in another order in llama.cpp.
+fn turned(name: &str) -> bool {
+    name.contains(".self_attn.q_proj.") || name.contains(".self_attn.k_proj.")
+}
+
+/// Values of a tensor as GGUF wants them for an architecture of ours.
+pub fn to_gguf_order(c: &TransformerConfig, name: &str, rows: usize, values: Vec<f32>) -> Vec<f32> {
+    if architecture_of(c).interleaved && turned(name) {
+        reorder(&values, rows, c.head_dim, true)
+    } else {
+        values
+    }
+}
+
+fn architecture_of(c: &TransformerConfig) -> &'static Architecture {
+    let fits = |a: &&Architecture| (a.qk_norm, a.qkv_bias) == (c.qk_norm, c.qkv_bias);
+    ARCHITECTURES.iter().find(fits).unwrap_or(&ARCHITECTURES[2])
+}
+
+/// The keys of GGUF for a configuration.
+pub fn architecture_keys(c: &TransformerConfig) -> Vec<(String, Value)> {
+    let name = architecture_of(c).name;
+    let key = |part: &str, value: Value| (format!("{name}.{part}"), value);
+    vec![
+        ("general.architecture".into(), name.into()),
+        key("block_count", c.depth.into()),
+        key("context_length", c.context.into()),
+        key("embedding_length", c.width.into()),
+        key("feed_forward_length", c.hidden.into()),
+        key("attention.head_count", c.heads.into()),
+        key("attention.head_count_kv", c.kv_heads.into()),
+        key("attention.key_length", c.head_dim.into()),
+        key("attention.value_length", c.head_dim.into()),
+        key("attention.layer_norm_rms_epsilon", c.norm_eps.into()),
+        key("rope.dimension_count", c.head_dim.into()),
+        key("rope.freq_base", c.rope_theta.into()),
+        key("vocab_size", c.vocabulary.into()),
+    ]
+}
+
+/// The transformer of a GGUF file: its configuration, and its tensors under our names.
+#[derive(Debug)]
+pub struct GgufWeights {
+    file: Gguf,
+    /// Sizes.
+    pub config: TransformerConfig,
+    interleaved: bool,
+    /// Names in the file by ours.
+    names: BTreeMap<String, String>,
+}
+
+impl GgufWeights {
+    /// Reads the configuration, and refuses what we would compute otherwise.
+    pub fn new(file: Gguf) -> Result<Self> {
+        let path = file.path();
+        let name = file.text("general.architecture")?;
+        let Some(a) = ARCHITECTURES.iter().find(|a| a.name == name) else {
+            let known: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
+            let wanted = format!("`general.architecture` {}", known.join(", "));
+            return Err(Error::file(path, wanted, format!("`{name}`")));
+        };
+        let key = |part: &str| format!("{name}.{part}");
+        let heads = file.size(&key("attention.head_count"))?;
+        let width = file.size(&key("embedding_length"))?;
+        let head_dim = match file.maybe_size(&key("attention.key_length"))? {
+            Some(v) => v,
+            None if heads > 0 && width.is_multiple_of(heads) => width / heads,
+            None => {
+                let wanted = format!("`{}` that divides {width}", key("attention.head_count"));
+                return Err(Error::file(path, wanted, heads));
+            }
+        };
+        for (part, wanted) in [
+            ("attention.value_length", head_dim),
+            ("rope.dimension_count", head_dim),
+            ("expert_count", 0),
+            ("attention.sliding_window", 0),
+        ] {
+            let found = file.maybe_size(&key(part))?;
+            if let Some(found) = found.filter(|&f| f != wanted) {
+                return Err(Error::file(path, format!("`{}` {wanted}", key(part)), found));
+            }
+        }
+        let scaling = key("rope.scaling.type");
+        if file.get(&scaling).is_some() && file.text(&scaling)? != "none" {
+            return Err(Error::file(path, format!("`{scaling}` none"), file.text(&scaling)?));
+        }
+        let Some(table) = file.info("token_embd.weight") else {
+            return Err(Error::file(path, "a tensor `token_embd.weight`", "none of that name"));
+        };
+        let epsilon = key("attention.layer_norm_rms_epsilon");
+        let Some(norm_eps) = file.maybe_float(&epsilon)? else {
+            return Err(Error::file(path, format!("a number under `{epsilon}`"), "nothing"));
+        };
+        let config = TransformerConfig {
+            vocabulary: table.shape[0],
+            width,
+            depth: file.size(&key("block_count"))?,
+            heads,
+            kv_heads: file.maybe_size(&key("attention.head_count_kv"))?.unwrap_or(heads),
+            head_dim,
+            hidden: file.size(&key("feed_forward_length"))?,
+            context: file.size(&key("context_length"))?,
+            rope_theta: file.maybe_float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+            norm_eps,
+            qk_norm: a.qk_norm,
+            tied: file.info("output.weight").is_none(),
+            qkv_bias: a.qkv_bias,
+        };
+        config.check().map_err(|e| Error::file(path, "sizes that can work", e))?;
+        let mut names = BTreeMap::new();
+        for theirs in file.names() {
+            let Some(ours) = our_name(theirs) else {
+                let wanted = format!("tensors of `{name}` without scaling or experts");
+                return Err(Error::file(path, wanted, format!("`{theirs}` besides")));
+            };
+            names.insert(ours, theirs.to_string());
+        }
+        Ok(Self { config, interleaved: a.interleaved, names, file })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Gguf {
+        &self.file
+    }
+}
+
+impl Weights for GgufWeights {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.names.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.file.info(self.names.get(name)?)?.shape.clone())
+    }
+
+    fn read(&self, name: &str) -> Result<NamedTensor> {
+        let Some(theirs) = self.names.get(name) else {
+            let wanted = format!("a tensor `{name}`");
+            return Err(Error::file(self.path(), wanted, "none of that name"));
+        };
+        let mut tensor = self.file.read(theirs)?;
+        tensor.name = name.into();
+        if self.interleaved && turned(name) {
+            let (rows, width) = (tensor.shape[0], self.config.head_dim);
+            if !rows.is_multiple_of(width) {
+                let wanted = format!("tensor `{theirs}` with rows of heads of {width}");
+                return Err(Error::file(self.path(), wanted, rows));
+            }
+            tensor.values = reorder(&tensor.values, rows, width, false);
+        }
+        Ok(tensor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_go_both_ways() {
+        for (ours, theirs) in [
+            ("model.embed_tokens.weight", "token_embd.weight"),
+            ("lm_head.weight", "output.weight"),
+            ("model.layers.12.self_attn.k_proj.bias", "blk.12.attn_k.bias"),
+            ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+        ] {
+            assert_eq!(gguf_name(ours).as_deref(), Some(theirs));
+            assert_eq!(our_name(theirs).as_deref(), Some(ours));
+        }
+        assert_eq!(our_name("blk.0.ffn_gate_inp.weight"), None);
+        assert_eq!(our_name("rope_freqs.weight"), None);
+    }
+
+    #[test]
+    fn pairs_and_halves_go_both_ways() {
+        // Two heads of four rows of one value each.
+        let halves: Vec<f32> = (0..8).map(|v| v as f32).collect();
+        let pairs = reorder(&halves, 8, 4, true);
+        assert_eq!(pairs, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        assert_eq!(reorder(&pairs, 8, 4, false), halves);
+    }
+}

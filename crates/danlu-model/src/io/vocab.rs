@@ -1,0 +1,249 @@
+//! Tokenisers between GGUF and `tokenizer.json`. GGUF names the way that text is cut before merging
+//! (`tokenizer.ggml.pre`); here is what each name that we know means.
+
+use super::gguf::{Gguf, Value};
+use crate::modality::TextTokeniser;
+use danlu_core::{Error, Result};
+use serde_json::{Value as Json, json};
+use std::collections::HashSet;
+use std::path::Path;
+
+/// Kinds of tokens, as `tokenizer.ggml.token_type` numbers them.
+mod kind {
+    pub(super) const NORMAL: i64 = 1;
+    pub(super) const CONTROL: i64 = 3;
+    pub(super) const USER: i64 = 4;
+    pub(super) const UNUSED: i64 = 5;
+}
+
+/// How text is cut into words before merging.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Cut {
+    /// By the expression of GPT-2.
+    Gpt2,
+    /// Every digit alone, then by the expression of GPT-2.
+    DigitsGpt2,
+    /// By expressions, one after the other.
+    By(&'static [&'static str]),
+}
+
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// The names of `tokenizer.ggml.pre`, each with how it cuts, and whether a word that is an entry is
+/// taken whole, whatever the merges say. Of names that cut alike the first is written.
+const PRE: &[(&str, Cut, bool)] = &[
+    ("gpt-2", Cut::Gpt2, false),
+    ("smollm", Cut::DigitsGpt2, false),
+    ("starcoder", Cut::DigitsGpt2, false),
+    ("refact", Cut::DigitsGpt2, false),
+    ("command-r", Cut::DigitsGpt2, false),
+    ("qwen2", Cut::By(&[QWEN2]), false),
+    ("deepseek-r1-qwen", Cut::By(&[QWEN2]), false),
+    ("llama-bpe", Cut::By(&[LLAMA3]), true),
+    ("llama3", Cut::By(&[LLAMA3]), true),
+    ("llama-v3", Cut::By(&[LLAMA3]), true),
+    ("default", Cut::By(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]), false),
+];
+
+impl Cut {
+    /// The `pre_tokenizer` of a `tokenizer.json`.
+    fn json(self) -> Json {
+        let bytes = |regex: bool| {
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                   "use_regex": regex})
+        };
+        match self {
+            Cut::Gpt2 => bytes(true),
+            Cut::DigitsGpt2 => json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Digits", "individual_digits": true}, bytes(true)]}),
+            Cut::By(all) => {
+                let mut steps: Vec<Json> = all
+                    .iter()
+                    .map(|regex| {
+                        json!({"type": "Split", "pattern": {"Regex": regex},
+                               "behavior": "Isolated", "invert": false})
+                    })
+                    .collect();
+                steps.push(bytes(false));
+                json!({"type": "Sequence", "pretokenizers": steps})
+            }
+        }
+    }
+}
+
+/// Ids of special tokens that GGUF names, by the names that templates know them under.
+pub const SPECIALS: [(&str, &str); 4] = [
+    ("bos_token", "tokenizer.ggml.bos_token_id"),
+    ("eos_token", "tokenizer.ggml.eos_token_id"),
+    ("unk_token", "tokenizer.ggml.unknown_token_id"),
+    ("pad_token", "tokenizer.ggml.padding_token_id"),
+];
+
+/// The tokeniser of a GGUF file.
+pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
+    let path = file.path();
+    let model = file.text("tokenizer.ggml.model")?;
+    if model != "gpt2" {
+        let wanted = "byte-level BPE (`gpt2`) under `tokenizer.ggml.model`";
+        return Err(Error::file(path, wanted, format!("`{model}`")));
+    }
+    let pre = match file.get("tokenizer.ggml.pre") {
+        None => "default",
+        Some(_) => file.text("tokenizer.ggml.pre")?,
+    };
+    let Some((_, cut, whole_words)) = PRE.iter().find(|p| p.0 == pre) else {
+        let known: Vec<&str> = PRE.iter().map(|p| p.0).collect();
+        let wanted = format!("one of {} under `tokenizer.ggml.pre`", known.join(", "));
+        return Err(Error::file(path, wanted, format!("`{pre}`")));
+    };
+    let tokens = file.texts("tokenizer.ggml.tokens")?;
+    let kinds = match file.get("tokenizer.ggml.token_type") {
+        None => vec![kind::NORMAL; tokens.len()],
+        Some(_) => file.integers("tokenizer.ggml.token_type")?,
+    };
+    if kinds.len() != tokens.len() || tokens.is_empty() {
+        let wanted = format!("a `tokenizer.ggml.token_type` for each of {} tokens", tokens.len());
+        return Err(Error::file(path, wanted, kinds.len()));
+    }
+    let mut vocabulary = serde_json::Map::with_capacity(tokens.len());
+    let mut added = Vec::new();
+    for (id, (&token, &of)) in tokens.iter().zip(&kinds).enumerate() {
+        if vocabulary.insert(token.into(), id.into()).is_some() {
+            let wanted = "every token once in `tokenizer.ggml.tokens`";
+            return Err(Error::file(path, wanted, format!("{token:?} twice")));
+        }
+        if matches!(of, kind::CONTROL | kind::USER) && !token.is_empty() {
+            added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": of == kind::CONTROL}));
+        }
+    }
+    let mut merges = Vec::new();
+    for merge in file.texts("tokenizer.ggml.merges")? {
+        // A token of bytes has no blank in it; the first may begin with one in old files.
+        let at = merge.char_indices().skip(1).find(|c| c.1 == ' ').map(|c| c.0);
+        let Some((a, b)) = at.map(|at| (&merge[..at], &merge[at + 1..])) else {
+            let wanted = "pairs with a blank between in `tokenizer.ggml.merges`";
+            return Err(Error::file(path, wanted, format!("{merge:?}")));
+        };
+        merges.push(json!([a, b]));
+    }
+    let begins = match file.get("tokenizer.ggml.add_bos_token") {
+        Some(Value::Bool(true)) => file.maybe_size(SPECIALS[0].1)?,
+        _ => None,
+    };
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+        "use_regex": true});
+    // What transformers puts before a text; a chat template writes its own.
+    let before = begins.and_then(|id| Some((id, *tokens.get(id)?))).map_or(
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false,
+            "use_regex": true}),
+        |(id, token)| {
+            json!({"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": token, "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"SpecialToken": {"id": token, "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                    {"SpecialToken": {"id": token, "type_id": 1}},
+                    {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}}})
+        },
+    );
+    let all = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": null, "pre_tokenizer": cut.json(), "post_processor": before,
+        "decoder": bytes,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+            "byte_fallback": false, "ignore_merges": whole_words, "vocab": vocabulary,
+            "merges": merges},
+    });
+    TextTokeniser::parse(path, all.to_string().as_bytes())
+}
+
+/// The keys of GGUF for a tokeniser of a model with `rows` ids. Tokenisers that GGUF has no name for
+/// are refused.
+pub fn tokeniser_keys(
+    text: &TextTokeniser,
+    rows: usize,
+    path: &Path,
+) -> Result<Vec<(String, Value)>> {
+    let wrong = |e: serde_json::Error| Error::file(path, "a tokenizer.json", e);
+    let all: Json = serde_json::from_str(&text.to_json()?).map_err(wrong)?;
+    let model = &all["model"];
+    if model["type"] != "BPE" || model["byte_fallback"] == true {
+        let wanted = "byte-level BPE, for GGUF";
+        return Err(Error::file(path, wanted, format!("a model `{}`", model["type"])));
+    }
+    let whole_words = model["ignore_merges"] == true;
+    let normaliser = &all["normalizer"];
+    if !normaliser.is_null() && normaliser["type"] != "NFC" {
+        let wanted = "no normaliser but NFC, for GGUF";
+        return Err(Error::file(path, wanted, &normaliser["type"]));
+    }
+    let cut = simple(&all["pre_tokenizer"]);
+    let Some((pre, ..)) =
+        PRE.iter().find(|(_, c, whole)| simple(&c.json()) == cut && *whole == whole_words)
+    else {
+        let wanted =
+            "a pre-tokeniser that GGUF has a name for (GPT-2's, SmolLM's, Qwen2's, Llama 3's)";
+        return Err(Error::file(path, wanted, &all["pre_tokenizer"]));
+    };
+    let special: HashSet<u32> = text.specials().iter().map(|s| s.id).collect();
+    let added: HashSet<u64> = all["added_tokens"]
+        .as_array()
+        .map(|a| a.iter().filter_map(|t| t["id"].as_u64()).collect())
+        .unwrap_or_default();
+    let mut tokens = Vec::with_capacity(rows);
+    let mut kinds = Vec::with_capacity(rows);
+    for id in 0..rows as u32 {
+        let (token, of) = match text.token(id) {
+            Some(token) if special.contains(&id) => (token, kind::CONTROL),
+            Some(token) if added.contains(&u64::from(id)) => (token, kind::USER),
+            Some(token) => (token, kind::NORMAL),
+            None => (format!("[PAD{id}]"), kind::UNUSED),
+        };
+        tokens.push(Value::Text(token));
+        kinds.push(Value::Signed(of));
+    }
+    let mut merges = Vec::new();
+    for merge in model["merges"].as_array().into_iter().flatten() {
+        let pair = match merge {
+            Json::String(both) => both.clone(),
+            Json::Array(two) => {
+                let two: Vec<&str> = two.iter().filter_map(Json::as_str).collect();
+                two.join(" ")
+            }
+            other => return Err(Error::file(path, "merges of two tokens", other)),
+        };
+        merges.push(Value::Text(pair));
+    }
+    let key = |name: &str, value: Value| (format!("tokenizer.ggml.{name}"), value);
+    Ok(vec![
+        key("model", "gpt2".into()),
+        key("pre", (*pre).into()),
+        key("tokens", Value::List(tokens)),
+        key("token_type", Value::List(kinds)),
+        key("merges", Value::List(merges)),
+        key("add_space_prefix", false.into()),
+        key("add_bos_token", false.into()),
+    ])
+}
+
+/// A pre-tokeniser in one form: a list of its steps without what does not change ids.
+fn simple(pre: &Json) -> Vec<Json> {
+    let steps = match pre["type"].as_str() {
+        Some("Sequence") => pre["pretokenizers"].as_array().cloned().unwrap_or_default(),
+        _ => vec![pre.clone()],
+    };
+    steps
+        .into_iter()
+        .map(|mut step| {
+            if let Some(step) = step.as_object_mut() {
+                step.remove("trim_offsets");
+            }
+            step
+        })
+        .collect()
+}

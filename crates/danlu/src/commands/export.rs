@@ -1,0 +1,122 @@
+use super::import::{Precision, free};
+use super::parity::row;
+use crate::answer::model_folder;
+use danlu_core::{Error, Result};
+use danlu_model::io::{Dtype, Packing};
+use danlu_model::parity::{Limits, PROBE, compare};
+use danlu_model::{Model, export, import};
+use std::path::PathBuf;
+
+/// Write a model for transformers (a Hugging Face folder) or llama.cpp (a GGUF file)
+///
+/// What was written is read again and held against the model (`danlu parity`) before it counts as
+/// done. Pictures and sounds become special tokens: both libraries then know a model of text.
+///
+/// Examples:
+///   danlu export models/smollm2 --format hf --out smollm2-hf
+///   danlu export models/smollm2 --format gguf --type q8_0 --out smollm2.gguf
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Model or run folder
+    model: PathBuf,
+    /// Form to write
+    #[arg(long, value_enum)]
+    format: Format,
+    /// Precision of the matrices; q8_0 and q4_0 are for GGUF
+    #[arg(long = "type", value_enum, default_value = "f32", value_name = "TYPE")]
+    kind: Kind,
+    /// Folder or file to write
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// Licence of the weights, as an SPDX identifier (default: that of the imported checkpoint)
+    #[arg(long)]
+    licence: Option<String>,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq)]
+enum Format {
+    /// Hugging Face folder
+    Hf,
+    /// GGUF file
+    Gguf,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Debug)]
+#[value(rename_all = "snake_case")]
+enum Kind {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8,
+    #[value(name = "q4_0")]
+    Q4,
+}
+
+impl Kind {
+    fn packing(self) -> Packing {
+        match self {
+            Kind::F32 => Packing::F32,
+            Kind::F16 => Packing::F16,
+            Kind::Bf16 => Packing::Bf16,
+            Kind::Q8 => Packing::Q8_0,
+            Kind::Q4 => Packing::Q4_0,
+        }
+    }
+
+    fn dtype(self) -> Result<Dtype> {
+        Ok(match self {
+            Kind::F32 => Precision::F32.dtype(),
+            Kind::F16 => Precision::F16.dtype(),
+            Kind::Bf16 => Precision::Bf16.dtype(),
+            Kind::Q8 | Kind::Q4 => {
+                let found = format!("{:?} with --format hf", self.packing());
+                return Err(Error::parameter("--type", "f32, f16 or bf16", found));
+            }
+        })
+    }
+
+    fn limits(self) -> Limits {
+        match self {
+            Kind::F32 => Limits::SAME,
+            Kind::F16 | Kind::Bf16 => Limits::HALF,
+            Kind::Q8 => Limits::EIGHT,
+            Kind::Q4 => Limits::FOUR,
+        }
+    }
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let folder = model_folder(Some(args.model))?;
+    let device = danlu_ops::cpu_device();
+    let model = Model::load(&folder, &device)?;
+    let licence = args.licence.as_deref();
+    match args.format {
+        Format::Hf => {
+            free(&args.out, &["config.json"])?;
+            if args.out.join("danlu.json").exists() {
+                let wanted = "a folder that holds no model of ours";
+                return Err(Error::parameter("--out", wanted, args.out.display()));
+            }
+            export::to_folder(&model, &args.out, args.kind.dtype()?, licence)?;
+        }
+        Format::Gguf => {
+            let wider = export::to_gguf(&model, &args.out, args.kind.packing(), licence)?;
+            if wider > 0 {
+                eprintln!(
+                    "note: {wider} matrices have rows that are no whole blocks; they are F16"
+                );
+            }
+        }
+    }
+    let back = import::import(&args.out, None, &device)?;
+    let texts: Vec<String> = PROBE.iter().map(|t| t.to_string()).collect();
+    let found = compare(&model, &back, &texts, &args.kind.limits())?;
+    eprintln!("{}", row(&args.out.display().to_string(), &found));
+    if !found.near {
+        let wanted = format!("what the model says, within {:?}", args.kind.limits());
+        return Err(Error::file(&args.out, wanted, "another; it is not to be used"));
+    }
+    Ok(())
+}
