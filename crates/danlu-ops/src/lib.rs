@@ -33,14 +33,17 @@ mod layer_norm;
 mod linear;
 mod list;
 mod muon;
+mod paged;
 mod pool;
 mod profile;
+pub mod quant;
 mod recompute;
 mod residual;
 mod rms_norm;
 mod seed;
 mod step;
 mod tape;
+mod team;
 #[cfg(test)]
 mod testing;
 
@@ -57,6 +60,7 @@ pub use layer_norm::layer_norm;
 pub use linear::{Fused, linear, linear_with};
 pub use list::{ALL, Op};
 pub use muon::{Muon, muon_step};
+pub use paged::{CacheFormat, PAGE, Pages, Span, attend};
 pub use pool::{Memory, memory, reset_peak, tensor_bytes};
 pub use profile::{Timed, start_profile, take_profile};
 pub use recompute::recompute;
@@ -64,6 +68,7 @@ pub use residual::{Last, Norm, residual};
 pub use rms_norm::rms_norm;
 pub use seed::{seed, seed_with};
 pub use step::{AdamW, adamw_step, squared_norm};
+pub use team::Team;
 
 /// This machine's processor; `.autodiff()` of it records gradients.
 pub fn cpu_device() -> burn::tensor::Device {
