@@ -1,0 +1,269 @@
+//! What the endpoints that make replies have in common: how tokens are drawn, how many replies of
+//! what kind, when they end.
+
+use crate::app::App;
+use crate::catalogue::Chosen;
+use crate::engine::{Guidance, Job, Mask, Refusal, ReplyMask, Sampler};
+use crate::http::error::{Answer, ApiError};
+use crate::http::fields::{Fields, kind};
+use crate::reply::Reply;
+use crate::schema::Grammars;
+use axum::http::StatusCode;
+use danlu_core::Modality;
+use danlu_model::engine::Grammar;
+use danlu_model::prompt::Template;
+use serde_json::{Map, Value};
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+/// Most replies to one request.
+const MAX_REPLIES: i64 = 10;
+/// Most stop strings, and the longest in bytes.
+const MAX_STOPS: usize = 16;
+const MAX_STOP: usize = 256;
+/// Most entries of `logit_bias`.
+const MAX_BIASES: usize = 300;
+
+/// How replies are drawn, as a request says it.
+#[derive(Debug, Clone)]
+pub(crate) struct Drawing {
+    temperature: Option<f32>,
+    sampler: Sampler,
+    pub(crate) replies: usize,
+    max_tokens: Option<usize>,
+    stops: Vec<String>,
+    guidance: f32,
+}
+
+/// Names of parameters that official clients send and that change nothing here.
+pub(crate) const IGNORED: [&str; 9] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "parallel_tool_calls",
+    "safety_identifier",
+    "prompt_cache_key",
+    "reasoning_effort",
+    "verbosity",
+];
+
+impl Drawing {
+    /// Takes the fields out of a request.
+    pub(crate) fn take(fields: &mut Fields, chosen: &Chosen) -> Answer<Self> {
+        let float = |value: Option<f64>| value.map(|v| v as f32);
+        let temperature = float(fields.number("temperature", 0.0..=2.0)?);
+        let default = Sampler::default();
+        let sampler = Sampler {
+            temperature: 0.0,
+            top_k: fields.integer("top_k", 0..=1_000_000)?.unwrap_or(0) as usize,
+            top_p: float(fields.number("top_p", 0.0..=1.0)?).unwrap_or(1.0).max(1e-6),
+            min_p: float(fields.number("min_p", 0.0..=1.0)?).unwrap_or(0.0),
+            repetition_penalty: float(fields.number("repetition_penalty", 0.01..=10.0)?)
+                .unwrap_or(default.repetition_penalty),
+            presence_penalty: float(fields.number("presence_penalty", -2.0..=2.0)?).unwrap_or(0.0),
+            frequency_penalty: float(fields.number("frequency_penalty", -2.0..=2.0)?)
+                .unwrap_or(0.0),
+            logit_bias: biases(fields.object("logit_bias")?, chosen.model.vocabulary.size())?,
+            seed: match fields.integer("seed", i64::MIN..=i64::MAX)? {
+                Some(seed) => seed as u64,
+                // Keyed anew by the system for every value made.
+                None => std::hash::RandomState::new().build_hasher().finish(),
+            },
+        };
+        let newer = fields.integer("max_completion_tokens", 1..=i64::from(u32::MAX))?;
+        let older = fields.integer("max_tokens", 1..=i64::from(u32::MAX))?;
+        Ok(Self {
+            temperature,
+            sampler,
+            replies: fields.integer("n", 1..=MAX_REPLIES)?.unwrap_or(1) as usize,
+            max_tokens: newer.or(older).map(|n| n as usize),
+            stops: stops(fields.take("stop"))?,
+            guidance: float(fields.number("guidance", 0.0..=100.0)?).unwrap_or(1.5),
+        })
+    }
+
+    /// The likeliest reply, once.
+    pub(crate) fn plain() -> Self {
+        Self {
+            temperature: None,
+            sampler: Sampler::default(),
+            replies: 1,
+            max_tokens: None,
+            stops: Vec::new(),
+            guidance: 1.5,
+        }
+    }
+}
+
+fn biases(map: Option<Map<String, Value>>, vocabulary: usize) -> Answer<Vec<(u32, f32)>> {
+    let map = map.unwrap_or_default();
+    let wrong = |wanted: String, found: String| ApiError::expected("logit_bias", wanted, found);
+    if map.len() > MAX_BIASES {
+        return Err(wrong(format!("at most {MAX_BIASES} ids"), map.len().to_string()));
+    }
+    map.into_iter()
+        .map(|(id, bias)| {
+            let id = id.parse::<u32>().ok().filter(|&id| (id as usize) < vocabulary);
+            let id = id.ok_or_else(|| {
+                wrong(format!("token ids below {vocabulary} as keys"), "another".into())
+            })?;
+            let value = bias.as_f64().filter(|b| (-100.0..=100.0).contains(b));
+            let value = value
+                .ok_or_else(|| wrong("numbers from -100 to 100 as values".into(), kind(&bias)))?;
+            Ok((id, value as f32))
+        })
+        .collect()
+}
+
+fn stops(value: Option<Value>) -> Answer<Vec<String>> {
+    let wanted = format!("a string or a list of at most {MAX_STOPS}, of 1 to {MAX_STOP} bytes each");
+    let wrong = |found: String| ApiError::expected("stop", &wanted, found);
+    let list = match value {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(list)) => list,
+        Some(one) => vec![one],
+    };
+    if list.len() > MAX_STOPS {
+        return Err(wrong(format!("{} of them", list.len())));
+    }
+    list.into_iter()
+        .map(|value| match value {
+            Value::String(text) if (1..=MAX_STOP).contains(&text.len()) => Ok(text),
+            Value::String(text) => Err(wrong(format!("a string of {} bytes", text.len()))),
+            other => Err(wrong(kind(&other))),
+        })
+        .collect()
+}
+
+/// A request for replies.
+pub(crate) struct Ask {
+    pub(crate) chosen: Chosen,
+    pub(crate) prompt: Vec<u32>,
+    /// The parameter that the prompt came from.
+    pub(crate) param: &'static str,
+    /// What the reply is made of; `None` lets the model choose.
+    pub(crate) to: Option<Modality>,
+    pub(crate) drawing: Drawing,
+    pub(crate) top_logprobs: Option<usize>,
+    /// Keep to this schema.
+    pub(crate) schema: Option<(&'static str, Arc<Grammars>, Arc<Value>)>,
+    /// A reply of text goes on where the prompt ends, without the template.
+    pub(crate) raw: bool,
+}
+
+impl Ask {
+    /// Most tokens of the reply, and whether that is less than the model could say.
+    fn room(&self) -> Answer<usize> {
+        let model = &self.chosen.model;
+        let most = model.context.saturating_sub(self.prompt.len());
+        let room = self.drawing.max_tokens.unwrap_or(most).min(most);
+        let needed = match self.to {
+            Some(Modality::Text) => 1,
+            _ if self.raw => 1,
+            to => Grammar::room(&model.vocabulary, to),
+        };
+        if room >= needed {
+            return Ok(room);
+        }
+        if most < needed {
+            let message = format!(
+                "the model's context is {} tokens; the prompt has {}, and the reply needs {needed}",
+                model.context,
+                self.prompt.len()
+            );
+            return Err(ApiError::bad(self.param, message).code("context_length_exceeded"));
+        }
+        let wanted = format!("at least {needed}, which such a reply needs");
+        Err(ApiError::expected("max_completion_tokens", wanted, room))
+    }
+
+    /// The mask of one reply.
+    fn mask(&self, room: usize) -> Answer<Option<Box<dyn Mask>>> {
+        if let Some((param, grammars, schema)) = &self.schema {
+            return Ok(Some(Box::new(grammars.mask(param, schema)?)));
+        }
+        let v = &self.chosen.model.vocabulary;
+        // A text may be cut anywhere, so its grammar does not need to close it in time.
+        let room = if self.to == Some(Modality::Text) { usize::MAX } else { room };
+        Ok(Some(Box::new(ReplyMask(Grammar::new(v, self.to, room)))))
+    }
+
+    fn jobs(&self) -> Answer<Vec<Job>> {
+        let model = &self.chosen.model;
+        let room = self.room()?;
+        let pictures = self.to.is_none_or(|to| to == Modality::Image);
+        let guided = pictures && self.drawing.guidance != 1.0 && model.vocabulary.image > 0;
+        (0..self.drawing.replies)
+            .map(|i| {
+                let mut sampling = self.drawing.sampler.clone();
+                sampling.seed = sampling.seed.wrapping_add(i as u64);
+                let usual = if self.to == Some(Modality::Text) { 0.0 } else { 0.7 };
+                sampling.temperature = self.drawing.temperature.unwrap_or(usual);
+                Ok(Job {
+                    prompt: self.prompt.clone(),
+                    max_tokens: room,
+                    sampling,
+                    stop_ids: vec![model.end()],
+                    top_logprobs: self.top_logprobs,
+                    mask: self.mask(room)?,
+                    adapter: self.chosen.adapter.clone(),
+                    guidance: guided.then(|| Guidance {
+                        blank: Template::new(&model.tokenisers).blank_prompt(),
+                        scale: self.drawing.guidance,
+                    }),
+                })
+            })
+            .collect()
+    }
+
+    /// Starts the replies.
+    pub(crate) async fn start(self, app: &Arc<App>) -> Answer<Vec<Reply>> {
+        if app.draining() {
+            let message = "the server is stopping";
+            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
+                .code("stopping")
+                .retry(5));
+        }
+        // Schemas are compiled here, off the threads that serve connections.
+        let (ask, jobs) = app
+            .work(move || {
+                let jobs = self.jobs()?;
+                Ok((self, jobs))
+            })
+            .await?;
+        let running = ask.chosen.model.thread.submit(jobs).map_err(refused)?;
+        Ok(running
+            .into_iter()
+            .map(|running| Reply::new(running, app, ask.chosen.model.clone(), &ask.drawing.stops))
+            .collect())
+    }
+}
+
+fn refused(refusal: Refusal) -> ApiError {
+    match refusal {
+        Refusal::Full { retry } => {
+            let message = "too many requests: the queue is full";
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).code("queue_full").retry(retry)
+        }
+        Refusal::Gone => ApiError::internal("the model's thread has ended"),
+    }
+}
+
+/// The model that a request names.
+pub(crate) fn model(app: &App, fields: &mut Fields) -> Answer<Chosen> {
+    let name = Fields::required("model", fields.string("model")?)?;
+    named(app, &name)
+}
+
+/// The model of a name.
+pub(crate) fn named(app: &App, name: &str) -> Answer<Chosen> {
+    app.catalogue()?.find(name).ok_or_else(|| {
+        let shown: String = name.chars().take(64).collect();
+        let error = ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!("the model `{shown}` does not exist; see /v1/models"),
+        );
+        ApiError { param: Some("model".into()), ..error }.code("model_not_found")
+    })
+}

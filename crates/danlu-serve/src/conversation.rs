@@ -1,0 +1,259 @@
+//! Messages of a chat request to ids: the official content parts on one side, the model's own
+//! template on the other.
+
+use crate::catalogue::Hosted;
+use crate::http::error::{Answer, ApiError};
+use crate::http::fields::kind;
+use crate::media;
+use danlu_core::{AssetId, Media, Message, Modality, Part, Picture, Role, Sample, Sound};
+use danlu_model::prompt::{Codes, Template};
+use serde_json::{Map, Value};
+
+/// Most messages of a request.
+const MAX_MESSAGES: usize = 1_024;
+/// Most pictures and sounds of a request.
+const MAX_MEDIA: usize = 16;
+
+/// A piece of a message, media still as they came.
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    Text(String),
+    /// A data URL.
+    Picture(String),
+    /// Base64 of a file.
+    Sound(String),
+    /// A file.
+    SoundFile(axum::body::Bytes),
+}
+
+/// A message.
+#[derive(Debug, Clone)]
+pub(crate) struct Turn {
+    pub(crate) role: Role,
+    /// Each with the parameter that it came from.
+    pub(crate) parts: Vec<(String, Content)>,
+}
+
+impl Turn {
+    /// A turn of one text.
+    pub(crate) fn text(role: Role, param: &str, text: impl Into<String>) -> Self {
+        Self { role, parts: vec![(param.into(), Content::Text(text.into()))] }
+    }
+}
+
+/// Reads the `messages` of a chat request.
+pub(crate) fn messages(list: &[Value]) -> Answer<Vec<Turn>> {
+    if list.is_empty() || list.len() > MAX_MESSAGES {
+        let wanted = format!("a list of 1 to {MAX_MESSAGES} messages");
+        return Err(ApiError::expected("messages", wanted, list.len()));
+    }
+    let turns: Vec<Turn> = list
+        .iter()
+        .enumerate()
+        .map(|(i, value)| message(&format!("messages[{i}]"), value))
+        .collect::<Answer<_>>()?;
+    let media = turns.iter().flat_map(|t| &t.parts).filter(|(_, c)| !matches!(c, Content::Text(_)));
+    let count = media.count();
+    if count > MAX_MEDIA {
+        let wanted = format!("at most {MAX_MEDIA} pictures and sounds");
+        return Err(ApiError::expected("messages", wanted, count));
+    }
+    Ok(turns)
+}
+
+fn message(at: &str, value: &Value) -> Answer<Turn> {
+    let Value::Object(map) = value else {
+        return Err(ApiError::expected(at, "an object", kind(value)));
+    };
+    let role_at = format!("{at}.role");
+    let role = match map.get("role").and_then(Value::as_str) {
+        Some("system" | "developer") => Role::System,
+        // What a tool says is told to the model as by its user.
+        Some("user" | "tool") => Role::User,
+        Some("assistant") => Role::Assistant,
+        _ => {
+            let wanted = "one of system, developer, user, assistant, tool";
+            return Err(ApiError::expected(role_at, wanted, "another"));
+        }
+    };
+    let content_at = format!("{at}.content");
+    let parts = match map.get("content") {
+        Some(Value::String(text)) => vec![(content_at, Content::Text(text.clone()))],
+        Some(Value::Array(list)) if !list.is_empty() => list
+            .iter()
+            .enumerate()
+            .map(|(i, part)| content(format!("{content_at}[{i}]"), part))
+            .collect::<Answer<_>>()?,
+        None | Some(Value::Null) if role == Role::Assistant => match map.get("tool_calls") {
+            Some(calls) => vec![(content_at, Content::Text(calls.to_string()))],
+            None => vec![(content_at, Content::Text(String::new()))],
+        },
+        other => {
+            let found = other.map_or("nothing".into(), kind);
+            return Err(ApiError::expected(content_at, "a string or a list of parts", found));
+        }
+    };
+    Ok(Turn { role, parts })
+}
+
+fn content(at: String, value: &Value) -> Answer<(String, Content)> {
+    let Value::Object(map) = value else {
+        return Err(ApiError::expected(at, "an object", kind(value)));
+    };
+    let string = |map: &Map<String, Value>, at: &str, key: &str| match map.get(key) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        other => {
+            let found = other.map_or("nothing".into(), kind);
+            Err(ApiError::expected(format!("{at}.{key}"), "a string", found))
+        }
+    };
+    let object = |key: &str| match map.get(key) {
+        Some(Value::Object(inner)) => Ok(inner),
+        other => {
+            let found = other.map_or("nothing".into(), kind);
+            Err(ApiError::expected(format!("{at}.{key}"), "an object", found))
+        }
+    };
+    match map.get("type").and_then(Value::as_str) {
+        Some("text") => {
+            let text = string(map, &at, "text")?;
+            Ok((at, Content::Text(text)))
+        }
+        Some("image_url") => {
+            let inner = format!("{at}.image_url");
+            let url = string(object("image_url")?, &inner, "url")?;
+            Ok((format!("{inner}.url"), Content::Picture(url)))
+        }
+        Some("input_audio") => {
+            let inner = format!("{at}.input_audio");
+            let sound = object("input_audio")?;
+            let format = string(sound, &inner, "format")?;
+            if !["wav", "mp3", "flac", "ogg"].contains(&format.as_str()) {
+                let wanted = "one of wav, mp3, flac, ogg";
+                return Err(ApiError::expected(format!("{inner}.format"), wanted, "another"));
+            }
+            Ok((format!("{inner}.data"), Content::Sound(string(sound, &inner, "data")?)))
+        }
+        _ => {
+            let wanted = "one of text, image_url, input_audio";
+            Err(ApiError::expected(format!("{at}.type"), wanted, "another"))
+        }
+    }
+}
+
+/// Pictures and sounds of one request, as assets of its sample.
+#[derive(Default)]
+struct Decoded {
+    pictures: Vec<Picture>,
+    sounds: Vec<Sound>,
+}
+
+struct RequestCodes<'a> {
+    model: &'a Hosted,
+    media: &'a Decoded,
+}
+
+impl Codes for RequestCodes<'_> {
+    fn image(&mut self, media: &Media, _: bool) -> danlu_core::Result<Vec<u32>> {
+        let Media::Asset(AssetId(i)) = media else { return Err(no_asset()) };
+        let picture = danlu_media::fit(&self.media.pictures[*i as usize], 64);
+        Ok(self.model.tokenisers.image_codes(&[&picture]).remove(0))
+    }
+
+    fn audio(&mut self, media: &Media, _: bool) -> danlu_core::Result<Vec<u32>> {
+        let Media::Asset(AssetId(i)) = media else { return Err(no_asset()) };
+        Ok(self.model.tokenisers.audio_codes(&self.media.sounds[*i as usize]))
+    }
+}
+
+fn no_asset() -> danlu_core::Error {
+    danlu_core::Error::Other("a request holds its media itself".into())
+}
+
+/// Refuses a modality that the model has no tokens for.
+pub(crate) fn check_modality(model: &Hosted, param: &str, modality: Modality) -> Answer<()> {
+    let v = &model.vocabulary;
+    let has = match modality {
+        Modality::Text => true,
+        Modality::Image => v.image > 0,
+        Modality::Audio => v.audio > 0,
+    };
+    if has {
+        return Ok(());
+    }
+    let message = format!("the model `{}` has no {}s", model.name, modality.name());
+    Err(ApiError::bad(param, message).code("unsupported_modality"))
+}
+
+/// The ids before the reply. Takes the processor a while.
+pub(crate) fn prompt(model: &Hosted, turns: Vec<Turn>) -> Answer<Vec<u32>> {
+    let text = turns.iter().flat_map(|t| &t.parts).map(|(_, c)| match c {
+        Content::Text(text) => text.len(),
+        _ => 0,
+    });
+    check_text(model, "messages", text.sum())?;
+    let mut media = Decoded::default();
+    let mut messages = Vec::with_capacity(turns.len());
+    for turn in turns {
+        let mut parts = Vec::with_capacity(turn.parts.len());
+        for (at, content) in turn.parts {
+            parts.push(decode(model, &at, content, &mut media)?);
+        }
+        messages.push(Message { role: turn.role, parts });
+    }
+    let sample = Sample { messages, ..Default::default() };
+    let mut codes = RequestCodes { model, media: &media };
+    let ids = Template::new(&model.tokenisers).prompt(&sample, &mut codes)?;
+    check_length(model, "messages", ids.len())?;
+    Ok(ids)
+}
+
+fn decode(model: &Hosted, at: &str, content: Content, media: &mut Decoded) -> Answer<Part> {
+    let mut sound = |sound: Sound| {
+        media.sounds.push(sound);
+        Part::Audio(Media::Asset(AssetId(media.sounds.len() as u32 - 1)))
+    };
+    Ok(match content {
+        Content::Text(text) => Part::Text(text),
+        Content::Picture(url) => {
+            check_modality(model, at, Modality::Image)?;
+            media.pictures.push(media::picture(at, &url)?);
+            Part::Image(Media::Asset(AssetId(media.pictures.len() as u32 - 1)))
+        }
+        Content::Sound(data) => {
+            check_modality(model, at, Modality::Audio)?;
+            sound(media::sound_of_text(at, &data, max_seconds(model))?)
+        }
+        Content::SoundFile(bytes) => {
+            check_modality(model, at, Modality::Audio)?;
+            sound(media::sound(at, &bytes, max_seconds(model))?)
+        }
+    })
+}
+
+/// Longest sound that the model takes, in seconds.
+pub(crate) fn max_seconds(model: &Hosted) -> f64 {
+    model.tokenisers.audio.config.max_seconds as f64
+}
+
+/// Refuses text that cannot fit, before it is tokenised.
+pub(crate) fn check_text(model: &Hosted, param: &str, bytes: usize) -> Answer<()> {
+    if bytes <= model.most_text() {
+        return Ok(());
+    }
+    Err(too_long(model, param, &format!("{bytes} bytes of text")))
+}
+
+/// Refuses a prompt that leaves no room for a reply.
+pub(crate) fn check_length(model: &Hosted, param: &str, tokens: usize) -> Answer<()> {
+    if tokens < model.context {
+        return Ok(());
+    }
+    Err(too_long(model, param, &format!("{tokens} tokens")))
+}
+
+fn too_long(model: &Hosted, param: &str, found: &str) -> ApiError {
+    let context = model.context;
+    let message = format!("the model's context is {context} tokens; the prompt has {found}");
+    ApiError::bad(param, message).code("context_length_exceeded")
+}

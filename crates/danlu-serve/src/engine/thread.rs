@@ -1,0 +1,248 @@
+//! The one thread that owns an engine. Handlers send it jobs and get events back; it never waits
+//! for a client: the channel of a reply has room for every event that the reply can have.
+
+use super::{Engine, Event, FinishReason, Job, JobId};
+use crate::metrics::Metrics;
+use danlu_core::{Error, Result};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc as commands;
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot};
+
+/// How many jobs a [`ModelThread`] takes at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Jobs that may wait beyond those that the engine can run.
+    pub queue: usize,
+    /// Jobs that the engine runs at a time.
+    pub batch: usize,
+}
+
+/// Why a job was not taken.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Every place is taken; try again in about this many seconds.
+    Full {
+        /// Seconds.
+        retry: u64,
+    },
+    /// The engine's thread has ended.
+    Gone,
+}
+
+enum Command {
+    Add { ticket: u64, job: Job, events: mpsc::Sender<Event> },
+    Cancel { ticket: u64 },
+    Embed { texts: Vec<Vec<u32>>, answer: oneshot::Sender<Result<Vec<Vec<f32>>>> },
+}
+
+/// A handle to the thread that owns an engine. It ends when the last handle is dropped.
+#[derive(Clone)]
+pub struct ModelThread {
+    commands: commands::Sender<Command>,
+    tickets: Arc<AtomicU64>,
+    taken: Arc<AtomicUsize>,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+}
+
+/// A reply in the making. Dropping it cancels it and gives its place back.
+pub struct Running {
+    events: mpsc::Receiver<Event>,
+    ticket: u64,
+    commands: commands::Sender<Command>,
+    _place: Place,
+}
+
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The thread may have ended; then there is nothing to cancel.
+        let _ = self.commands.send(Command::Cancel { ticket: self.ticket });
+    }
+}
+
+impl Running {
+    /// The next event; `None` after the last, or if the thread ended.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
+
+impl ModelThread {
+    /// Starts the thread.
+    pub fn start(
+        engine: Box<dyn Engine>,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let (sender, receiver) = commands::channel();
+        let shared = metrics.clone();
+        std::thread::Builder::new()
+            .name("model".into())
+            .spawn(move || Loop { engine, jobs: HashMap::new(), metrics: shared }.run(&receiver))?;
+        Ok(Self {
+            commands: sender,
+            tickets: Arc::default(),
+            taken: Arc::default(),
+            limits,
+            metrics,
+        })
+    }
+
+    /// Hands jobs over, all of them or none.
+    pub fn submit(&self, jobs: Vec<Job>) -> Result<Vec<Running>, Refusal> {
+        let most = self.limits.queue + self.limits.batch;
+        let before = self.taken.fetch_add(jobs.len(), Ordering::AcqRel);
+        let places: Vec<Place> = jobs.iter().map(|_| Place(self.taken.clone())).collect();
+        if before + jobs.len() > most {
+            drop(places);
+            // A rough guess: the mean time of a reply, for every batch in front.
+            let batches = (before / self.limits.batch.max(1)) as f64;
+            let seconds = self.metrics.mean_seconds().unwrap_or(1.0) * batches;
+            return Err(Refusal::Full { retry: (seconds.ceil() as u64).clamp(1, 60) });
+        }
+        let mut out = Vec::with_capacity(jobs.len());
+        for (job, place) in jobs.into_iter().zip(places) {
+            let (sender, events) = mpsc::channel(job.max_tokens + 2);
+            let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+            self.commands
+                .send(Command::Add { ticket, job, events: sender })
+                .map_err(|_| Refusal::Gone)?;
+            out.push(Running { events, ticket, commands: self.commands.clone(), _place: place });
+        }
+        Ok(out)
+    }
+
+    /// Embeds texts, each a list of ids.
+    pub async fn embed(&self, texts: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>> {
+        let (answer, waits) = oneshot::channel();
+        let gone = || Error::Other("the model's thread has ended".into());
+        self.commands.send(Command::Embed { texts, answer }).map_err(|_| gone())?;
+        waits.await.map_err(|_| gone())?
+    }
+}
+
+struct Waiting {
+    ticket: u64,
+    events: mpsc::Sender<Event>,
+    since: Instant,
+    last: Option<Instant>,
+}
+
+struct Loop {
+    engine: Box<dyn Engine>,
+    jobs: HashMap<JobId, Waiting>,
+    metrics: Arc<Metrics>,
+}
+
+impl Loop {
+    fn run(mut self, commands: &commands::Receiver<Command>) {
+        loop {
+            if self.jobs.is_empty() {
+                self.tell_usage();
+                match commands.recv() {
+                    Ok(command) => self.obey(command),
+                    Err(_) => return,
+                }
+            }
+            while let Ok(command) = commands.try_recv() {
+                self.obey(command);
+            }
+            if self.jobs.is_empty() {
+                continue;
+            }
+            // In the pool, so that the thread that hands out work also does some.
+            let step = AssertUnwindSafe(|| rayon::scope(|_| self.engine.step()));
+            match catch_unwind(step) {
+                Ok(events) => events.into_iter().for_each(|event| self.tell(event)),
+                Err(_) => self.fail_all(),
+            }
+            self.tell_usage();
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Add { ticket, job, events } => {
+                let since = Instant::now();
+                match self.engine.add(job) {
+                    Ok(id) => {
+                        self.jobs.insert(id, Waiting { ticket, events, since, last: None });
+                    }
+                    Err(error) => {
+                        let (id, message) = (JobId(u64::MAX), error.to_string());
+                        // Nobody listens any more: nothing to tell.
+                        let _ = events.try_send(Event::Failed { id, message });
+                    }
+                }
+            }
+            Command::Cancel { ticket } => {
+                let found = self.jobs.iter().find(|(_, w)| w.ticket == ticket).map(|(&id, _)| id);
+                if let Some(id) = found {
+                    self.jobs.remove(&id);
+                    self.engine.cancel(id);
+                    self.metrics.finished(FinishReason::Cancelled);
+                }
+            }
+            Command::Embed { texts, answer } => {
+                let made = AssertUnwindSafe(|| rayon::scope(|_| self.engine.embed(&texts)));
+                let made = catch_unwind(made).unwrap_or_else(|_| {
+                    Err(Error::Other("the model failed on this input".into()))
+                });
+                let _ = answer.send(made);
+            }
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let now = Instant::now();
+        let (Event::Token { id, .. } | Event::Done { id, .. } | Event::Failed { id, .. }) = event;
+        let Some(waiting) = self.jobs.get_mut(&id) else { return };
+        match &event {
+            Event::Token { .. } => {
+                match waiting.last.replace(now) {
+                    None => self.metrics.first_token((now - waiting.since).as_secs_f64()),
+                    Some(last) => self.metrics.next_token((now - last).as_secs_f64()),
+                }
+                // There is room; if the client has gone, its cancellation is on the way.
+                let _ = waiting.events.try_send(event);
+            }
+            Event::Done { reason, prompt_tokens, completion_tokens, .. } => {
+                self.metrics.finished(*reason);
+                self.metrics.tokens(*prompt_tokens, *completion_tokens);
+                self.metrics.request_seconds((now - waiting.since).as_secs_f64());
+                let _ = waiting.events.try_send(event);
+                self.jobs.remove(&id);
+            }
+            Event::Failed { .. } => {
+                let _ = waiting.events.try_send(event);
+                self.jobs.remove(&id);
+            }
+        }
+    }
+
+    /// After a panic: what the engine held is not used again, and everybody is told.
+    fn fail_all(&mut self) {
+        tracing::error!(jobs = self.jobs.len(), "a step of the model panicked");
+        self.engine.reset();
+        for (id, waiting) in self.jobs.drain() {
+            let message = "the model failed on a request of this batch".to_string();
+            let _ = waiting.events.try_send(Event::Failed { id, message });
+        }
+    }
+
+    fn tell_usage(&self) {
+        self.metrics.usage(self.engine.usage());
+    }
+}

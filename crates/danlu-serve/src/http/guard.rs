@@ -1,0 +1,214 @@
+//! Around every route: which hosts and origins are spoken to, who may ask, a panic becomes an
+//! error, and a line in the log without any content.
+
+use super::error::{Answer, ApiError};
+use super::keys::Permit;
+use crate::app::App;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::IntoResponse;
+use futures_util::FutureExt;
+use hyper::body::{Body as _, Frame, SizeHint};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+/// What the accept loop knows of a request's connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Connection {
+    pub(crate) busy: Busy,
+    /// A head with both Content-Length and Transfer-Encoding was seen.
+    pub(crate) two_lengths: bool,
+}
+
+/// Counts a request of a connection, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    pub(crate) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count.clone())
+    }
+}
+
+impl Clone for Busy {
+    fn clone(&self) -> Self {
+        Self::new(&self.0)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Paths that need no key: the page, the state of the server, what the API is.
+const OPEN: [&str; 8] =
+    ["/", "/app.js", "/app.css", "/icon.svg", "/health", "/ready", "/openapi.json", "/favicon.ico"];
+
+static REQUESTS: AtomicU64 = AtomicU64::new(0);
+
+/// The middleware.
+pub(crate) async fn guard(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
+    let start = Instant::now();
+    let connection = request.extensions_mut().remove::<Connection>();
+    let (method, path) = (request.method().clone(), request.uri().path().to_string());
+    let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let unread = !matches!(request.body().size_hint().exact(), Some(0));
+    let (mut response, permit) = match check(&app, &connection, &request) {
+        Err(error) => (error.into_response(), None),
+        Ok(permit) => {
+            let made = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+            let response = made.unwrap_or_else(|_| {
+                ApiError::internal("a handler panicked").into_response()
+            });
+            (response, permit)
+        }
+    };
+    let status = response.status();
+    app.metrics.response(status.as_u16());
+    let number = REQUESTS.fetch_add(1, Ordering::Relaxed);
+    let owner = permit.as_ref().map(|p| p.name().to_string());
+    tracing::info!(
+        request = number,
+        %method,
+        // Of a path that leads nowhere only the length is told: it is the client's text.
+        path = if status == StatusCode::NOT_FOUND { "(unknown)" } else { path.as_str() },
+        status = status.as_u16(),
+        key = owner.as_deref().unwrap_or("none"),
+        milliseconds = start.elapsed().as_secs_f64() * 1e3,
+        "request"
+    );
+    let headers = response.headers_mut();
+    headers.insert("x-request-id", HeaderValue::from(number));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // What follows a body in chunks, or one that was refused unread, is not looked at.
+    if chunked || (unread && !status.is_success()) || app.draining() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let held = (connection, permit);
+    response.map(|inner| Body::new(Held { inner, _held: held }))
+}
+
+fn check(
+    app: &App,
+    connection: &Option<Connection>,
+    request: &Request,
+) -> Answer<Option<Permit>> {
+    if connection.as_ref().is_some_and(|c| c.two_lengths) {
+        let message = "a request may not have both Content-Length and Transfer-Encoding";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
+    }
+    check_host(app, request.headers())?;
+    check_origin(request.headers())?;
+    if OPEN.contains(&request.uri().path()) {
+        return Ok(None);
+    }
+    app.keys.admit(request.headers())
+}
+
+/// The name in an authority like `name:port` or `[::1]:port`.
+fn host_name(authority: &str) -> &str {
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((name, _)) => name,
+        None => authority.split(':').next().unwrap_or_default(),
+    }
+}
+
+/// A server for this machine alone answers to this machine's names alone: a page of another origin
+/// whose name was made to point here (DNS rebinding) has another.
+fn check_host(app: &App, headers: &HeaderMap) -> Answer<()> {
+    let options = &app.options;
+    if options.allowed_hosts.is_empty() && !(options.host.is_loopback() && app.keys.is_empty()) {
+        return Ok(());
+    }
+    let given = headers.get(header::HOST).and_then(|v| v.to_str().ok()).map(host_name);
+    let here = |name: &str| {
+        name.eq_ignore_ascii_case("localhost")
+            || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    };
+    let named = |name: &str| options.allowed_hosts.iter().any(|h| h.eq_ignore_ascii_case(name));
+    match given {
+        Some(name) if here(name) || named(name) => Ok(()),
+        _ => {
+            let message = "this server does not answer to that host name (see --allow-host)";
+            Err(ApiError::new(StatusCode::FORBIDDEN, message).code("host_not_allowed"))
+        }
+    }
+}
+
+/// Only our own page may ask from a browser.
+fn check_origin(headers: &HeaderMap) -> Answer<()> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let host = headers.get(header::HOST).and_then(|v| v.to_str().ok());
+    let authority = origin.to_str().ok().and_then(|o| Some(o.split_once("://")?.1));
+    if authority.is_some() && authority == host {
+        return Ok(());
+    }
+    let message = "requests from pages of other origins are not answered";
+    Err(ApiError::new(StatusCode::FORBIDDEN, message).code("origin_not_allowed"))
+}
+
+/// A body that holds something until it has been sent.
+struct Held<T> {
+    inner: Body,
+    _held: T,
+}
+
+impl<T: Unpin> hyper::body::Body for Held<T> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_are_taken_apart() {
+        for (authority, name) in
+            [("localhost:80", "localhost"), ("[::1]:80", "::1"), ("a.b", "a.b"), ("", "")]
+        {
+            assert_eq!(host_name(authority), name);
+        }
+    }
+
+    #[test]
+    fn only_the_own_origin_passes() {
+        let ask = |origin: &str| {
+            let headers = [(header::HOST, "a:80"), (header::ORIGIN, origin)];
+            let headers = headers.map(|(k, v)| (k, v.parse().expect("a header")));
+            check_origin(&HeaderMap::from_iter(headers)).is_ok()
+        };
+        assert!(ask("http://a:80"));
+        for other in ["http://b:80", "null", "http://a:81", "http://a:80.evil"] {
+            assert!(!ask(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Who is connected. When every place is taken, the connection that has been idle longest makes
+//! room for a new one.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// The places of a server.
+#[derive(Debug)]
+pub(super) struct Connections {
+    most: usize,
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    open: BTreeMap<u64, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    busy: Arc<AtomicUsize>,
+    evict: Arc<Notify>,
+}
+
+/// A place, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    of: Arc<Connections>,
+    id: u64,
+    /// Requests that are being answered on this connection.
+    pub(super) busy: Arc<AtomicUsize>,
+    evict: Arc<Notify>,
+}
+
+impl Connections {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most: most.max(1), inner: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a place; `None` if all are taken and busy.
+    pub(super) fn enter(self: &Arc<Self>) -> Option<Slot> {
+        let mut inner = self.lock();
+        if inner.open.len() >= self.most {
+            let idle = |entry: &Entry| entry.busy.load(Ordering::Acquire) == 0;
+            let oldest = inner.open.iter().find(|(_, e)| idle(e)).map(|(&id, _)| id)?;
+            let entry = inner.open.remove(&oldest)?;
+            entry.evict.notify_one();
+        }
+        let id = inner.next;
+        inner.next += 1;
+        let (busy, evict) = (Arc::<AtomicUsize>::default(), Arc::<Notify>::default());
+        inner.open.insert(id, Entry { busy: busy.clone(), evict: evict.clone() });
+        Some(Slot { of: self.clone(), id, busy, evict })
+    }
+
+    /// How many are open.
+    pub(super) fn open(&self) -> usize {
+        self.lock().open.len()
+    }
+
+    /// Ends when none is open.
+    pub(super) async fn empty(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.open() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Slot {
+    /// Ends when another takes this place.
+    pub(super) async fn evicted(&self) {
+        self.evict.notified().await;
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.of.lock().open.remove(&self.id);
+        self.of.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_idle_one_that_came_first_makes_room() {
+        let all = Arc::new(Connections::new(2));
+        let first = all.enter().expect("room");
+        let second = all.enter().expect("room");
+        first.busy.store(1, Ordering::Release);
+        let third = all.enter().expect("the second is idle");
+        assert_eq!(all.open(), 2);
+        third.busy.store(1, Ordering::Release);
+        assert!(all.enter().is_none(), "both are busy");
+        drop(second);
+        assert_eq!(all.open(), 2, "it had already lost its place");
+        drop((first, third));
+        assert_eq!(all.open(), 0);
+    }
+}

@@ -1,0 +1,97 @@
+//! The listening socket: an accept loop of our own, for what a ready-made one does not have: a limit
+//! on the time of a request's head, a cap on connections that favours those who ask something, and
+//! a stop that lets replies end.
+
+mod connections;
+mod head;
+
+use crate::app::App;
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use connections::Connections;
+use head::Watched;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::net::{TcpListener, TcpStream};
+use tower::ServiceExt;
+
+/// Most bytes of a request's head.
+const MAX_HEAD: usize = 32 << 10;
+
+/// Serves connections until the server drains, then until the last reply has ended or the time to
+/// drain is over.
+pub(crate) async fn serve(listener: TcpListener, router: Router, app: Arc<App>) {
+    let connections = Arc::new(Connections::new(app.options.max_connections));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = app.drained() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // A small reply leaves at once.
+                let _ = stream.set_nodelay(true);
+                let (router, app, connections) = (router.clone(), app.clone(), connections.clone());
+                tokio::spawn(connection(stream, router, app, connections));
+            }
+            // No more files, most likely: some will close.
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    let done = connections.empty();
+    if tokio::time::timeout(app.options.drain_time, done).await.is_err() {
+        tracing::warn!(open = connections.open(), "the time to drain is over");
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    app: Arc<App>,
+    connections: Arc<Connections>,
+) {
+    let Some(slot) = connections.enter() else {
+        tracing::warn!("every connection is busy: one more is turned away");
+        return;
+    };
+    let (stream, two_lengths) = Watched::new(stream);
+    let busy = slot.busy.clone();
+    let service = hyper::service::service_fn(|request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        let extensions = request.extensions_mut();
+        extensions.insert(crate::http::guard::Connection {
+            busy: crate::http::guard::Busy::new(&busy),
+            two_lengths: two_lengths.load(Ordering::Relaxed),
+        });
+        router.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(app.options.head_time)
+        .max_header_size(MAX_HEAD)
+        .max_buf_size(2 * MAX_HEAD)
+        .max_headers(64)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            // How a connection ends is the client's affair.
+            _ = connection.as_mut() => return,
+            () = slot.evicted() => return,
+            () = app.drained(), if !asked => {
+                asked = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}

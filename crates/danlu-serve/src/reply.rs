@@ -1,0 +1,244 @@
+//! A reply as it comes: tokens of the engine to text, pictures and sounds.
+
+use crate::app::App;
+use crate::catalogue::Hosted;
+use crate::detokenise::Detokeniser;
+use crate::engine::{Event, FinishReason, Logprob, Running};
+use crate::http::error::{Answer, ApiError};
+use axum::http::StatusCode;
+use danlu_core::{Control, Picture, Sound, TokenKind};
+use danlu_model::prompt::{Template, Value as Said};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// A piece of a reply.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    /// Text that is certain, and the log probabilities of its tokens if they were asked for.
+    Text { text: String, logprobs: Vec<Value> },
+    Picture(Picture),
+    Sound(Sound),
+    /// The last piece.
+    End(End),
+}
+
+/// How a reply ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End {
+    /// `stop` or `length`.
+    pub(crate) reason: &'static str,
+    pub(crate) usage: Usage,
+}
+
+/// Tokens of a request and its replies.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    pub(crate) prompt: usize,
+    pub(crate) completion: usize,
+}
+
+impl Usage {
+    /// Another reply to the same prompt.
+    pub(crate) fn add(&mut self, other: Usage) {
+        self.prompt = self.prompt.max(other.prompt);
+        self.completion += other.completion;
+    }
+
+    pub(crate) fn json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+        })
+    }
+}
+
+/// A reply in the making. Dropping it cancels it.
+pub(crate) struct Reply {
+    running: Running,
+    app: Arc<App>,
+    model: Arc<Hosted>,
+    deadline: Instant,
+    text: Detokeniser,
+    logprobs: Vec<Value>,
+    /// Ids of the picture or sound that is open.
+    open: Vec<u32>,
+    usage: Usage,
+    ended: bool,
+    /// What is told before the next event is looked at.
+    next: Option<Piece>,
+}
+
+impl Reply {
+    pub(crate) fn new(
+        running: Running,
+        app: &Arc<App>,
+        model: Arc<Hosted>,
+        stops: &[String],
+    ) -> Self {
+        Self {
+            running,
+            deadline: Instant::now() + app.options.reply_time,
+            app: app.clone(),
+            model,
+            text: Detokeniser::new(stops.to_vec()),
+            logprobs: Vec::new(),
+            open: Vec::new(),
+            usage: Usage::default(),
+            ended: false,
+            next: None,
+        }
+    }
+
+    /// The next piece; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Answer<Option<Piece>> {
+        loop {
+            if let Some(piece) = self.next.take() {
+                return Ok(Some(piece));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            let event = tokio::time::timeout_at(self.deadline, self.running.next()).await;
+            let event = event.map_err(|_| {
+                let message = "the reply took too long";
+                ApiError::new(StatusCode::GATEWAY_TIMEOUT, message).code("timeout")
+            })?;
+            let piece = match event {
+                None => return Err(ApiError::internal("the model's thread has ended")),
+                Some(Event::Failed { message, .. }) => return Err(ApiError::internal(message)),
+                Some(Event::Token { token, logprob, .. }) => self.token(token, logprob).await?,
+                Some(Event::Done { reason, prompt_tokens, completion_tokens, .. }) => {
+                    self.usage = Usage { prompt: prompt_tokens, completion: completion_tokens };
+                    let reason = if reason == FinishReason::Length { "length" } else { "stop" };
+                    self.end(reason)
+                }
+            };
+            if piece.is_some() {
+                return Ok(piece);
+            }
+        }
+    }
+
+    /// The rest of the text, and after it the end.
+    fn end(&mut self, reason: &'static str) -> Option<Piece> {
+        self.ended = true;
+        let end = Piece::End(End { reason, usage: self.usage });
+        let text = self.text.finish();
+        if text.is_empty() && self.logprobs.is_empty() {
+            return Some(end);
+        }
+        self.next = Some(end);
+        Some(Piece::Text { text, logprobs: std::mem::take(&mut self.logprobs) })
+    }
+
+    async fn token(&mut self, id: u32, logprob: Option<Logprob>) -> Answer<Option<Piece>> {
+        self.usage.completion += 1;
+        let model = self.model.clone();
+        let bytes = match model.vocabulary.kind(id) {
+            Some(TokenKind::Control(Control::End)) | None => return Ok(None),
+            Some(TokenKind::Text(text)) => model.bytes(text).to_vec(),
+            Some(TokenKind::Place(place)) => format!("<loc{place}>").into_bytes(),
+            Some(kind) => {
+                self.open.push(id);
+                let closes = [Control::ImageEnd, Control::AudioEnd].map(TokenKind::Control);
+                if closes.contains(&kind) {
+                    return self.media().await.map(Some);
+                }
+                return Ok(None);
+            }
+        };
+        if let Some(logprob) = logprob {
+            self.logprobs.push(self.logprob(&bytes, &logprob));
+        }
+        let text = self.text.push(&bytes);
+        if self.text.stopped() {
+            // Nothing more is wanted: dropping the reply cancels what runs.
+            self.next = None;
+            self.ended = true;
+            let end = Piece::End(End { reason: "stop", usage: self.usage });
+            if text.is_empty() {
+                return Ok(Some(end));
+            }
+            self.next = Some(end);
+            let logprobs = std::mem::take(&mut self.logprobs);
+            return Ok(Some(Piece::Text { text, logprobs }));
+        }
+        if text.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Piece::Text { text, logprobs: std::mem::take(&mut self.logprobs) }))
+    }
+
+    async fn media(&mut self) -> Answer<Piece> {
+        let (model, ids) = (self.model.clone(), std::mem::take(&mut self.open));
+        let made = self.app.work(move || {
+            let said = Template::new(&model.tokenisers).reply(&ids)?;
+            Ok(said.into_iter().next())
+        });
+        match made.await? {
+            Some(Said::Picture(picture)) => Ok(Piece::Picture(picture)),
+            Some(Said::Sound(sound)) => Ok(Piece::Sound(sound)),
+            other => Err(ApiError::internal(format!("a closed medium became {other:?}"))),
+        }
+    }
+
+    fn logprob(&self, bytes: &[u8], of: &Logprob) -> Value {
+        let one = |bytes: &[u8], value: f32| {
+            json!({
+                "token": String::from_utf8_lossy(bytes),
+                // JSON has no infinity; this is what the official API says for "never".
+                "logprob": value.max(-9999.0),
+                "bytes": bytes,
+            })
+        };
+        let mut own = one(bytes, of.chosen);
+        let top = of.top.iter().map(|&(id, value)| one(&self.shown(id), value));
+        own["top_logprobs"] = Value::Array(top.collect());
+        own
+    }
+
+    /// How a token is shown.
+    fn shown(&self, id: u32) -> Vec<u8> {
+        match self.model.vocabulary.kind(id) {
+            Some(TokenKind::Text(text)) => self.model.bytes(text).to_vec(),
+            Some(TokenKind::Place(place)) => format!("<loc{place}>").into_bytes(),
+            Some(TokenKind::Control(control)) => control.name().as_bytes().to_vec(),
+            other => format!("{other:?}").into_bytes(),
+        }
+    }
+}
+
+/// A whole reply.
+#[derive(Debug, Default)]
+pub(crate) struct Whole {
+    pub(crate) text: String,
+    pub(crate) logprobs: Vec<Value>,
+    pub(crate) pictures: Vec<Picture>,
+    pub(crate) sounds: Vec<Sound>,
+    pub(crate) reason: &'static str,
+    pub(crate) usage: Usage,
+}
+
+/// Waits for a whole reply.
+pub(crate) async fn whole(mut reply: Reply) -> Answer<Whole> {
+    let mut out = Whole::default();
+    while let Some(piece) = reply.next().await? {
+        match piece {
+            Piece::Text { text, logprobs } => {
+                out.text += &text;
+                out.logprobs.extend(logprobs);
+            }
+            Piece::Picture(picture) => out.pictures.push(picture),
+            Piece::Sound(sound) => out.sounds.push(sound),
+            Piece::End(end) => (out.reason, out.usage) = (end.reason, end.usage),
+        }
+    }
+    Ok(out)
+}
+
+/// Waits for whole replies, all at a time.
+pub(crate) async fn wholes(replies: Vec<Reply>) -> Answer<Vec<Whole>> {
+    futures_util::future::try_join_all(replies.into_iter().map(whole)).await
+}
