@@ -59,6 +59,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "danlu-train",
         &["danlu-core", "danlu-media", "danlu-ops", "danlu-data", "danlu-model", "danlu-report"],
     ),
+    ("danlu-serve", &["danlu-core", "danlu-media", "danlu-model", "danlu-ops"]),
     (
         "danlu",
         &[
@@ -70,6 +71,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "danlu-train",
             "danlu-eval",
             "danlu-report",
+            "danlu-serve",
         ],
     ),
 ];

@@ -7,6 +7,7 @@
 
 mod batch;
 mod error;
+pub mod instruction;
 mod media;
 pub mod recipe;
 mod rng;

@@ -3,6 +3,7 @@
 //! Files become the plain [`danlu_core::Picture`] and [`danlu_core::Sound`] here and nowhere else.
 //! This crate knows no sample, no token and no tensor.
 
+mod flac;
 mod mel;
 mod picture;
 mod quality;
@@ -10,14 +11,18 @@ mod resample;
 mod restyle;
 mod sound;
 
+pub use flac::encode_flac;
 pub use mel::{FLOOR, Mel, MelBank, MelConfig};
-pub use picture::{alter_picture, decode_picture, encode_png, fit, read_picture, write_picture};
+pub use picture::{
+    alter_picture, decode_picture, decode_picture_within, encode_png, fit, read_picture,
+    write_picture,
+};
 pub use quality::{mel_distance, psnr, ssim};
 pub use resample::resample;
 pub use restyle::restyle_picture;
 pub use sound::{
-    MAX_SECONDS, RATE, alter_sound, decode_sound, decode_sound_within, encode_wav, read_sound,
-    revoice_sound, write_sound,
+    MAX_SECONDS, RATE, alter_sound, decode_sound, decode_sound_within, encode_wav, pcm16,
+    read_sound, revoice_sound, write_sound,
 };
 
 use danlu_core::{Error, Result};

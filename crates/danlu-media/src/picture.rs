@@ -20,6 +20,17 @@ pub fn read_picture(path: impl AsRef<Path>) -> Result<Picture> {
 ///
 /// A picture of more than 8192 pixels a side or 256 MiB is refused before it is decoded.
 pub fn decode_picture(bytes: &[u8], origin: impl AsRef<Path>) -> Result<Picture> {
+    decode_picture_within(bytes, origin, MAX_SIDE, MAX_BYTES)
+}
+
+/// [`decode_picture`] with other limits: on the longest side in pixels, and on the memory that
+/// decoding may take in bytes.
+pub fn decode_picture_within(
+    bytes: &[u8],
+    origin: impl AsRef<Path>,
+    max_side: u32,
+    max_bytes: u64,
+) -> Result<Picture> {
     let error = |found: String| Error::file(origin.as_ref(), "a PNG, JPEG, GIF or WebP", found);
     if bytes.is_empty() {
         return Err(error("an empty file".into()));
@@ -31,15 +42,15 @@ pub fn decode_picture(bytes: &[u8], origin: impl AsRef<Path>) -> Result<Picture>
         return Err(error("bytes of another kind".into()));
     }
     let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_BYTES);
+    limits.max_image_width = Some(max_side);
+    limits.max_image_height = Some(max_side);
+    limits.max_alloc = Some(max_bytes);
     reader.limits(limits);
     let broken = |e: image::ImageError| error(format!("one that cannot be decoded: {e}"));
     let mut decoder = reader.into_decoder().map_err(broken)?;
     let (w, h) = decoder.dimensions();
-    if w > MAX_SIDE || h > MAX_SIDE || decoder.total_bytes() > MAX_BYTES {
-        return Err(error(format!("one of {w}x{h} pixels, over {MAX_SIDE}x{MAX_SIDE}")));
+    if w > max_side || h > max_side || decoder.total_bytes() > max_bytes {
+        return Err(error(format!("one of {w}x{h} pixels, over {max_side}x{max_side}")));
     }
     let orientation = decoder.orientation().map_err(broken)?;
     let mut decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;

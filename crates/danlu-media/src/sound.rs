@@ -127,6 +127,11 @@ fn mono(bytes: &[u8], max_seconds: f64) -> Result<(u32, Vec<f32>), (String, Stri
     Ok((rate, samples))
 }
 
+/// The samples as 16-bit integers; what is beyond -1..1 is clipped.
+pub fn pcm16(sound: &Sound) -> impl Iterator<Item = i16> + '_ {
+    sound.samples.iter().map(|s| (s.clamp(-1.0, 1.0) * 32_767.0).round() as i16)
+}
+
 /// The sound as a WAV file of 16-bit PCM; what is beyond -1..1 is clipped.
 pub fn encode_wav(sound: &Sound) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
@@ -138,8 +143,8 @@ pub fn encode_wav(sound: &Sound) -> Vec<u8> {
     };
     let why = "16-bit mono is a valid form, and memory does not refuse writes";
     let mut writer = hound::WavWriter::new(&mut bytes, spec).expect(why);
-    for sample in &sound.samples {
-        writer.write_sample((sample.clamp(-1.0, 1.0) * 32_767.0).round() as i16).expect(why);
+    for sample in pcm16(sound) {
+        writer.write_sample(sample).expect(why);
     }
     writer.finalize().expect(why);
     bytes.into_inner()

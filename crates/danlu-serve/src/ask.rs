@@ -83,6 +83,11 @@ impl Drawing {
         })
     }
 
+    /// The same for one reply.
+    pub(crate) fn once(self) -> Self {
+        Self { replies: 1, ..self }
+    }
+
     /// The likeliest reply, once.
     pub(crate) fn plain() -> Self {
         Self {
@@ -117,7 +122,8 @@ fn biases(map: Option<Map<String, Value>>, vocabulary: usize) -> Answer<Vec<(u32
 }
 
 fn stops(value: Option<Value>) -> Answer<Vec<String>> {
-    let wanted = format!("a string or a list of at most {MAX_STOPS}, of 1 to {MAX_STOP} bytes each");
+    let wanted =
+        format!("a string or a list of at most {MAX_STOPS}, of 1 to {MAX_STOP} bytes each");
     let wrong = |found: String| ApiError::expected("stop", &wanted, found);
     let list = match value {
         None => return Ok(Vec::new()),
@@ -233,14 +239,16 @@ impl Ask {
             })
             .await?;
         let running = ask.chosen.model.thread.submit(jobs).map_err(refused)?;
+        let (model, tokens) = (&ask.chosen.model, ask.prompt.len());
+        let stops = &ask.drawing.stops;
         Ok(running
             .into_iter()
-            .map(|running| Reply::new(running, app, ask.chosen.model.clone(), &ask.drawing.stops))
+            .map(|running| Reply::new(running, app, model.clone(), tokens, stops))
             .collect())
     }
 }
 
-fn refused(refusal: Refusal) -> ApiError {
+pub(crate) fn refused(refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::Full { retry } => {
             let message = "too many requests: the queue is full";

@@ -22,8 +22,8 @@ pub(crate) enum Content {
     Picture(String),
     /// Base64 of a file.
     Sound(String),
-    /// A file.
-    SoundFile(axum::body::Bytes),
+    /// A sound of the model's own.
+    Own(Sound),
 }
 
 /// A message.
@@ -157,12 +157,12 @@ impl Codes for RequestCodes<'_> {
     fn image(&mut self, media: &Media, _: bool) -> danlu_core::Result<Vec<u32>> {
         let Media::Asset(AssetId(i)) = media else { return Err(no_asset()) };
         let picture = danlu_media::fit(&self.media.pictures[*i as usize], 64);
-        Ok(self.model.tokenisers.image_codes(&[&picture]).remove(0))
+        Ok(self.model.tokenisers.image_codes(&[&picture])?.remove(0))
     }
 
     fn audio(&mut self, media: &Media, _: bool) -> danlu_core::Result<Vec<u32>> {
         let Media::Asset(AssetId(i)) = media else { return Err(no_asset()) };
-        Ok(self.model.tokenisers.audio_codes(&self.media.sounds[*i as usize]))
+        self.model.tokenisers.audio_codes(&self.media.sounds[*i as usize])
     }
 }
 
@@ -224,16 +224,13 @@ fn decode(model: &Hosted, at: &str, content: Content, media: &mut Decoded) -> An
             check_modality(model, at, Modality::Audio)?;
             sound(media::sound_of_text(at, &data, max_seconds(model))?)
         }
-        Content::SoundFile(bytes) => {
-            check_modality(model, at, Modality::Audio)?;
-            sound(media::sound(at, &bytes, max_seconds(model))?)
-        }
+        Content::Own(own) => sound(own),
     })
 }
 
 /// Longest sound that the model takes, in seconds.
 pub(crate) fn max_seconds(model: &Hosted) -> f64 {
-    model.tokenisers.audio.config.max_seconds as f64
+    model.tokenisers.audio.as_ref().map_or(0.0, |t| t.config.max_seconds as f64)
 }
 
 /// Refuses text that cannot fit, before it is tokenised.

@@ -107,7 +107,12 @@ impl Metrics {
             let single = [
                 ("num_requests_running", "gauge", "Replies in the making.", v.usage.running as f64),
                 ("num_requests_waiting", "gauge", "Jobs in the queue.", v.usage.waiting as f64),
-                ("kv_cache_usage_perc", "gauge", "Share of the cache in use, 0 to 1.", v.usage.cache),
+                (
+                    "kv_cache_usage_perc",
+                    "gauge",
+                    "Share of the cache in use, 0 to 1.",
+                    v.usage.cache,
+                ),
                 ("prompt_tokens_total", "counter", "Tokens read.", v.prompt_tokens as f64),
                 ("generation_tokens_total", "counter", "Tokens made.", v.generation_tokens as f64),
             ];

@@ -16,7 +16,10 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) enum Piece {
     /// Text that is certain, and the log probabilities of its tokens if they were asked for.
-    Text { text: String, logprobs: Vec<Value> },
+    Text {
+        text: String,
+        logprobs: Vec<Value>,
+    },
     Picture(Picture),
     Sound(Sound),
     /// The last piece.
@@ -75,6 +78,7 @@ impl Reply {
         running: Running,
         app: &Arc<App>,
         model: Arc<Hosted>,
+        prompt_tokens: usize,
         stops: &[String],
     ) -> Self {
         Self {
@@ -85,7 +89,7 @@ impl Reply {
             text: Detokeniser::new(stops.to_vec()),
             logprobs: Vec::new(),
             open: Vec::new(),
-            usage: Usage::default(),
+            usage: Usage { prompt: prompt_tokens, completion: 0 },
             ended: false,
             next: None,
         }

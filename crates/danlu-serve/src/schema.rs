@@ -72,7 +72,8 @@ impl Grammars {
         match (matcher.get_error(), first) {
             (None, Ok(mask)) if !mask.is_zero() => {}
             (Some(error), _) => {
-                let brief: String = error.lines().next().unwrap_or_default().chars().take(200).collect();
+                let brief: String =
+                    error.lines().next().unwrap_or_default().chars().take(200).collect();
                 return Err(refused(format!("`{param}` cannot be kept to: {brief}")));
             }
             _ => return Err(refused(format!("`{param}` cannot be kept to: nothing satisfies it"))),

@@ -47,8 +47,13 @@ fn main() -> std::process::ExitCode {
             return std::process::ExitCode::from(2);
         }
     }
-    // Inside the pool, so that the thread that hands out work also does some instead of sleeping.
-    let result = rayon::scope(|_| commands::run(cli.command, &mut Cli::command()));
+    let run = |command| commands::run(command, &mut Cli::command());
+    let result = match cli.command {
+        // It waits, which must not take a thread of the pool; its model threads enter by themselves.
+        command @ commands::Command::Serve(_) => run(command),
+        // Inside the pool, so that the thread that hands out work also does some instead of sleeping.
+        command => rayon::scope(|_| run(command)),
+    };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {

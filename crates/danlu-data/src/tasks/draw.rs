@@ -3,10 +3,8 @@ use super::*;
 /// Name to image. A style that is not the default is named, the default one half of the time.
 pub(super) struct Draw(pub(super) Language);
 
-const WORDINGS: Wordings = Wordings::new(
-    &["Draw {}", "A picture of {}", "Show me {}", "Paint {}"],
-    &["画{}", "请画一个{}", "给我看{}"],
-);
+const WORDINGS: Wordings =
+    Wordings::new(&danlu_core::instruction::DRAW_EN, &danlu_core::instruction::DRAW_ZH);
 /// Around a name in the other language.
 const OTHER: Wordings = Wordings::new(
     &["Draw “{}”", "A picture of “{}”", "Show me “{}”", "Paint “{}”"],

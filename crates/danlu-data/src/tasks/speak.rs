@@ -4,10 +4,8 @@ use super::*;
 /// Text to speech. A voice that is not the default is named.
 pub(super) struct Speak(pub(super) Language);
 
-const WORDINGS: Wordings = Wordings::new(
-    &["Say “{}”", "Read “{}” aloud", "Speak: “{}”", "Pronounce “{}”"],
-    &["读“{}”", "说“{}”", "朗读“{}”"],
-);
+const WORDINGS: Wordings =
+    Wordings::new(&danlu_core::instruction::SPEAK_EN, &danlu_core::instruction::SPEAK_ZH);
 
 impl Task for Speak {
     fn name(&self) -> &'static str {

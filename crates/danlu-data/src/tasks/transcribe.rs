@@ -3,10 +3,8 @@ use super::*;
 /// Speech to what is said, in the given language or (`None`) in any but English and Chinese.
 pub(super) struct Transcribe(pub(super) Option<Language>);
 
-const WORDINGS: Wordings = Wordings::new(
-    &["Write what you hear.", "Transcribe this.", "What is said?", "Write this down."],
-    &["写下你听到的。", "听写。", "说的是什么？"],
-);
+const WORDINGS: Wordings =
+    Wordings::new(&danlu_core::instruction::TRANSCRIBE_EN, &danlu_core::instruction::TRANSCRIBE_ZH);
 
 impl Task for Transcribe {
     fn name(&self) -> &'static str {

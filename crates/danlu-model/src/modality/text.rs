@@ -110,6 +110,18 @@ impl TextTokeniser {
         self.tokenizer.id_to_token(id)
     }
 
+    /// Bytes of each entry by id; special entries are the bytes of their names.
+    pub fn entries(&self) -> Vec<Vec<u8>> {
+        let added = self.0.get_added_tokens_decoder();
+        (0..self.size())
+            .map(|id| match (added.get(&id), self.0.id_to_token(id)) {
+                (Some(token), _) => token.content.clone().into_bytes(),
+                (None, Some(word)) => word.chars().flat_map(entry_bytes).collect(),
+                (None, None) => Vec::new(),
+            })
+            .collect()
+    }
+
     /// Ids of `text`, without any special token.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let encoding = self.tokenizer.encode_fast(text, false);
@@ -157,6 +169,20 @@ impl TextTokeniser {
     }
 }
 
+/// The byte that a character of an entry stands for. Byte-level tokenisers write printable Latin-1
+/// as it is and the other bytes, in order, from U+0100; any other character is its own UTF-8.
+fn entry_bytes(c: char) -> Vec<u8> {
+    let printable = |b: u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    match u32::from(c) {
+        code @ 0..=255 if printable(code as u8) => vec![code as u8],
+        code @ 256..=323 => {
+            let other = (0..=255).filter(|&b| !printable(b)).nth(code as usize - 256);
+            other.into_iter().collect()
+        }
+        _ => c.to_string().into_bytes(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,6 +197,17 @@ mod tests {
         fn any_text_comes_back(text in "\\PC*") {
             let t = tokeniser();
             proptest::prop_assert_eq!(t.decode(&t.encode(&text)), text);
+        }
+    }
+
+    #[test]
+    fn bytes_of_entries_are_the_text() {
+        let t = tokeniser();
+        let entries = t.entries();
+        for text in ["a cat 红苹果 \u{0}\u{7f}", "é\u{ad}\u{a0}", "fn main() {\n\t}"] {
+            let bytes: Vec<u8> =
+                t.encode(text).iter().flat_map(|&id| entries[id as usize].clone()).collect();
+            assert_eq!(String::from_utf8(bytes).expect("UTF-8"), text);
         }
     }
 

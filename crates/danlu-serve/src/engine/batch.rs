@@ -5,8 +5,8 @@
 use super::sample::Drawing;
 use super::{BitMask, Engine, Event, FinishReason, Guidance, Job, JobId, Mask, Usage};
 use danlu_core::{Error, Result};
-use danlu_model::arch::SequenceCache;
 use danlu_model::Transformer;
+use danlu_model::arch::SequenceCache;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ impl Default for BatchOptions {
 /// Several replies of one transformer in the making.
 pub struct Batch {
     transformer: Transformer,
+    /// The same with an adapter's layers, by name; they share the weights.
+    adapted: Vec<(String, Transformer)>,
     options: BatchOptions,
     next: u64,
     waiting: VecDeque<(JobId, Job)>,
@@ -53,6 +55,8 @@ impl Stream {
 
 struct Sequence {
     id: JobId,
+    /// Place of its adapter among the adapted.
+    adapter: Option<usize>,
     own: Stream,
     blank: Option<(Stream, f32)>,
     drawing: Drawing,
@@ -69,13 +73,29 @@ impl Batch {
     pub fn new(transformer: Transformer, options: BatchOptions) -> Self {
         let mask = BitMask::new(transformer.config.vocabulary);
         let (waiting, running) = (VecDeque::new(), Vec::new());
-        Self { transformer, options, next: 0, waiting, running, mask }
+        let adapted = Vec::new();
+        Self { transformer, adapted, options, next: 0, waiting, running, mask }
+    }
+
+    /// Adds the transformer with an adapter's layers. It must have the base's sizes.
+    pub fn with_adapter(mut self, name: &str, transformer: Transformer) -> Result<Self> {
+        if transformer.config != self.transformer.config {
+            return Err(Error::parameter(
+                format!("--adapter {name}"),
+                "an adapter of this model",
+                "one of another",
+            ));
+        }
+        self.adapted.push((name.into(), transformer));
+        Ok(self)
     }
 
     fn start(&self, id: JobId, job: Job) -> Sequence {
         let stream = |ids| Stream { cache: self.transformer.start(), fresh: ids };
+        let adapter = job.adapter.and_then(|name| self.adapted.iter().position(|a| a.0 == name));
         Sequence {
             id,
+            adapter,
             prompt_tokens: job.prompt.len(),
             own: stream(job.prompt),
             blank: job.guidance.map(|Guidance { blank, scale }| (stream(blank), scale)),
@@ -90,7 +110,7 @@ impl Batch {
 
     /// Reads the next chunks of all sequences; returns the logits of those whose ids are all read,
     /// by sequence, with those of the blank prompt.
-    fn advance(&mut self) -> Vec<Option<(Vec<f32>, Option<Vec<f32>>)>> {
+    fn advance(&mut self) -> Vec<Option<Logits>> {
         let most = self.options.chunk.max(1);
         let mut chunks = Vec::new();
         for sequence in &mut self.running {
@@ -102,28 +122,48 @@ impl Batch {
             };
             chunks.push((own, done, blank));
         }
-        let mut rows: Vec<(&mut SequenceCache, &[u32])> = Vec::new();
-        for (sequence, (own, _, blank)) in self.running.iter_mut().zip(&chunks) {
-            rows.push((&mut sequence.own.cache, own));
-            if let Some((stream, _)) = &mut sequence.blank
-                && !blank.is_empty()
+        // One pass for the base and one for each adapter that is asked for.
+        let mut out: Vec<Option<Logits>> = self.running.iter().map(|_| None).collect();
+        let ways = std::iter::once(None).chain((0..self.adapted.len()).map(Some));
+        for way in ways {
+            let transformer = match way {
+                None => &self.transformer,
+                Some(i) => &self.adapted[i].1,
+            };
+            let mut rows: Vec<(&mut SequenceCache, &[u32])> = Vec::new();
+            for (sequence, (own, _, blank)) in self.running.iter_mut().zip(&chunks) {
+                if sequence.adapter != way {
+                    continue;
+                }
+                rows.push((&mut sequence.own.cache, own));
+                if let Some((stream, _)) = &mut sequence.blank
+                    && !blank.is_empty()
+                {
+                    rows.push((&mut stream.cache, blank));
+                }
+            }
+            if rows.is_empty() {
+                continue;
+            }
+            let logits = transformer.advance(&mut rows);
+            let mut logits = logits.chunks_exact(transformer.config.vocabulary);
+            let mut next = || logits.next().expect("a row for each chunk").to_vec();
+            for ((sequence, (_, done, blank)), out) in
+                self.running.iter().zip(&chunks).zip(&mut out)
             {
-                rows.push((&mut stream.cache, blank));
+                if sequence.adapter == way {
+                    let own = next();
+                    let other = (!blank.is_empty()).then(&mut next);
+                    *out = done.then_some((own, other));
+                }
             }
         }
-        let logits = self.transformer.advance(&mut rows);
-        let mut logits = logits.chunks_exact(self.transformer.config.vocabulary);
-        let mut next = || logits.next().expect("a row for each chunk").to_vec();
-        chunks
-            .iter()
-            .map(|(_, done, blank)| {
-                let own = next();
-                let other = (!blank.is_empty()).then(&mut next);
-                done.then_some((own, other))
-            })
-            .collect()
+        out
     }
 }
+
+/// What comes next for a sequence, and for its blank prompt.
+type Logits = (Vec<f32>, Option<Vec<f32>>);
 
 impl Engine for Batch {
     fn add(&mut self, job: Job) -> Result<JobId> {
@@ -136,7 +176,9 @@ impl Engine for Batch {
                 format!("{tokens} tokens"),
             ));
         }
-        if let Some(adapter) = &job.adapter {
+        if let Some(adapter) = &job.adapter
+            && !self.adapted.iter().any(|a| a.0 == *adapter)
+        {
             return Err(Error::parameter("adapter", "one that was loaded", adapter));
         }
         let size = self.transformer.config.vocabulary as u32;
@@ -194,30 +236,23 @@ impl Engine for Batch {
         self.running.clear();
     }
 
-    fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
-        let context = self.transformer.config.context;
-        let mut out = Vec::with_capacity(texts.len());
-        for (i, ids) in texts.iter().enumerate() {
-            if ids.is_empty() || ids.len() > context {
-                return Err(Error::parameter(
-                    format!("input[{i}]"),
-                    format!("1 to {context} tokens"),
-                    format!("{} tokens", ids.len()),
-                ));
-            }
-            let starts: Arc<[u32]> = Arc::from([0, ids.len() as u32]);
-            let hidden = self.transformer.hidden(&ids.as_slice().into(), &starts);
-            let values: Vec<f32> = hidden.into_data().try_into_vec().expect("f32");
-            let width = self.transformer.config.width;
-            let mut mean = vec![0.0f32; width];
-            for row in values.chunks_exact(width) {
-                mean.iter_mut().zip(row).for_each(|(m, v)| *m += v);
-            }
-            let norm = mean.iter().map(|m| m * m).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-            mean.iter_mut().for_each(|m| *m /= norm);
-            out.push(mean);
+    fn embed(&mut self, text: &[u32]) -> Result<Vec<f32>> {
+        let config = &self.transformer.config;
+        if text.is_empty() || text.len() > config.context {
+            let (wanted, found) = (config.context, text.len());
+            let wanted = format!("1 to {wanted} tokens");
+            return Err(Error::parameter("input", wanted, format!("{found} tokens")));
         }
-        Ok(out)
+        let starts: Arc<[u32]> = Arc::from([0, text.len() as u32]);
+        let hidden = self.transformer.hidden(&text.into(), &starts);
+        let values: Vec<f32> = hidden.into_data().try_into_vec().expect("f32");
+        let mut mean = vec![0.0f32; config.width];
+        for row in values.chunks_exact(config.width) {
+            mean.iter_mut().zip(row).for_each(|(m, v)| *m += v);
+        }
+        let norm = mean.iter().map(|m| m * m).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        mean.iter_mut().for_each(|m| *m /= norm);
+        Ok(mean)
     }
 }
 

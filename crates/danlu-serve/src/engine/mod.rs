@@ -126,6 +126,6 @@ pub trait Engine: Send {
     fn usage(&self) -> Usage;
     /// Drops every job: what a panic left behind is not used again.
     fn reset(&mut self);
-    /// For each list of ids the mean of the normalised hidden states, of length 1.
-    fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>>;
+    /// The mean of the normalised hidden states of a list of ids, scaled to length 1.
+    fn embed(&mut self, text: &[u32]) -> Result<Vec<f32>>;
 }

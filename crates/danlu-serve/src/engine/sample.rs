@@ -191,8 +191,7 @@ mod tests {
             .map(|_| drawing.draw(&mut LOGITS.clone(), None, None).expect("something").0)
             .collect();
         assert_eq!(ids, [0, 2, 3]);
-        let mut drawing =
-            Drawing::new(Sampler { repetition_penalty: 2.0, ..Default::default() });
+        let mut drawing = Drawing::new(Sampler { repetition_penalty: 2.0, ..Default::default() });
         let ids = [(); 2].map(|()| drawing.draw(&mut LOGITS.clone(), None, None).expect("one").0);
         assert_eq!(ids, [0, 2]);
     }

@@ -36,7 +36,7 @@ pub enum Refusal {
 enum Command {
     Add { ticket: u64, job: Job, events: mpsc::Sender<Event> },
     Cancel { ticket: u64 },
-    Embed { texts: Vec<Vec<u32>>, answer: oneshot::Sender<Result<Vec<Vec<f32>>>> },
+    Embed { text: Vec<u32>, answer: oneshot::Sender<Result<Vec<f32>>> },
 }
 
 /// A handle to the thread that owns an engine. It ends when the last handle is dropped.
@@ -102,16 +102,7 @@ impl ModelThread {
 
     /// Hands jobs over, all of them or none.
     pub fn submit(&self, jobs: Vec<Job>) -> Result<Vec<Running>, Refusal> {
-        let most = self.limits.queue + self.limits.batch;
-        let before = self.taken.fetch_add(jobs.len(), Ordering::AcqRel);
-        let places: Vec<Place> = jobs.iter().map(|_| Place(self.taken.clone())).collect();
-        if before + jobs.len() > most {
-            drop(places);
-            // A rough guess: the mean time of a reply, for every batch in front.
-            let batches = (before / self.limits.batch.max(1)) as f64;
-            let seconds = self.metrics.mean_seconds().unwrap_or(1.0) * batches;
-            return Err(Refusal::Full { retry: (seconds.ceil() as u64).clamp(1, 60) });
-        }
+        let places = self.places(jobs.len())?;
         let mut out = Vec::with_capacity(jobs.len());
         for (job, place) in jobs.into_iter().zip(places) {
             let (sender, events) = mpsc::channel(job.max_tokens + 2);
@@ -124,12 +115,28 @@ impl ModelThread {
         Ok(out)
     }
 
-    /// Embeds texts, each a list of ids.
-    pub async fn embed(&self, texts: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>> {
+    /// Embeds a text, a list of ids, between two steps. It takes a place as a job does.
+    pub async fn embed(&self, text: Vec<u32>) -> Result<Result<Vec<f32>>, Refusal> {
+        let place = self.places(1)?;
         let (answer, waits) = oneshot::channel();
-        let gone = || Error::Other("the model's thread has ended".into());
-        self.commands.send(Command::Embed { texts, answer }).map_err(|_| gone())?;
-        waits.await.map_err(|_| gone())?
+        self.commands.send(Command::Embed { text, answer }).map_err(|_| Refusal::Gone)?;
+        let made = waits.await.map_err(|_| Refusal::Gone);
+        drop(place);
+        made
+    }
+
+    /// Takes places, all or none.
+    fn places(&self, count: usize) -> Result<Vec<Place>, Refusal> {
+        let most = self.limits.queue + self.limits.batch;
+        let before = self.taken.fetch_add(count, Ordering::AcqRel);
+        let places: Vec<Place> = (0..count).map(|_| Place(self.taken.clone())).collect();
+        if before + count > most {
+            // A rough guess: the mean time of a reply, for every batch in front.
+            let batches = (before / self.limits.batch.max(1)) as f64;
+            let seconds = self.metrics.mean_seconds().unwrap_or(1.0) * batches;
+            return Err(Refusal::Full { retry: (seconds.ceil() as u64).clamp(1, 60) });
+        }
+        Ok(places)
     }
 }
 
@@ -195,11 +202,10 @@ impl Loop {
                     self.metrics.finished(FinishReason::Cancelled);
                 }
             }
-            Command::Embed { texts, answer } => {
-                let made = AssertUnwindSafe(|| rayon::scope(|_| self.engine.embed(&texts)));
-                let made = catch_unwind(made).unwrap_or_else(|_| {
-                    Err(Error::Other("the model failed on this input".into()))
-                });
+            Command::Embed { text, answer } => {
+                let made = AssertUnwindSafe(|| rayon::scope(|_| self.engine.embed(&text)));
+                let made = catch_unwind(made)
+                    .unwrap_or_else(|_| Err(Error::Other("the model failed on this input".into())));
                 let _ = answer.send(made);
             }
         }

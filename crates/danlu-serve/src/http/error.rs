@@ -85,10 +85,9 @@ impl From<danlu_core::Error> for ApiError {
                 Self::bad(name.clone(), error.to_string())
             }
             // Of files the client learns what was wrong, not where they are.
-            danlu_core::Error::File { expected, found, .. } => Self::new(
-                StatusCode::BAD_REQUEST,
-                format!("expected {expected}, found {found}"),
-            ),
+            danlu_core::Error::File { expected, found, .. } => {
+                Self::new(StatusCode::BAD_REQUEST, format!("expected {expected}, found {found}"))
+            }
             other => Self::internal(other),
         }
     }

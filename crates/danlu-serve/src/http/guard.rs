@@ -21,7 +21,7 @@ use std::time::Instant;
 /// What the accept loop knows of a request's connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
-    pub(crate) busy: Busy,
+    pub(crate) _busy: Busy,
     /// A head with both Content-Length and Transfer-Encoding was seen.
     pub(crate) two_lengths: bool,
 }
@@ -70,9 +70,8 @@ pub(crate) async fn guard(
         Err(error) => (error.into_response(), None),
         Ok(permit) => {
             let made = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-            let response = made.unwrap_or_else(|_| {
-                ApiError::internal("a handler panicked").into_response()
-            });
+            let response =
+                made.unwrap_or_else(|_| ApiError::internal("a handler panicked").into_response());
             (response, permit)
         }
     };
@@ -83,8 +82,8 @@ pub(crate) async fn guard(
     tracing::info!(
         request = number,
         %method,
-        // Of a path that leads nowhere only the length is told: it is the client's text.
-        path = if status == StatusCode::NOT_FOUND { "(unknown)" } else { path.as_str() },
+        // A path that leads nowhere is the client's text.
+        path = if crate::routes::known(&path) { path.as_str() } else { "(other)" },
         status = status.as_u16(),
         key = owner.as_deref().unwrap_or("none"),
         milliseconds = start.elapsed().as_secs_f64() * 1e3,
@@ -101,11 +100,7 @@ pub(crate) async fn guard(
     response.map(|inner| Body::new(Held { inner, _held: held }))
 }
 
-fn check(
-    app: &App,
-    connection: &Option<Connection>,
-    request: &Request,
-) -> Answer<Option<Permit>> {
+fn check(app: &App, connection: &Option<Connection>, request: &Request) -> Answer<Option<Permit>> {
     if connection.as_ref().is_some_and(|c| c.two_lengths) {
         let message = "a request may not have both Content-Length and Transfer-Encoding";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, message));

@@ -90,9 +90,8 @@ impl Keys {
         }
         let mut owners = Vec::new();
         for entry in file.key {
-            let hash = blake3::Hash::from_hex(&entry.blake3).map_err(|_| {
-                Error::file(path, "64 hexadecimal digits in `blake3`", &entry.name)
-            })?;
+            let hash = blake3::Hash::from_hex(&entry.blake3)
+                .map_err(|_| Error::file(path, "64 hexadecimal digits in `blake3`", &entry.name))?;
             let full = entry.requests_per_minute.map_or(0.0, f64::from);
             let state = State { tokens: full, filled: Instant::now(), running: 0 };
             owners.push(Arc::new(Owner {

@@ -4,5 +4,5 @@ pub(crate) mod body;
 pub(crate) mod error;
 pub(crate) mod fields;
 pub(crate) mod guard;
-pub mod keys;
+pub(crate) mod keys;
 pub(crate) mod sse;

@@ -125,7 +125,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 mod tests {
     use super::*;
 
-    const BOTH: &str = "POST / HTTP/1.1\r\ncontent-LENGTH: 4\r\nTransfer-encoding : chunked\r\n\r\n";
+    const BOTH: &str =
+        "POST / HTTP/1.1\r\ncontent-LENGTH: 4\r\nTransfer-encoding : chunked\r\n\r\n";
 
     /// Whether it is found, fed in pieces of any size.
     fn found(text: &str) -> bool {
@@ -144,9 +145,8 @@ mod tests {
         let get = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
         assert!(!found(get));
         assert!(found(&format!("{get}{BOTH}")));
-        let post = |body: &str| {
-            format!("POST / HTTP/1.1\ncontent-length: {}\n\n{body}", body.len())
-        };
+        let post =
+            |body: &str| format!("POST / HTTP/1.1\ncontent-length: {}\n\n{body}", body.len());
         assert!(!found(&post(BOTH)), "a body may say what it likes");
         assert!(found(&format!("{}{BOTH}", post("abc"))));
     }

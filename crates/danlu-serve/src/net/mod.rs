@@ -69,7 +69,7 @@ async fn connection(
         let mut request = request.map(Body::new);
         let extensions = request.extensions_mut();
         extensions.insert(crate::http::guard::Connection {
-            busy: crate::http::guard::Busy::new(&busy),
+            _busy: crate::http::guard::Busy::new(&busy),
             two_lengths: two_lengths.load(Ordering::Relaxed),
         });
         router.clone().oneshot(request)

@@ -13,6 +13,7 @@ mod parity;
 mod publish;
 mod questions;
 mod quickstart;
+mod serve;
 mod tokenizer;
 mod train;
 mod tune;
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Generate(generate::Args),
     /// Talk to a model in the terminal
     Chat(chat::Args),
+    /// Answer over HTTP: an OpenAI-compatible API and a page
+    Serve(serve::Args),
     /// Measure a model on a file of questions
     Eval(eval::Args),
     /// Write files of questions from data packs, for `danlu eval`
@@ -68,6 +71,7 @@ pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
         Command::Merge(args) => merge::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Questions(args) => questions::run(args),
         Command::Publish(args) => publish::run(args),

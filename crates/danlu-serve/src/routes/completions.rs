@@ -1,0 +1,219 @@
+//! The older endpoint: a text, and how it goes on.
+
+use super::chat::unique;
+use super::embeddings::text_or_ids;
+use crate::app::{App, now};
+use crate::ask::{Ask, Drawing, IGNORED, model};
+use crate::conversation::check_length;
+use crate::http::body;
+use crate::http::error::{Answer, ApiError, json_response};
+use crate::http::fields::{Fields, kind};
+use crate::http::sse::Events;
+use crate::reply::{Piece, Reply, Usage, wholes};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use danlu_core::{Control, Modality};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// Most prompts of a request.
+const MAX_PROMPTS: usize = 16;
+
+struct Wanted {
+    app: Arc<App>,
+    name: String,
+    id: String,
+    created: u64,
+    logprobs: bool,
+    usage: bool,
+    /// What each choice begins with.
+    echo: Vec<String>,
+}
+
+/// The handler.
+pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -> Answer {
+    let (head, body) = request.into_parts();
+    let map = body::json(&app, &head.headers, body).await?;
+    let name = map.get("model").and_then(Value::as_str).unwrap_or_default().to_string();
+    let mut fields = Fields::new(map);
+    let chosen = model(&app, &mut fields)?;
+    let prompts = Fields::required("prompt", fields.take("prompt"))?;
+    let drawing = Drawing::take(&mut fields, &chosen)?;
+    let logprobs = fields.integer("logprobs", 0..=5)?;
+    let echo = fields.flag("echo")?.unwrap_or(false);
+    let stream = fields.flag("stream")?.unwrap_or(false);
+    let options = fields.object("stream_options")?.unwrap_or_default();
+    fields.integer("best_of", 1..=1)?;
+    fields.pass_over(&["suffix"]);
+    fields.pass_over(&IGNORED);
+    fields.finish()?;
+    let prompts = each(prompts)?;
+    let mut echoes = Vec::new();
+    for prompt in &prompts {
+        let text = prompt.as_str().filter(|_| echo).unwrap_or_default();
+        echoes.extend(std::iter::repeat_n(text.to_string(), drawing.replies));
+    }
+    let host = chosen.model.clone();
+    let ids = app.work(move || {
+        prompts
+            .iter()
+            .map(|value| {
+                let mut ids = Vec::new();
+                // A document of plain text begins as one ends, as in training.
+                if host.vocabulary.has_controls() {
+                    ids.push(host.vocabulary.control_id(Control::End));
+                }
+                ids.extend(text_or_ids(&host, "prompt", value)?);
+                check_length(&host, "prompt", ids.len())?;
+                Ok(ids)
+            })
+            .collect::<Answer<Vec<_>>>()
+    });
+    let mut replies = Vec::new();
+    for prompt in ids.await? {
+        let ask = Ask {
+            chosen: chosen.clone(),
+            prompt,
+            param: "prompt",
+            to: Some(Modality::Text),
+            drawing: drawing.clone(),
+            top_logprobs: logprobs.map(|n| n as usize),
+            schema: None,
+            raw: true,
+        };
+        replies.extend(ask.start(&app).await?);
+    }
+    let wanted = Wanted {
+        app,
+        name,
+        id: format!("cmpl-{}", unique()),
+        created: now(),
+        logprobs: logprobs.is_some(),
+        usage: options.get("include_usage") == Some(&Value::Bool(true)),
+        echo: echoes,
+    };
+    if stream { Ok(wanted.stream(replies)) } else { wanted.answer(replies).await }
+}
+
+/// The prompts of a request: a text, a list of texts, ids or a list of lists of ids.
+fn each(value: Value) -> Answer<Vec<Value>> {
+    let list = match value {
+        Value::Array(list) if list.first().is_some_and(Value::is_number) => {
+            vec![Value::Array(list)]
+        }
+        Value::Array(list) => list,
+        Value::String(_) => vec![value],
+        other => {
+            let wanted = "a text, a list of texts, or token ids";
+            return Err(ApiError::expected("prompt", wanted, kind(&other)));
+        }
+    };
+    if list.is_empty() || list.len() > MAX_PROMPTS {
+        let wanted = format!("1 to {MAX_PROMPTS} prompts");
+        return Err(ApiError::expected("prompt", wanted, list.len()));
+    }
+    Ok(list)
+}
+
+/// Log probabilities in the older shape.
+fn older(list: &[Value], mut offset: usize) -> Value {
+    let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
+    for one in list {
+        let token = one["token"].as_str().unwrap_or_default();
+        offsets.push(offset);
+        offset += token.chars().count();
+        tokens.push(token);
+        values.push(one["logprob"].clone());
+        let top = one["top_logprobs"].as_array().into_iter().flatten();
+        let top = top
+            .map(|t| (t["token"].as_str().unwrap_or_default().to_string(), t["logprob"].clone()));
+        tops.push(top.collect::<Map<_, _>>());
+    }
+    json!({
+        "tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets,
+    })
+}
+
+impl Wanted {
+    fn shape(&self, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.name,
+            "choices": choices,
+        })
+    }
+
+    async fn answer(&self, replies: Vec<Reply>) -> Answer {
+        let (mut usage, mut choices) = (Usage::default(), Vec::new());
+        for (i, whole) in wholes(replies).await?.into_iter().enumerate() {
+            usage.add(whole.usage);
+            let echo = &self.echo[i];
+            let logprobs = self.logprobs.then(|| older(&whole.logprobs, echo.chars().count()));
+            choices.push(json!({
+                "index": i,
+                "text": format!("{echo}{}", whole.text),
+                "logprobs": logprobs,
+                "finish_reason": whole.reason,
+            }));
+        }
+        let mut answer = self.shape(choices);
+        answer["usage"] = usage.json();
+        Ok(json_response(StatusCode::OK, &answer))
+    }
+
+    fn stream(self, replies: Vec<Reply>) -> axum::http::Response<axum::body::Body> {
+        let (events, response) = Events::channel(self.app.options.reader_time);
+        tokio::spawn(async move {
+            let parts = replies.into_iter().enumerate();
+            let parts = parts.map(|(i, reply)| self.stream_one(&events, i, reply));
+            let all = futures_util::future::try_join_all(parts);
+            let made = tokio::select! {
+                made = all => made,
+                () = events.gone() => return,
+            };
+            match made {
+                Ok(usages) => {
+                    let mut usage = Usage::default();
+                    usages.into_iter().for_each(|u| usage.add(u));
+                    if self.usage {
+                        let mut last = self.shape(Vec::new());
+                        last["usage"] = usage.json();
+                        if events.send(&last).await.is_err() {
+                            return;
+                        }
+                    }
+                    events.finish().await;
+                }
+                Err(error) => events.fail(&error).await,
+            }
+        });
+        response
+    }
+
+    async fn stream_one(&self, events: &Events, index: usize, mut reply: Reply) -> Answer<Usage> {
+        let mut offset = 0;
+        let mut echo = self.echo[index].clone();
+        while let Some(piece) = reply.next().await? {
+            let (text, logprobs, reason, usage) = match piece {
+                Piece::Text { text, logprobs } => (text, logprobs, None, None),
+                Piece::End(end) => (String::new(), vec![], Some(end.reason), Some(end.usage)),
+                Piece::Picture(_) | Piece::Sound(_) => continue,
+            };
+            let text = std::mem::take(&mut echo) + &text;
+            let logprobs =
+                (self.logprobs && !logprobs.is_empty()).then(|| older(&logprobs, offset));
+            offset += text.chars().count();
+            let chunk = self.shape(vec![json!({
+                "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason,
+            })]);
+            let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the reader does not read");
+            events.send(&chunk).await.map_err(slow)?;
+            if let Some(usage) = usage {
+                return Ok(usage);
+            }
+        }
+        Err(ApiError::internal("a reply without an end"))
+    }
+}

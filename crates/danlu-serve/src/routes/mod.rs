@@ -1,0 +1,92 @@
+//! The routes. To add one: a file with its handler, a line in [`ROUTES`], its path in
+//! `openapi.json`.
+
+mod chat;
+mod completions;
+mod embeddings;
+mod images;
+mod models;
+mod page;
+mod speech;
+mod state;
+mod tools;
+mod transcriptions;
+
+use crate::app::App;
+use crate::http::error::ApiError;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, get, post};
+use std::sync::Arc;
+
+/// What a path answers.
+struct Route {
+    path: &'static str,
+    handler: fn() -> MethodRouter<Arc<App>>,
+}
+
+/// The API, all of it in `openapi.json`.
+#[rustfmt::skip]
+const ROUTES: &[Route] = &[
+    Route { path: "/v1/chat/completions", handler: || post(chat::chat) },
+    Route { path: "/v1/completions", handler: || post(completions::completions) },
+    Route { path: "/v1/images/generations", handler: || post(images::images) },
+    Route { path: "/v1/audio/speech", handler: || post(speech::speech) },
+    Route { path: "/v1/audio/transcriptions", handler: || post(transcriptions::transcriptions) },
+    Route { path: "/v1/embeddings", handler: || post(embeddings::embeddings) },
+    Route { path: "/v1/models", handler: || get(models::list) },
+    Route { path: "/v1/models/{model}", handler: || get(models::one) },
+    Route { path: "/health", handler: || get(state::health) },
+    Route { path: "/ready", handler: || get(state::ready) },
+    Route { path: "/metrics", handler: || get(state::metrics) },
+    Route { path: "/openapi.json", handler: || get(state::openapi) },
+];
+
+/// The page.
+#[rustfmt::skip]
+const PAGE: &[Route] = &[
+    Route { path: "/", handler: || get(page::html) },
+    Route { path: "/app.js", handler: || get(page::script) },
+    Route { path: "/app.css", handler: || get(page::style) },
+    Route { path: "/icon.svg", handler: || get(page::icon) },
+];
+
+/// Whether a path is one of ours, to the letter.
+pub(crate) fn known(path: &str) -> bool {
+    ROUTES.iter().chain(PAGE).any(|route| route.path == path)
+}
+
+/// All routes with what is around them.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES.iter().chain(PAGE) {
+        router = router.route(route.path, (route.handler)());
+    }
+    router
+        .fallback(async || {
+            ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path").code("not_found")
+        })
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path has other methods; see Allow")
+                .code("method_not_allowed")
+        })
+        .layer(from_fn_with_state(app.clone(), crate::http::guard::guard))
+        .with_state(app)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ROUTES;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_route_is_documented() {
+        let document: serde_json::Value =
+            serde_json::from_str(super::state::OPENAPI).expect("JSON");
+        let written = document["paths"].as_object().expect("paths");
+        let written: BTreeSet<&str> = written.keys().map(String::as_str).collect();
+        let routes = ROUTES.iter().map(|r| r.path);
+        assert_eq!(routes.collect::<BTreeSet<_>>(), written);
+    }
+}

@@ -1,0 +1,110 @@
+//! Text to speech.
+
+use crate::app::App;
+use crate::ask::{Ask, Drawing, model};
+use crate::conversation::{Turn, check_modality, prompt};
+use crate::http::body;
+use crate::http::error::{Answer, ApiError, bytes_response};
+use crate::http::fields::Fields;
+use crate::reply::wholes;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use danlu_core::{Modality, Role, Sound, instruction};
+use std::sync::Arc;
+
+/// Most characters of a text.
+const MAX_INPUT: usize = 4_096;
+
+/// Voices of the official API; they stand for the model's own.
+const USUAL_VOICES: [&str; 14] = [
+    "default", "alloy", "ash", "ballad", "coral", "echo", "fable", "onyx", "nova", "sage",
+    "shimmer", "verse", "marin", "cedar",
+];
+
+/// How sound is told.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Format {
+    Wav,
+    Flac,
+    /// 16-bit little-endian samples without a head.
+    Pcm,
+}
+
+impl Format {
+    /// The format of a word.
+    pub(super) fn named(param: &str, word: Option<&str>) -> Answer<Self> {
+        match word {
+            None | Some("wav") => Ok(Self::Wav),
+            Some("flac") => Ok(Self::Flac),
+            Some("pcm" | "pcm16") => Ok(Self::Pcm),
+            _ => Err(ApiError::expected(param, "one of wav, flac, pcm", "another")),
+        }
+    }
+
+    /// The bytes of a sound.
+    pub(super) fn encode(self, sound: &Sound) -> Vec<u8> {
+        match self {
+            Self::Wav => danlu_media::encode_wav(sound),
+            Self::Flac => danlu_media::encode_flac(sound),
+            Self::Pcm => danlu_media::pcm16(sound).flat_map(i16::to_le_bytes).collect(),
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Wav => "audio/wav",
+            Self::Flac => "audio/flac",
+            Self::Pcm => "audio/pcm",
+        }
+    }
+}
+
+/// The voice to name in the instruction; `None` for the model's own.
+pub(super) fn voice(param: &str, name: Option<String>) -> Answer<Option<String>> {
+    let Some(name) = name.filter(|n| !USUAL_VOICES.contains(&n.as_str())) else { return Ok(None) };
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if (1..=32).contains(&name.len()) && name.chars().all(plain) {
+        return Ok(Some(name));
+    }
+    Err(ApiError::expected(param, "1 to 32 letters, digits, `-` and `_`", "another"))
+}
+
+/// The handler.
+pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Answer {
+    let (head, body) = request.into_parts();
+    let mut fields = Fields::new(body::json(&app, &head.headers, body).await?);
+    let chosen = model(&app, &mut fields)?;
+    let text = Fields::required("input", fields.string("input")?)?;
+    if text.is_empty() || text.chars().count() > MAX_INPUT {
+        let wanted = format!("1 to {MAX_INPUT} characters");
+        return Err(ApiError::expected("input", wanted, text.chars().count()));
+    }
+    let format = fields.string("response_format")?;
+    let format = Format::named("response_format", format.as_deref())?;
+    let voice = voice("voice", fields.string("voice")?)?;
+    fields.number("speed", 1.0..=1.0)?;
+    fields.pass_over(&["instructions", "stream_format"]);
+    let drawing = Drawing::take(&mut fields, &chosen)?;
+    fields.finish()?;
+    check_modality(&chosen.model, "model", Modality::Audio)?;
+    let asked = instruction::speak(&text, voice.as_deref());
+    let turns = vec![Turn::text(Role::User, "input", asked)];
+    let host = chosen.model.clone();
+    let prompt = app.work(move || prompt(&host, turns)).await?;
+    let ask = Ask {
+        chosen,
+        prompt,
+        param: "input",
+        to: Some(Modality::Audio),
+        drawing: drawing.once(),
+        top_logprobs: None,
+        schema: None,
+        raw: false,
+    };
+    let replies = wholes(ask.start(&app).await?).await?;
+    let sounds = || replies.iter().flat_map(|r| &r.sounds);
+    let rate = sounds().next().map_or(danlu_media::RATE, |s| s.rate);
+    let samples = sounds().flat_map(|s| s.samples.iter().copied()).collect();
+    let bytes = format.encode(&Sound { rate, samples });
+    Ok(bytes_response(StatusCode::OK, format.kind(), bytes))
+}

@@ -1,0 +1,97 @@
+//! Speech to text.
+
+use crate::app::App;
+use crate::ask::{Ask, Drawing, named};
+use crate::catalogue::Chosen;
+use crate::conversation::{Content, Turn, check_modality, prompt};
+use crate::http::body;
+use crate::http::error::{Answer, ApiError, bytes_response, json_response};
+use crate::http::fields::Fields;
+use crate::reply::{Whole, wholes};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use danlu_core::{Modality, Role, Sound, instruction};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// The handler.
+pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request) -> Answer {
+    let (head, body) = request.into_parts();
+    let form = body::form(&app, &head.headers, body).await?;
+    let mut map = Map::new();
+    for (name, text) in &form.texts {
+        // A form has text only; what looks like a number is one.
+        let number = text.parse::<f64>().ok().filter(|_| name == "temperature" || name == "seed");
+        let value = number.map_or_else(|| Value::String(text.clone()), |n| json!(n));
+        map.insert(name.clone(), value);
+    }
+    let mut fields = Fields::new(map);
+    let name = Fields::required("model", fields.string("model")?)?;
+    let chosen = named(&app, &name)?;
+    let kinds = ["json", "text", "verbose_json"];
+    let format = fields.choice("response_format", &kinds)?.unwrap_or("json");
+    let language = fields.string("language")?;
+    fields.pass_over(&["prompt", "timestamp_granularities[]", "include[]", "chunking_strategy"]);
+    let streamed = fields.string("stream")?;
+    if streamed.as_deref().is_some_and(|s| s != "false" && s != "False") {
+        return Err(ApiError::bad("stream", "transcriptions are not streamed"));
+    }
+    let drawing = Drawing::take(&mut fields, &chosen)?;
+    fields.finish()?;
+    check_modality(&chosen.model, "model", Modality::Audio)?;
+    let file = Fields::required("file", form.file)?;
+    let limit = crate::conversation::max_seconds(&chosen.model);
+    let sound = app.work(move || crate::media::sound("file", &file, limit)).await?;
+    let seconds = sound.seconds();
+    let words = instruction::transcribe(language.as_deref());
+    let whole = heard(&app, chosen, sound, words, drawing.once()).await?;
+    let text = whole.text;
+    Ok(match format {
+        "text" => {
+            let kind = "text/plain; charset=utf-8";
+            bytes_response(StatusCode::OK, kind, format!("{text}\n").into_bytes())
+        }
+        "verbose_json" => {
+            let language = language.unwrap_or_else(|| "en".into());
+            let segment = json!({
+                "id": 0, "seek": 0, "start": 0.0, "end": seconds, "text": text, "tokens": [],
+                "temperature": 0.0, "avg_logprob": 0.0, "compression_ratio": 1.0,
+                "no_speech_prob": 0.0,
+            });
+            json_response(
+                StatusCode::OK,
+                &json!({
+                    "task": "transcribe", "language": language, "duration": seconds, "text": text,
+                    "segments": [segment],
+                }),
+            )
+        }
+        _ => json_response(StatusCode::OK, &json!({"text": text})),
+    })
+}
+
+/// What the model hears in a sound.
+pub(super) async fn heard(
+    app: &Arc<App>,
+    chosen: Chosen,
+    sound: Sound,
+    words: &str,
+    drawing: Drawing,
+) -> Answer<Whole> {
+    let at = |content| ("file".to_string(), content);
+    let parts = vec![at(Content::Own(sound)), at(Content::Text(words.into()))];
+    let (host, turns) = (chosen.model.clone(), vec![Turn { role: Role::User, parts }]);
+    let prompt = app.work(move || prompt(&host, turns)).await?;
+    let ask = Ask {
+        chosen,
+        prompt,
+        param: "file",
+        to: Some(Modality::Text),
+        drawing,
+        top_logprobs: None,
+        schema: None,
+        raw: false,
+    };
+    let mut replies = wholes(ask.start(app).await?).await?;
+    replies.pop().ok_or_else(|| ApiError::internal("no reply to a transcription"))
+}

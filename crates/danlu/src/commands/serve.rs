@@ -1,0 +1,136 @@
+use crate::answer::model_folder;
+use danlu_core::{Error, Result};
+use danlu_model::Model;
+use danlu_serve::engine::{Batch, BatchOptions};
+use danlu_serve::{Catalogue, Host, Hosted, Options, Server};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Answer over HTTP: an OpenAI-compatible API and a page
+///
+/// Examples:
+///   danlu serve                                        the model in models/reference; page at http://127.0.0.1:8080/
+///   danlu serve --model runs/mine --port 9000
+///   danlu serve --new-key alice                        prints a key, and its table for the file of keys
+///   danlu serve --host 0.0.0.0 --keys keys.toml        for others, with keys
+///
+/// Clients of the OpenAI API are pointed at http://HOST:PORT/v1. Requests, errors, streams and the
+/// names of metrics are theirs; /openapi.json has the details.
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Model or run folder; several are told apart by their names (default: models/reference)
+    #[arg(long, value_name = "DIR")]
+    model: Vec<PathBuf>,
+    /// Address to listen on; other machines can ask only if it is not of the loop
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    host: IpAddr,
+    /// Port to listen on; 0 lets the system choose
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// File of keys: who may ask, and how much (see --new-key)
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// Print a new key and its table for the file of keys, and do nothing else
+    #[arg(long, value_name = "NAME")]
+    new_key: Option<String>,
+    /// Let anybody on the network ask, without keys
+    #[arg(long)]
+    without_keys: bool,
+    /// Host name that requests may be addressed to; may be given several times (default: any, and
+    /// those of the loop alone if the server has no keys and listens there)
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// Most replies at a time
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    max_batch: u16,
+    /// Most requests that wait beyond those; more are told to come back later
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    max_queue: u16,
+    /// Most open connections
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    max_connections: u16,
+    /// Most megabytes of one request
+    #[arg(long, default_value_t = 32, value_name = "MB", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    max_body: u16,
+    /// Most seconds that a reply may take
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    timeout: u64,
+    /// Most seconds for replies to end after the first SIGTERM or Ctrl-C
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    drain: u64,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    if let Some(name) = args.new_key {
+        return new_key(&name);
+    }
+    if !args.host.is_loopback() && args.keys.is_none() && !args.without_keys {
+        return Err(Error::parameter(
+            "--host",
+            "an address of the loop, or --keys FILE (or --without-keys, if anybody may ask)",
+            args.host,
+        ));
+    }
+    let named =
+        if args.model.is_empty() { vec![None] } else { args.model.into_iter().map(Some).collect() };
+    let folders = named.into_iter().map(model_folder).collect::<Result<Vec<_>>>()?;
+    let width = args.max_batch as usize;
+    let options = Options {
+        host: args.host,
+        port: args.port,
+        keys: args.keys,
+        allowed_hosts: args.allow_host,
+        max_batch: width,
+        max_queue: args.max_queue as usize,
+        max_connections: args.max_connections as usize,
+        max_body: (args.max_body as usize) << 20,
+        reply_time: Duration::from_secs(args.timeout),
+        drain_time: Duration::from_secs(args.drain),
+        ..Options::default()
+    };
+    danlu_serve::logs::start();
+    let server = Server::start(options, move |host| {
+        Catalogue::new(folders.iter().map(|f| hosted(host, f, width)).collect::<Result<_>>()?)
+    })?;
+    eprintln!("listening on http://{}/ (API at /v1, Ctrl-C ends)", server.address);
+    server.run()
+}
+
+/// Loads a model and starts its thread.
+fn hosted(host: &Host, folder: &Path, width: usize) -> Result<Hosted> {
+    let model = Model::load(folder, &danlu_ops::cpu_device())?;
+    let context = model.transformer.config.context;
+    let options = BatchOptions { width, ..BatchOptions::default() };
+    let engine = Box::new(Batch::new(model.transformer, options));
+    host.host(&name(folder), model.tokenisers, context, engine, Vec::new())
+}
+
+/// How requests call the model of a folder: the folder's name, or its run's.
+fn name(folder: &Path) -> String {
+    let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
+    let own = whole.file_name().map(|n| n.to_string_lossy().into_owned());
+    let run = whole.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
+    let name = match own {
+        Some(own) if own == "model" => run.unwrap_or(own),
+        own => own.unwrap_or_default(),
+    };
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    name.chars().map(plain).take(64).collect()
+}
+
+/// Prints a key that nobody can guess, and what the file of keys has of it.
+fn new_key(name: &str) -> Result<()> {
+    let mut bytes = [0u8; 32];
+    let source = Path::new("/dev/urandom");
+    std::fs::File::open(source)
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
+        .map_err(|e| Error::io(source, e))?;
+    let digits: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let key = format!("danlu-{digits}");
+    eprintln!("The key is told once; keep it. Clients send `Authorization: Bearer KEY`.\n{key}\n");
+    println!("[[key]]\nname = {name:?}\nblake3 = \"{}\"", danlu_serve::hash(&key));
+    println!("# requests_per_minute = 60\n# concurrent = 4");
+    Ok(())
+}

@@ -1,0 +1,5 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = danlu_media::decode_sound_within(bytes, "fuzz", 8.0);
+});
