@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Context of the tiny model.
-pub(crate) const CONTEXT: usize = 160;
+pub(crate) const CONTEXT: usize = 400;
 
 /// Untrained tokenisers, as small as they get.
 pub(crate) fn tokenisers() -> Tokenisers {
