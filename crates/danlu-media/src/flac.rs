@@ -64,7 +64,8 @@ fn put_block(bits: &mut Bits, block: &[i32]) {
     let length = |k: u32| folded.iter().map(|&r| (r >> k) as u64 + 1 + u64::from(k)).sum::<u64>();
     let best = (0..15).min_by_key(|&k| length(k)).unwrap_or(0);
     if block.len() > 2 && length(best) + 42 < 16 * block.len() as u64 {
-        bits.put(0b0_001010_0, 8);
+        // The kind of block: the fixed predictor of second order.
+        bits.put(0x14, 8);
         block[..2].iter().for_each(|&s| bits.put(s as u64 & 0xFFFF, 16));
         // One partition with a parameter of four bits.
         bits.put(0, 6);
@@ -75,7 +76,8 @@ fn put_block(bits: &mut Bits, block: &[i32]) {
             bits.put(u64::from(r) & ((1 << best) - 1), best);
         }
     } else {
-        bits.put(0b0_000001_0, 8);
+        // The kind of block: as it is.
+        bits.put(0x02, 8);
         block.iter().for_each(|&s| bits.put(s as u64 & 0xFFFF, 16));
     }
 }

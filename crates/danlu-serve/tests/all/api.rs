@@ -209,7 +209,11 @@ fn images_speech_and_transcription() {
 }
 
 /// Sends a form to the transcription endpoint.
-pub(crate) fn transcribe(address: std::net::SocketAddr, file: &[u8], more: &[(&str, &str)]) -> Response {
+pub(crate) fn transcribe(
+    address: std::net::SocketAddr,
+    file: &[u8],
+    more: &[(&str, &str)],
+) -> Response {
     let mut body = Vec::new();
     for (name, value) in [("model", "tiny")].iter().chain(more) {
         body.extend(
@@ -320,6 +324,9 @@ fn adapters_are_asked_by_name_in_one_batch() {
         }
     });
     let list = get(a, "/v1/models").json();
-    assert_eq!((&list["data"][1]["id"], &list["data"][1]["parent"]), (&json!("other"), &json!("tiny")));
+    assert_eq!(
+        (&list["data"][1]["id"], &list["data"][1]["parent"]),
+        (&json!("other"), &json!("tiny"))
+    );
     server.stop();
 }

@@ -215,7 +215,7 @@ fn no_way_round_the_key() {
         ask(path, &[]).error(401);
     }
     let mut text =
-        format!("POST http://localhost/v1/chat/completions HTTP/1.1\r\nhost: /health\r\n");
+        "POST http://localhost/v1/chat/completions HTTP/1.1\r\nhost: /health\r\n".to_string();
     text +=
         &format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     raw(a, text.as_bytes()).expect("an answer").error(401);

@@ -20,7 +20,7 @@ struct Slow {
 }
 
 impl Slow {
-    fn new(milliseconds: u64, alive: &Arc<AtomicUsize>) -> Box<dyn Engine> {
+    fn engine(milliseconds: u64, alive: &Arc<AtomicUsize>) -> Box<dyn Engine> {
         let step = Duration::from_millis(milliseconds);
         Box::new(Self { step, jobs: Vec::new(), next: 0, alive: alive.clone(), panics: 666 })
     }
@@ -83,7 +83,7 @@ impl Engine for Slow {
 fn slow(milliseconds: u64, options: Options) -> (Server, Arc<AtomicUsize>) {
     let alive = Arc::new(AtomicUsize::new(0));
     let shared = alive.clone();
-    (serve_engine(options, move |_| Slow::new(milliseconds, &shared)), alive)
+    (serve_engine(options, move |_| Slow::engine(milliseconds, &shared)), alive)
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_reader_that_does_not_read_loses_its_stream() {
     let shared = alive.clone();
     let options = Options { reader_time, ..options() };
     let mut server = Server::start(options, move |host| {
-        let engine = Slow::new(0, &shared);
+        let engine = Slow::engine(0, &shared);
         // A context so long that the sockets' buffers cannot take the reply.
         let one = host.host("tiny", tokenisers(), 1_000_000, engine, Vec::new())?;
         Catalogue::new(vec![one])

@@ -32,8 +32,7 @@ pub(crate) fn tokenisers() -> Tokenisers {
 
 /// The tiny model with the weights of a seed.
 pub(crate) fn transformer(tokenisers: &Tokenisers, seed: u64) -> Transformer {
-    let recipe =
-        ModelRecipe { depth: 2, width: Some(24), head_dim: Some(6), ..Default::default() };
+    let recipe = ModelRecipe { depth: 2, width: Some(24), head_dim: Some(6), ..Default::default() };
     let size = tokenisers.vocabulary().size();
     let config = TransformerConfig::from_recipe(&recipe, size, CONTEXT).expect("valid");
     Transformer::new(config, seed, &danlu_ops::cpu_device())
