@@ -1,6 +1,8 @@
+use super::merge::adapter_folder;
 use crate::answer::model_folder;
 use danlu_core::{Error, Result};
 use danlu_model::Model;
+use danlu_model::adapters::Adapter;
 use danlu_serve::engine::{Batch, BatchOptions};
 use danlu_serve::{Catalogue, Host, Hosted, Options, Server};
 use std::net::IpAddr;
@@ -12,6 +14,7 @@ use std::time::Duration;
 /// Examples:
 ///   danlu serve                                        the model in models/reference; page at http://127.0.0.1:8080/
 ///   danlu serve --model runs/mine --port 9000
+///   danlu serve --adapter formal=runs/formal           the base, and beside it what danlu tune made
 ///   danlu serve --new-key alice                        prints a key, and its table for the file of keys
 ///   danlu serve --host 0.0.0.0 --keys keys.toml        for others, with keys
 ///
@@ -23,6 +26,9 @@ pub(crate) struct Args {
     /// Model or run folder; several are told apart by their names (default: models/reference)
     #[arg(long, value_name = "DIR")]
     model: Vec<PathBuf>,
+    /// An adapter beside its base, asked for by its name; DIR,DIR is a stack, the lowest first
+    #[arg(long, value_name = "NAME=DIR", value_parser = named_stack)]
+    adapter: Vec<Stack>,
     /// Address to listen on; other machines can ask only if it is not of the loop
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     host: IpAddr,
@@ -92,19 +98,67 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     danlu_serve::logs::start();
     let server = Server::start(options, move |host| {
-        Catalogue::new(folders.iter().map(|f| hosted(host, f, width)).collect::<Result<_>>()?)
+        let mut adapters = args.adapter;
+        let all = folders.iter().map(|folder| hosted(host, folder, &mut adapters, width));
+        let all = all.collect::<Result<_>>()?;
+        if let Some((name, _)) = adapters.first() {
+            let wanted = "an adapter that was learnt on one of the models";
+            return Err(Error::parameter(format!("--adapter {name}"), wanted, "one of another"));
+        }
+        Catalogue::new(all)
     })?;
     eprintln!("listening on http://{}/ (API at /v1, Ctrl-C ends)", server.address);
     server.run()
 }
 
-/// Loads a model and starts its thread.
-fn hosted(host: &Host, folder: &Path, width: usize) -> Result<Hosted> {
-    let model = Model::load(folder, &danlu_ops::cpu_device())?;
+/// A name and the adapters that it stands for, the lowest first.
+type Stack = (String, Vec<PathBuf>);
+
+/// Reads NAME=DIR,DIR.
+fn named_stack(text: &str) -> Result<Stack, String> {
+    match text.split_once('=') {
+        Some((name, folders)) if !name.is_empty() && !folders.is_empty() => {
+            let folders = folders.split(',').map(|f| adapter_folder(f.into())).collect();
+            Ok((name.into(), folders))
+        }
+        _ => Err("expected NAME=DIR, or NAME=DIR,DIR for a stack".into()),
+    }
+}
+
+/// Loads a model with those adapters that were learnt on it, which are taken out of the list, and
+/// starts its thread.
+fn hosted(
+    host: &Host,
+    folder: &Path,
+    adapters: &mut Vec<Stack>,
+    width: usize,
+) -> Result<Hosted> {
+    let device = danlu_ops::cpu_device();
+    let model = Model::load(folder, &device)?;
     let context = model.transformer.config.context;
     let options = BatchOptions { width, ..BatchOptions::default() };
-    let engine = Box::new(Batch::new(model.transformer, options));
-    host.host(&name(folder), model.tokenisers, context, engine, Vec::new())
+    // The copies share the base's weights.
+    let plain = model.transformer.clone();
+    let mut batch = Batch::new(model.transformer, options);
+    let base = if adapters.is_empty() { String::new() } else { Model::weights_hash(folder)? };
+    let (mut names, mut others) = (Vec::new(), Vec::new());
+    for (name, folders) in std::mem::take(adapters) {
+        let stack = folders.iter().map(|f| Adapter::load(f)).collect::<Result<Vec<_>>>()?;
+        if stack.first().is_some_and(|lowest| lowest.check_base(&base, &[]).is_err()) {
+            others.push((name, folders));
+            continue;
+        }
+        let (mut transformer, mut beneath) = (plain.clone(), Vec::new());
+        for adapter in &stack {
+            adapter.check_base(&base, &beneath)?;
+            transformer.attach(adapter, &device)?;
+            beneath.push(adapter.hash());
+        }
+        batch = batch.with_adapter(&name, transformer)?;
+        names.push(name);
+    }
+    *adapters = others;
+    host.host(&self::name(folder), model.tokenisers, context, Box::new(batch), names)
 }
 
 /// How requests call the model of a folder: the folder's name, or its run's.
