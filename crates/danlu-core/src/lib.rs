@@ -21,5 +21,7 @@ pub use media::{Modality, Picture, Sound};
 pub use recipe::Recipe;
 pub use rng::Rng;
 pub use sample::{AssetId, Media, Message, Part, Role, Row, Sample, read_rows};
-pub use tune::{LoraConfig, MAX_RANK, Objective, Reward, Target, TuneRecipe, TuneSet, TuneTrain};
+pub use tune::{
+    BaseFormat, LoraConfig, MAX_RANK, Objective, Reward, Target, TuneRecipe, TuneSet, TuneTrain,
+};
 pub use vocabulary::{Control, Foreign, TokenKind, Vocabulary};

@@ -22,6 +22,10 @@ pub struct TuneRecipe {
     /// The adapter that is learnt; without it all weights are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// How the base is kept in memory while an adapter learns (QLoRA): its projections in 8 or 4
+    /// bits (`q8_0`, `q4_0`), or as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseFormat>,
     /// What is learnt from.
     pub data: Vec<TuneSet>,
     /// What is held out and measured on the way.
@@ -35,6 +39,18 @@ pub struct TuneRecipe {
     pub objective: Objective,
     /// The loop.
     pub train: TuneTrain,
+}
+
+/// Bits of a base that does not learn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseFormat {
+    /// 8.5 bits a weight.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// 4.5 bits a weight.
+    #[serde(rename = "q4_0")]
+    Q4_0,
 }
 
 /// A file of rows.
@@ -340,6 +356,14 @@ impl TuneRecipe {
         if let Some(lora) = &self.lora {
             lora.check()?;
         }
+        if self.base.is_some() && self.lora.as_ref().is_none_or(|l| l.dora) {
+            let wanted = "`[lora]` without `dora`, for weights of few bits do not learn";
+            return Err(Error::parameter("base", wanted, "another"));
+        }
+        if self.base.is_some() && matches!(self.objective, Objective::Grpo { .. }) {
+            let wanted = "no `base` where replies are tried (`grpo`)";
+            return Err(Error::parameter("base", wanted, "one"));
+        }
         let t = &self.train;
         let mut counts = vec![
             ("train.steps", t.steps),
@@ -410,6 +434,8 @@ mod tests {
     fn impossible_values_name_the_parameter() {
         for (from, to, want) in [
             ("steps=10", "steps=0", "train.steps"),
+            ("model='m'", "model='m'\nbase='q8_0'", "`base`"),
+            ("model='m'", "model='m'\nbase='q2'", "q2"),
             ("steps=10", "steps=10\nrat=1", "did you mean `rate`"),
             ("name='a'", "name='a/b'", "name"),
             ("[train]", "[lora]\nrank=0\n[train]", "lora.rank"),

@@ -20,6 +20,7 @@ mod conv;
 mod cpu;
 mod embedding;
 mod entropy;
+mod frozen;
 #[allow(
     unreachable_pub,
     dead_code,
@@ -54,6 +55,7 @@ pub use conv::{ConvShape, conv1d, conv2d};
 pub use cpu::{Transposed, fma_peak, gemm_rate};
 pub use embedding::embedding;
 pub use entropy::attention_entropy;
+pub use frozen::frozen_linear;
 pub use grouped::{batched_linear, grouped_linear};
 pub use head_loss::{HeadLoss, head_loss};
 pub use layer_norm::layer_norm;

@@ -7,9 +7,10 @@ use crate::conv::{self, ConvShape};
 use crate::head_loss::{self, HeadLoss};
 use crate::linear::{self, Fused};
 use crate::muon::{self, Muon};
+use crate::quant::{Arena, WeightFormat, Weights};
 use crate::residual::{Last, Norm, residual};
 use crate::step::{self, AdamW};
-use crate::{embedding, grouped, layer_norm, rms_norm};
+use crate::{embedding, frozen, grouped, layer_norm, rms_norm};
 use burn::tensor::Tensor;
 use std::sync::Arc;
 
@@ -30,6 +31,13 @@ pub struct Op {
     pub composed: fn(&[Tensor<2>]) -> Tensor<2>,
 }
 
+/// A square weight of eight bits.
+fn eight_bits(width: usize) -> Arc<Weights> {
+    let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / (50.0 * (width as f32).sqrt());
+    let values: Vec<f32> = (0..width * width).map(value).collect();
+    Arc::new(Weights::new(&values, [width, width], WeightFormat::Q8_0, &Arena::default()))
+}
+
 /// Every operation.
 pub const ALL: &[Op] = &[
     Op {
@@ -39,6 +47,14 @@ pub const ALL: &[Op] = &[
         shapes: |n, w| vec![[n, w], [w, w]],
         fused: |v| linear::linear(v[0].clone(), v[1].clone()),
         composed: |v| linear::composed(v[0].clone(), v[1].clone(), Fused::default()),
+    },
+    Op {
+        name: "frozen_linear",
+        form: "q8_0",
+        differentiable: true,
+        shapes: |n, w| vec![[n, w]],
+        fused: |v| frozen::frozen_linear(v[0].clone(), &eight_bits(v[0].dims()[1])),
+        composed: |v| frozen::composed(v[0].clone(), &eight_bits(v[0].dims()[1])),
     },
     around(
         "bias, residual",

@@ -213,14 +213,8 @@ pub fn attend(
         .collect();
     let (head, wide, format) = (pages.head(), pages.wide(), pages.format);
     let zeros = &mut pages.layers[layer];
-    let memory = Memory {
-        base: zeros.bytes[zeros.skip..].as_mut_ptr(),
-        format,
-        head,
-        wide,
-        kv_heads,
-        dim,
-    };
+    let memory =
+        Memory { base: zeros.bytes[zeros.skip..].as_mut_ptr(), format, head, wide, kv_heads, dim };
     let query_part = Shared::new(queries);
     // Which span a row belongs to.
     let of_row = |row: usize| {
@@ -281,7 +275,9 @@ pub fn attend(
     // The longest last rows first: they take the most time.
     team.each(tasks.len(), |i| {
         let task = &tasks[tasks.len() - 1 - i];
-        dispatch(Attend { task, queries, width, out_width: heads * dim, out });
+        SCORES.with_borrow_mut(|scores| {
+            dispatch(Attend { task, queries, width, out_width: heads * dim, out, scores });
+        });
     });
 }
 
@@ -382,6 +378,8 @@ struct Attend<'a> {
     width: usize,
     out_width: usize,
     out: Shared,
+    /// Memory that is used again.
+    scores: &'a mut Vec<f32>,
 }
 
 thread_local! {
@@ -392,17 +390,15 @@ impl Kernel for Attend<'_> {
     type Out = ();
 
     #[inline(always)]
-    unsafe fn run<I: Isa>(self) {
-        SCORES.with_borrow_mut(|scores| {
-            // SAFETY: `attend` has checked the sizes.
-            unsafe {
-                match self.task.memory.format {
-                    CacheFormat::F32 => self.go::<I, Single>(scores),
-                    CacheFormat::F16 => self.go::<I, Half>(scores),
-                    CacheFormat::Q8 => self.go::<I, Bytes>(scores),
-                }
+    unsafe fn run<I: Isa>(mut self) {
+        // SAFETY: `attend` has checked the sizes.
+        unsafe {
+            match self.task.memory.format {
+                CacheFormat::F32 => self.go::<I, Single>(),
+                CacheFormat::F16 => self.go::<I, Half>(),
+                CacheFormat::Q8 => self.go::<I, Bytes>(),
             }
-        });
+        }
     }
 }
 
@@ -449,7 +445,8 @@ impl Read for Bytes {
 
 impl Attend<'_> {
     #[inline(always)]
-    unsafe fn go<I: Isa, R: Read>(&self, scores: &mut Vec<f32>) {
+    unsafe fn go<I: Isa, R: Read>(&mut self) {
+        let mut scores = std::mem::take(self.scores);
         let Task { memory, pages, kv, group, visible, rows, row } = self.task;
         let (dim, count) = (memory.dim, rows * group);
         let width = self.width;
@@ -459,9 +456,8 @@ impl Attend<'_> {
         if scores.len() < count * stride {
             scores.resize(count * stride, 0.0);
         }
-        let place = |i: usize, width: usize| {
-            (row + i / group) * width + (kv * group + i % group) * dim
-        };
+        let place =
+            |i: usize, width: usize| (row + i / group) * width + (kv * group + i % group) * dim;
         // SAFETY: all within what `attend` has checked.
         unsafe {
             let mut first = 0;
@@ -476,7 +472,13 @@ impl Attend<'_> {
                 let mut page = 0;
                 while page < pages.len() {
                     let left = pages.len() - page;
-                    let many = if I::TILES[0] < 4 { 1 } else if here <= 3 { 4 } else { 2 };
+                    let many = if I::TILES[0] < 4 {
+                        1
+                    } else if here <= 3 {
+                        4
+                    } else {
+                        2
+                    };
                     let now = if left >= many { many } else { 1 };
                     macro_rules! pick {
                         ($($q:literal)*) => {
@@ -511,9 +513,9 @@ impl Attend<'_> {
                     let now = if I::TILES[0] == 4 && vector + 4 <= vectors { 4 } else { 1 };
                     let mut out = [std::ptr::null_mut(); 6];
                     let lanes = (16 * now).min(dim - 16 * vector);
-                    for i in 0..here {
+                    for (i, out) in out.iter_mut().enumerate().take(here) {
                         let at = place(first + i, self.out_width) + 16 * vector;
-                        out[i] = self.out.part(at, lanes).as_mut_ptr();
+                        *out = self.out.part(at, lanes).as_mut_ptr();
                     }
                     let from = Weighted { vector, longest, lanes, over: &over, scores: &to };
                     macro_rules! pick {
@@ -531,6 +533,7 @@ impl Attend<'_> {
                 first += here;
             }
         }
+        *self.scores = scores;
     }
 
     /// Scores of `Q` queries with the tokens of `P` pages.
@@ -658,6 +661,8 @@ mod tests {
     use super::*;
     use crate::attention::attention_cached;
     use crate::gemm::{Level, force_level};
+    use crate::quant::LEVEL;
+    use std::sync::PoisonError;
 
     fn noise(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
@@ -716,9 +721,7 @@ mod tests {
             }
             let mut part = vec![f32::NAN; all.len() / from * to];
             let n = norms(shape);
-            attend(
-                &team, &mut pages, 1, shape, rotary, n, &spans, &all, &mut queries, &mut part,
-            );
+            attend(&team, &mut pages, 1, shape, rotary, n, &spans, &all, &mut queries, &mut part);
             out.extend_from_slice(&part[part.len() - rows * to..]);
             done += rows;
         }
@@ -727,6 +730,7 @@ mod tests {
 
     #[test]
     fn pages_hold_what_a_plain_cache_holds() {
+        let _one = LEVEL.lock().unwrap_or_else(PoisonError::into_inner);
         for (heads, kv_heads, head_dim, norm) in
             [(4, 2, 6, true), (9, 3, 32, false), (8, 1, 40, true), (3, 3, 16, false)]
         {
@@ -754,6 +758,7 @@ mod tests {
 
     #[test]
     fn neither_steps_nor_company_nor_threads_change_a_bit() {
+        let _one = LEVEL.lock().unwrap_or_else(PoisonError::into_inner);
         let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 32, norm_eps: None };
         let rotary = Rotary::new(32, 80, 10_000.0);
         let qkv = noise(70 * shape.projection(), 9);

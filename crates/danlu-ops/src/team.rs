@@ -139,12 +139,7 @@ impl Team {
     }
 
     /// As [`each`](Self::each) over chunks of `len` of the values `0..count`.
-    pub fn chunks(
-        &self,
-        count: usize,
-        len: usize,
-        task: impl Fn(std::ops::Range<usize>) + Sync,
-    ) {
+    pub fn chunks(&self, count: usize, len: usize, task: impl Fn(std::ops::Range<usize>) + Sync) {
         let len = len.max(1);
         self.each(count.div_ceil(len), |i| task(i * len..count.min((i + 1) * len)));
     }

@@ -30,9 +30,13 @@ impl HeldOut {
         let end = vocabulary.control_id(Control::End);
         let pad = vocabulary.control_id(Control::Pad);
         let mut lines: BTreeMap<&str, (Vec<u32>, usize)> = BTreeMap::new();
+        let mut full: Vec<&str> = Vec::new();
         for doc in corpus.texts.iter().filter(|t| t.split == Split::Val) {
             let (ids, bytes) = lines.entry(&doc.language).or_insert_with(|| (vec![end], 0));
-            if *bytes == 0 || *bytes + doc.text.len() <= limit {
+            if *bytes > 0 && *bytes + doc.text.len() > limit {
+                full.push(&doc.language);
+            }
+            if !full.contains(&doc.language.as_str()) {
                 ids.extend(tokeniser.encode(&doc.text));
                 ids.push(end);
                 *bytes += doc.text.len();

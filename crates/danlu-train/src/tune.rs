@@ -11,11 +11,12 @@ use crate::run::{Run, append};
 use crate::tune_page::tune_page;
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::CheckpointRecipe;
-use danlu_core::{Error, LoraConfig, Result, TuneRecipe};
+use danlu_core::{BaseFormat, Error, LoraConfig, Result, TuneRecipe};
 use danlu_model::adapters::{Adapter, AdapterInfo, Newest};
 use danlu_model::io::{Dtype, write_atomically};
 use danlu_model::params::{Module, Parameter};
 use danlu_model::{Model, Transformer};
+use danlu_ops::quant::{Arena, WeightFormat};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,18 +58,35 @@ pub struct Learner {
 
 impl Learner {
     /// Makes a fresh adapter on top of `model`'s, or all weights, ready to learn.
-    pub fn new(model: &Transformer, lora: Option<&LoraConfig>, seed: u64) -> Result<Self> {
+    ///
+    /// With `base` the projections of the base are kept in few bits alone, here and in the
+    /// reference.
+    pub fn new(
+        model: &Transformer,
+        lora: Option<&LoraConfig>,
+        base: Option<BaseFormat>,
+        seed: u64,
+    ) -> Result<Self> {
         let device = danlu_ops::cpu_device();
         let beneath = Newest::counts(model);
         let mut transformer = model.clone();
+        if let Some(format) = base {
+            let format = match format {
+                BaseFormat::Q8_0 => WeightFormat::Q8_0,
+                BaseFormat::Q4_0 => WeightFormat::Q4_0,
+            };
+            let arena = Arena::default();
+            let linears = transformer.blocks.iter_mut().flat_map(|b| b.linears_mut());
+            linears.for_each(|l| l.freeze(format, &arena));
+        }
+        let reference = transformer.clone();
         if let Some(config) = lora {
             transformer.attach_fresh(config, seed, &device)?;
         }
         transformer.every_mut().into_iter().for_each(|p| {
             p.tensor = burn::tensor::Tensor::from_inner(p.tensor.clone());
         });
-        let mut learner =
-            Self { transformer, reference: model.clone(), lora: lora.cloned(), beneath };
+        let mut learner = Self { transformer, reference, lora: lora.cloned(), beneath };
         let mut module = learner.module();
         module.parameters_mut().into_iter().for_each(|p| {
             p.tensor = p.tensor.clone().require_grad();
@@ -164,7 +182,8 @@ pub fn tune(
     let mut lessons = Lessons::read(recipe, &model, watcher)?;
     let held_out = Held::read(recipe, &model, watcher)?;
 
-    let mut learner = Learner::new(&model.transformer, recipe.lora.as_ref(), recipe.seed)?;
+    let mut learner =
+        Learner::new(&model.transformer, recipe.lora.as_ref(), recipe.base, recipe.seed)?;
     let mut optimiser =
         Optimiser::new(&*learner.module(), [0.9, 0.999], 1e-8, r.weight_decay, r.clip);
     let fingerprint = fingerprint(recipe, &base, &parents, &data);

@@ -87,6 +87,11 @@ fn adapters_learn_go_on_stack_and_merge() {
     let path = |name: &str| at.join(name).to_str().unwrap().to_string();
     write(&at, "colours.jsonl", COLOURS);
     let lora = "[lora]\nrank = 8\ndropout = 0.05\n";
+    // On a base of four bits; the adapter goes with the base as it is.
+    let few = recipe(&at, "few", "colours.jsonl", 60, "base = \"q4_0\"\n--\n[lora]\nrank = 8\n");
+    works(&["tune", &few, "--out", &path("few")]);
+    let learnt = losses(&at.join("few/train.jsonl"), "loss");
+    assert!(learnt[59] < 0.6 * learnt[0], "{learnt:?}");
     let colours = recipe(&at, "colours", "colours.jsonl", 60, lora);
     let said = works(&["tune", &colours, "--out", &path("whole")]);
     assert!(said.contains("colours.jsonl:4") && said.contains("`output` is missing"), "{said}");
@@ -140,17 +145,9 @@ fn adapters_learn_go_on_stack_and_merge() {
 
     // Merged, the same answers; and the merged model is another base.
     let merged = path("merged");
-    works(&[
-        "merge",
-        "--model",
-        model,
-        "--adapter",
-        &whole,
-        "--adapter",
-        &second,
-        "--out",
-        &merged,
-    ]);
+    let merge = ["merge", "--model", model, "--adapter", &whole, "--adapter", &second, "--out"];
+    let said = works(&[&merge[..], &[merged.as_str()]].concat());
+    assert!(said.contains("100.00 % agree"), "{said}");
     assert_eq!(ask("ball?", &[], &merged), stacked);
     fails(
         &["generate", "sky?", "--model", &merged, "--adapter", &whole],

@@ -112,9 +112,9 @@ impl TextTokeniser {
 
     /// Bytes of each entry by id; special entries are the bytes of their names.
     pub fn entries(&self) -> Vec<Vec<u8>> {
-        let added = self.0.get_added_tokens_decoder();
+        let added = self.tokenizer.get_added_tokens_decoder();
         (0..self.size())
-            .map(|id| match (added.get(&id), self.0.id_to_token(id)) {
+            .map(|id| match (added.get(&id), self.tokenizer.id_to_token(id)) {
                 (Some(token), _) => token.content.clone().into_bytes(),
                 (None, Some(word)) => word.chars().flat_map(entry_bytes).collect(),
                 (None, None) => Vec::new(),

@@ -127,8 +127,7 @@ fn q4_k(x: &[[f32; BLOCK]], out: &mut [Block]) {
         let shares = [share(r[0], exact_scale), share(r[1], exact_low)];
         let inverse = over(exact_scale * f32::from(shares[0]));
         let shift = exact_low * f32::from(shares[1]);
-        let numbers =
-            x.map(|v| ((v + shift) * inverse).round_ties_even().clamp(0.0, 15.0) as i8);
+        let numbers = x.map(|v| ((v + shift) * inverse).round_ties_even().clamp(0.0, 15.0) as i8);
         *out = Block { numbers, scale, low, shares };
     }
 }
@@ -243,7 +242,10 @@ pub(super) fn write(blocks: &[Block], format: WeightFormat, out: &mut Vec<u8>) {
                 for pair in group.as_chunks::<2>().0 {
                     let [low, high] = pair;
                     out.extend(
-                        low.numbers.iter().zip(&high.numbers).map(|(&l, &h)| l as u8 | (h as u8) << 4),
+                        low.numbers
+                            .iter()
+                            .zip(&high.numbers)
+                            .map(|(&l, &h)| l as u8 | (h as u8) << 4),
                     );
                 }
             }

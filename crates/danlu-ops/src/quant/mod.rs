@@ -15,8 +15,8 @@ mod rows;
 mod weights;
 
 pub(crate) use isa::{Isa, Kernel, dispatch};
-pub(crate) use product::each;
 pub use memory::Arena;
+pub(crate) use product::each;
 pub use product::{Into, bandwidth, product};
 pub use rows::Activations;
 pub use weights::Weights;
@@ -63,6 +63,11 @@ impl WeightFormat {
         matches!(self, Self::Q8_0 | Self::Q4_0 | Self::Q4K)
     }
 }
+
+/// The instruction set is of the whole process: tests that change it, or hold bits against each
+/// other, run one at a time.
+#[cfg(test)]
+pub(crate) static LEVEL: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,10 @@
 //! Products of activations with weights: `x w^T`.
 
+use super::WeightFormat;
 use super::blocks::{BLOCK, SUPER};
 use super::isa::{Isa, Kernel, dispatch};
 use super::rows::{Activations, Meta};
 use super::weights::{TILE, Weights, tile_bytes};
-use super::WeightFormat;
 use crate::team::Team;
 use std::time::Instant;
 
@@ -308,7 +308,8 @@ impl<F: Format> Part for Blocked<F> {
                 if F::OFFSET == 8 || F::OFFSET == 128 && I::KEEPS_OFFSET {
                     each!(R < M, {
                         let meta = meta.add(R * blocks + b);
-                        let start = if F::OFFSET == 8 { (*meta).minus_8 } else { (*meta).minus_128 };
+                        let start =
+                            if F::OFFSET == 8 { (*meta).minus_8 } else { (*meta).minus_128 };
                         let start = I::ints(start);
                         each!(Q < T, {
                             acc[Q][R] = start;
@@ -424,14 +425,17 @@ impl Kernel for Read {
         unsafe {
             let mut sums = [I::splat(0.0); 4];
             for v in 0..self.vectors {
-                each!(Q < 4, {
-                    let at = self.at.add((Q * self.vectors + v) * 64);
-                    sums[Q] = I::add(sums[Q], I::load(at.cast()));
+                for (stream, sum) in sums.iter_mut().enumerate() {
+                    let at = self.at.add((stream * self.vectors + v) * 64);
+                    *sum = I::add(*sum, I::load(at.cast()));
                     I::prefetch(at.wrapping_add(AHEAD));
-                });
+                }
             }
             let mut lanes = [0.0f32; TILE];
-            I::store(lanes.as_mut_ptr(), I::add(I::add(sums[0], sums[1]), I::add(sums[2], sums[3])));
+            I::store(
+                lanes.as_mut_ptr(),
+                I::add(I::add(sums[0], sums[1]), I::add(sums[2], sums[3])),
+            );
             lanes.iter().sum()
         }
     }

@@ -3,10 +3,7 @@
 use super::*;
 use crate::gemm::{Level, force_level};
 use crate::team::Team;
-use std::sync::Mutex;
-
-/// The instruction set is of the whole process: one test at a time changes it.
-static ONE: Mutex<()> = Mutex::new(());
+use std::sync::PoisonError;
 
 fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
@@ -64,7 +61,7 @@ fn plain(case: &Case, format: WeightFormat, start: f64) -> Vec<f64> {
 
 #[test]
 fn every_format_shape_and_instruction_set_gives_the_plain_sum() {
-    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = LEVEL.lock().unwrap_or_else(PoisonError::into_inner);
     let team = Team::new(2);
     let cases = [
         Case { m: 1, rows: 1, cols: 1 },
@@ -107,7 +104,7 @@ fn every_format_shape_and_instruction_set_gives_the_plain_sum() {
 
 #[test]
 fn neither_threads_nor_company_change_a_bit() {
-    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = LEVEL.lock().unwrap_or_else(PoisonError::into_inner);
     for (_, format) in WeightFormat::ALL {
         let [rows, cols, m] = [200, 160, 41];
         let w = Weights::new(&noise(rows * cols, 7), [rows, cols], format, &Arena::default());

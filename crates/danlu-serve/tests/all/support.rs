@@ -23,6 +23,7 @@ pub(crate) fn tokenisers() -> Tokenisers {
     Tokenisers {
         text: TextTokeniser::train(["ok hi a b c ok hi"].into_iter(), 262).expect("trains"),
         foreign: None,
+        chat: None,
         image: Some(ImageTokeniser::new((&image).into(), 1, &device)),
         audio: Some(AudioTokeniser::new((&audio).into(), 1, &device)),
         image_semantic: None,

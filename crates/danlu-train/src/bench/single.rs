@@ -1,11 +1,12 @@
 //! Operations one by one, and matrix products, at the shapes of training the benchmark model.
 
 use burn::tensor::{Distribution, Tensor};
+use danlu_ops::quant::{Arena, WeightFormat, Weights};
 use danlu_ops::{
     Activation, AdamW, AttentionShape, ConvShape, Fused, HeadLoss, Last, Muon, Norm, Rotary,
 };
 use serde::Serialize;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 /// How fast one thing is.
@@ -67,6 +68,12 @@ const fn muon([m, n]: [usize; 2]) -> f64 {
 
 /// Matrices of a layer of the reference model.
 const LAYER: [[usize; 2]; 4] = [[384, 256], [256, 256], [1408, 256], [256, 704]];
+
+/// A weight that does not learn.
+static EIGHT_BITS: LazyLock<Arc<Weights>> = LazyLock::new(|| {
+    let values: Vec<f32> = (0..WIDTH * WIDTH).map(|i| (i * 37 % 101) as f32 / 1e3 - 0.05).collect();
+    Arc::new(Weights::new(&values, [WIDTH, WIDTH], WeightFormat::Q8_0, &Arena::default()))
+});
 
 /// Every operation that is measured.
 const CASES: &[Case] = &[
@@ -171,6 +178,13 @@ const CASES: &[Case] = &[
             };
             danlu_ops::head_loss(v[0].clone(), v[1].clone(), &spec).0.reshape([1, 1])
         },
+    },
+    Case {
+        op: "frozen_linear",
+        name: "frozen_linear 4096x512 to 512, q8_0",
+        inputs: &[[N, WIDTH]],
+        cost: Cost::Flops(4.0 * (N * WIDTH * WIDTH) as f64),
+        run: |v| danlu_ops::frozen_linear(v[0].clone(), &EIGHT_BITS),
     },
     Case {
         op: "grouped_linear",

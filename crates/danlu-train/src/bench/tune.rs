@@ -3,7 +3,7 @@
 
 use crate::optim::gradients;
 use crate::tune::Learner;
-use danlu_core::{Error, LoraConfig, Result};
+use danlu_core::{BaseFormat, Error, LoraConfig, Result};
 use danlu_model::Model;
 use danlu_ops::HeadLoss;
 use serde::Serialize;
@@ -32,12 +32,13 @@ pub struct TuneBench {
 
 /// Tunes the model in `folder` with a fresh adapter on `ids`: u32 numbers, little-endian, `rows`
 /// times `window + 1` of them a step. AdamW at a constant `rate`, betas 0.9 and 0.999, no decay,
-/// gradients clipped to a norm of 1.
+/// gradients clipped to a norm of 1. The base may be kept in few bits.
 pub fn tune(
     folder: &Path,
     ids: &Path,
     [rows, window]: [usize; 2],
     lora: &LoraConfig,
+    base: Option<BaseFormat>,
     rate: f32,
 ) -> Result<TuneBench> {
     let bytes = std::fs::read(ids).map_err(|e| Error::io(ids, e))?;
@@ -60,7 +61,7 @@ pub fn tune(
         let wanted = format!("at most the context, {}", model.transformer.config.context);
         return Err(Error::parameter("--window", wanted, window));
     }
-    let mut learner = Learner::new(&model.transformer, Some(lora), 1)?;
+    let mut learner = Learner::new(&model.transformer, Some(lora), base, 1)?;
     drop(model);
     let mut optimiser =
         crate::optim::Optimiser::new(&*learner.module(), [0.9, 0.999], 1e-8, 0.0, 1.0);

@@ -1,5 +1,5 @@
 use danlu_core::recipe::Recompute;
-use danlu_core::{Error, LoraConfig, Result};
+use danlu_core::{BaseFormat, Error, LoraConfig, Result};
 use danlu_train::bench::{Arch, Setting, train};
 use std::path::PathBuf;
 
@@ -91,12 +91,23 @@ struct TuneArgs {
     /// Inner dimensions of the adapter, which is for all projections
     #[arg(long, default_value_t = 16)]
     rank: usize,
+    /// Keep the base in 8 or 4 bits
+    #[arg(long, value_enum)]
+    base: Option<BaseArg>,
     /// Learning rate
     #[arg(long, default_value_t = 2e-4)]
     rate: f32,
     /// One JSON object instead of a few lines
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum BaseArg {
+    #[value(name = "q8_0")]
+    Q8,
+    #[value(name = "q4_0")]
+    Q4,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -142,7 +153,11 @@ fn run_tune(args: TuneArgs) -> Result<()> {
     let lora = LoraConfig { rank: args.rank, alpha, ..LoraConfig::default() };
     lora.check()?;
     let sizes = [args.rows.max(1), args.window.max(1)];
-    let b = danlu_train::bench::tune(&folder, &args.ids, sizes, &lora, args.rate)?;
+    let base = args.base.map(|b| match b {
+        BaseArg::Q8 => BaseFormat::Q8_0,
+        BaseArg::Q4 => BaseFormat::Q4_0,
+    });
+    let b = danlu_train::bench::tune(&folder, &args.ids, sizes, &lora, base, args.rate)?;
     if args.json {
         return print_json(&b);
     }

@@ -1,7 +1,9 @@
 use super::import::Precision;
+use super::parity::row;
 use crate::answer::model_folder;
 use danlu_core::{Error, Result};
 use danlu_model::adapters::{Adapter, Combine, combine};
+use danlu_model::parity::{Limits, PROBE, compare};
 use danlu_model::{Model, ModelInfo};
 use std::path::PathBuf;
 
@@ -52,9 +54,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let paths: Vec<PathBuf> = args.adapters.into_iter().map(adapter_folder).collect();
     let device = danlu_ops::cpu_device();
+    // What the merged model must answer like: base and adapters, apart.
+    let mut apart = None;
     let (mut model, base, hashes) = match args.combine {
         None => {
             let (mut model, base, hashes) = Model::load_adapted(&folder, &paths, &device)?;
+            let (tokenisers, info) = (model.tokenisers.clone(), model.info.clone());
+            apart = Some(Model { transformer: model.transformer.clone(), tokenisers, info });
             model.transformer.merge()?;
             (model, base, hashes)
         }
@@ -88,6 +94,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
     from.extend(hashes);
     model.info = ModelInfo { from, ..model.info };
     model.save(&args.out, args.dtype.dtype())?;
+    if let Some(apart) = apart {
+        let limits = if args.dtype == Precision::F32 { Limits::SAME } else { Limits::HALF };
+        let texts: Vec<String> = PROBE.iter().map(|t| t.to_string()).collect();
+        let found = compare(&apart, &Model::load(&args.out, &device)?, &texts, &limits)?;
+        eprintln!("{}", row("merged, against base and adapters", &found));
+        if !found.near {
+            let wanted = format!("what base and adapters say, within {limits:?}");
+            return Err(Error::file(&args.out, wanted, "another; it is not to be used"));
+        }
+    }
     eprintln!("merged: {}", args.out.display());
     Ok(())
 }

@@ -127,12 +127,7 @@ fn named_stack(text: &str) -> Result<Stack, String> {
 
 /// Loads a model with those adapters that were learnt on it, which are taken out of the list, and
 /// starts its thread.
-fn hosted(
-    host: &Host,
-    folder: &Path,
-    adapters: &mut Vec<Stack>,
-    width: usize,
-) -> Result<Hosted> {
+fn hosted(host: &Host, folder: &Path, adapters: &mut Vec<Stack>, width: usize) -> Result<Hosted> {
     let device = danlu_ops::cpu_device();
     let model = Model::load(folder, &device)?;
     let context = model.transformer.config.context;

@@ -70,17 +70,11 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn unsigned(at: *const u8) -> Self::F {
-        both!(
-            H,
-            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.add(8 * H).cast())))
-        )
+        both!(H, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.add(8 * H).cast()))))
     }
     #[inline(always)]
     unsafe fn signed(at: *const i8) -> Self::F {
-        both!(
-            H,
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.add(8 * H).cast())))
-        )
+        both!(H, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.add(8 * H).cast()))))
     }
     #[inline(always)]
     unsafe fn ints(x: i32) -> Self::I {
