@@ -98,6 +98,7 @@ class Page {
 }
 
 async function main() {
+  while ((await fetch(new URL("ready", url))).status !== 200) await wait(200);
   const profile = mkdtempSync(join(tmpdir(), "danlu-page-"));
   const browser = spawn(chromium, [
     "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--lang=en-US",

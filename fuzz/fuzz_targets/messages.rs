@@ -1,3 +1,4 @@
+//! Any bytes are the messages of a chat request or refused.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,3 +1,4 @@
+//! Any bytes are a picture within the limits of the server or an error.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,3 +1,4 @@
+//! Any bytes are a JSON schema to keep to or refused.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
