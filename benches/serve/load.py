@@ -1,7 +1,7 @@
 """Good, bad, slow and cancelled requests at a server for some minutes; the standard library alone.
 
 Fails if a good request is neither answered nor refused with 429, if a bad one is answered with
-anything but a client error, or if the server's resident memory grows after the first minute.
+anything but a client error or a closed connection, or if the server's resident memory grows after the first minute.
 """
 
 import argparse
@@ -139,6 +139,9 @@ def work(seed):
             name = kind(rng)
         except OSError as error:
             name = f"{kind.__name__.upper()} BROKEN {error!r}"
+            if kind is bad and isinstance(error, ConnectionError):
+                # Refused by its head, before its body was sent to the end.
+                name = "bad refused and closed"
         with lock:
             counts[name.split(" ")[0] if name[:4].isupper() else name] += 1
             if name[:3].isupper():
