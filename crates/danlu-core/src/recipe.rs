@@ -5,7 +5,7 @@
 
 mod running;
 
-pub use running::CheckpointRecipe;
+pub use running::{CheckpointRecipe, GuardRecipe, TrackRecipe};
 
 use crate::{Error, Result};
 use running::is_default;
@@ -47,6 +47,12 @@ pub struct Recipe {
     /// Which checkpoints are written and kept.
     #[serde(default, skip_serializing_if = "is_default")]
     pub checkpoint: CheckpointRecipe,
+    /// What watches the training, and what it may do.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub guard: GuardRecipe,
+    /// Where figures go beside the log.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub track: TrackRecipe,
 }
 
 /// What is read. Relative paths are resolved against the recipe's folder.
@@ -591,6 +597,7 @@ impl Recipe {
         Recipe {
             eval: EvalRecipe::default(),
             checkpoint: CheckpointRecipe::default(),
+            track: TrackRecipe::default(),
             train,
             ..self.clone()
         }
@@ -631,6 +638,8 @@ impl Recipe {
         at_least("train.validate", self.train.validate, 1)?;
         self.checkpoint.check()?;
         at_least("data.stretch", self.data.stretch, 32)?;
+        self.guard.check()?;
+        self.track.check()?;
         at_least("image.batch", self.image.batch, 1)?;
         at_least("audio.batch", self.audio.batch, 1)?;
         for (name, semantic) in [("image", &self.image.semantic), ("audio", &self.audio.semantic)] {

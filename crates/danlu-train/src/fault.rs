@@ -1,9 +1,11 @@
-//! Places where a test can hold a process to kill it from outside, and failures that it can ask for:
-//! named in the environment variable `DANLU_FAULT`, inert without it.
+//! Places where a test can hold a process to kill it from outside, and troubles that a test can
+//! inject: named in the environment variable `DANLU_FAULT`, inert without it.
 //!
 //! `hold:renamed@2=/tmp/reached` writes the file when the place `renamed` is passed for the second
 //! time and then waits to be killed. `fail:tensors` makes writing tensors of a checkpoint fail.
-//! Several are separated by `;`.
+//! `rate@40=20` multiplies the learning rate by 20 from step 40 on, `noise:60@900=0.5` makes half
+//! of the tokens of the 60 samples from sample 900 on random, and `nan:model.layers.1@40` puts one
+//! NaN into the first matrix of that name before step 40. Several are separated by `;`.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -55,6 +57,21 @@ pub(crate) fn fails(what: &str) -> bool {
     faults().iter().any(|f| f.kind == "fail" && f.what == what)
 }
 
+/// The trouble of this kind that has begun by `step`: what it is about, the step that it began with,
+/// and its value.
+pub(crate) fn since(kind: &str, step: u64) -> Option<(&'static str, u64, f32)> {
+    let begun = faults().iter().find(|f| f.kind == kind && f.at <= step)?;
+    Some((&begun.what, begun.at, begun.value.parse().unwrap_or(0.0)))
+}
+
+/// What trouble of this kind is about, if it is due at `step` and has not been before.
+pub(crate) fn once(kind: &str, step: u64) -> Option<&'static str> {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let due = faults().iter().find(|f| f.kind == kind && f.at == step)?;
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    (!std::mem::replace(&mut *done, true)).then_some(&due.what)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +93,6 @@ mod tests {
         ];
         assert_eq!(all, want);
         assert!(parse("").is_empty());
-        assert!(!fails("tensors"));
+        assert_eq!((since("rate", 1000), once("nan", 3), fails("tensors")), (None, None, false));
     }
 }

@@ -4,10 +4,15 @@
 //! folder ([`run::Run`]) that can be resumed, and report through a [`Watcher`]; nothing here
 //! prints.
 
+mod audit;
 pub mod bench;
 pub mod checkpoint;
 mod codes;
+pub mod debug;
+pub mod doctor;
 mod fault;
+pub mod guard;
+mod incident;
 pub mod lesson;
 mod marginal;
 mod media_page;
@@ -16,13 +21,17 @@ pub mod optim;
 mod page;
 pub mod pretrain;
 pub mod run;
+mod session;
 mod text_loss;
 pub mod tokenisers;
+pub mod track;
 pub mod tune;
 mod tune_page;
 mod watch;
 
+pub use audit::{Audit, AuditLine, audit};
 pub use codes::CodeTable;
+pub use incident::{Cause, Incident, Seen, incidents};
 pub use marginal::Marginals;
 pub use media_page::tokeniser_page;
 pub use page::run_page;

@@ -78,8 +78,20 @@ impl Optimiser {
         [rate, muon_rate]: [f32; 2],
         scale: f32,
     ) -> f64 {
-        let squares: f64 = grads.iter().map(squared_norm).sum();
-        let norm = squares.sqrt() * scale as f64;
+        let squares = squares(&grads);
+        self.step_known(module, grads, &squares, [rate, muon_rate], scale)
+    }
+
+    /// The same, where the [`squares`] of the gradients are known already.
+    pub fn step_known(
+        &mut self,
+        module: &mut dyn Module,
+        grads: Vec<Tensor<2>>,
+        squares: &[f64],
+        [rate, muon_rate]: [f32; 2],
+        scale: f32,
+    ) -> f64 {
+        let norm = squares.iter().sum::<f64>().sqrt() * scale as f64;
         if !norm.is_finite() {
             return norm;
         }
@@ -125,6 +137,11 @@ impl Optimiser {
         }
         norm
     }
+}
+
+/// Sum of the squares of each gradient.
+pub fn squares(grads: &[Tensor<2>]) -> Vec<f64> {
+    grads.iter().map(squared_norm).collect()
 }
 
 /// The gradient of every parameter, in the module's order; zeros where there is none.

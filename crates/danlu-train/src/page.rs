@@ -1,7 +1,8 @@
 //! The run's page: curves by modality and task, samples as they improve, the recipe.
 
+use crate::incident::{Seen, incidents};
 use crate::marginal::Marginals;
-use crate::pretrain::{LogLine, Losses, SampleLine};
+use crate::pretrain::{Health, LogLine, Losses, SampleLine};
 use crate::run::{Run, entries, read};
 use crate::tokenisers;
 use danlu_core::{Error, Modality, Recipe, Result};
@@ -112,7 +113,9 @@ pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
         chart(&mut page, "Gradient norm before clipping", "norm", one("norm", norm));
         let speed = points(&|l| Some(l.speed));
         chart(&mut page, "Speed", "tokens/s", one("tokens/s", speed));
+        inside(&mut page, &log);
     }
+    went_wrong(&mut page, run)?;
     samples(&mut page, run)?;
     for (name, what) in [("image", "image tokeniser"), ("audio", "audio tokeniser")] {
         let log: Vec<tokenisers::LogLine> = entries(&run.log(name))?;
@@ -179,6 +182,61 @@ fn samples(page: &mut Page, run: &Run) -> Result<()> {
         cards.push(Card { title: task, parts });
     }
     page.gallery("Questions and replies", &cards);
+    Ok(())
+}
+
+/// What was seen inside the model.
+fn inside(page: &mut Page, log: &[LogLine]) {
+    type Of = fn(&Health) -> &BTreeMap<String, f64>;
+    let charts: [(&str, &str, Of); 4] = [
+        ("Gradient norm by layer", "norm", |h| &h.norm),
+        ("Update of a step over weights, by layer", "share", |h| &h.ratio),
+        ("Scale of what comes out of a layer", "root mean square", |h| &h.scale),
+        ("Entropy of attention by layer", "0: one position, 1: all alike", |h| &h.entropy),
+    ];
+    let seen: Vec<(f64, &Health)> =
+        log.iter().filter_map(|l| Some((l.step as f64, l.health.as_ref()?))).collect();
+    let Some((_, last)) = seen.last() else { return };
+    for (title, unit, of) in charts {
+        let names: Vec<&String> = of(last).keys().collect();
+        for some in names.chunks(7) {
+            let points = |name: &String| {
+                let points = seen.iter().filter_map(|(x, h)| Some((*x, *of(h).get(name)?)));
+                Series { name: name.clone(), points: points.collect(), dashed: false }
+            };
+            chart(page, title, unit, some.iter().map(|name| points(name)).collect());
+        }
+    }
+}
+
+/// Incidents, with the steps before each.
+fn went_wrong(page: &mut Page, run: &Run) -> Result<()> {
+    let all = incidents(run)?;
+    if all.is_empty() {
+        return Ok(());
+    }
+    page.section("What went wrong");
+    for i in all {
+        page.note(NoteKind::Warning, &i.headline());
+        page.text(&i.evidence.join("\n"));
+        page.text(if i.outcome.is_empty() {
+            "What comes of it is still open."
+        } else {
+            &i.outcome
+        });
+        let points = |of: fn(&Seen) -> Option<f64>| -> Vec<(f64, f64)> {
+            i.history.iter().map(|s| (s.step as f64, of(s).unwrap_or(f64::NAN))).collect()
+        };
+        let series = |name: &str, points, dashed| Series { name: name.into(), points, dashed };
+        let title = format!("Loss before incident {}", i.number);
+        let losses = vec![
+            series("loss", points(|s| s.loss), false),
+            series("expected", points(|s| s.expected), true),
+        ];
+        chart(page, &title, "nats a token", losses);
+        let title = format!("Gradient norm before incident {}", i.number);
+        chart(page, &title, "norm", vec![series("norm", points(|s| s.norm), false)]);
+    }
     Ok(())
 }
 

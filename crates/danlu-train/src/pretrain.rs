@@ -1,27 +1,25 @@
 //! Pretraining: the one loop in which the transformer learns every task and modality at once.
 
-use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
+use crate::audit;
+use crate::checkpoint::{self, Facts, State, Writer};
 use crate::codes::CodeTable;
+use crate::guard::{self, Pace, Trouble, Verdict};
+use crate::incident;
 use crate::marginal::Marginals;
-use crate::memory;
-use crate::optim::{Optimiser, gradients, rate_at};
 use crate::page::run_page;
-use crate::run::{Run, append};
+use crate::run::{Run, append, drop_after};
+use crate::session::{Pass, Session};
 use crate::text_loss::{HeldOut, nats_per_byte};
+use crate::track::{self, End, Trackers};
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
-use danlu_core::recipe::{LossWeights, Optimiser as Kind, Recipe};
-use danlu_core::{
-    Batch, Control, Document, Error, Modality, Result, Rng, Sample, TokenKind, Vocabulary,
-};
-use danlu_data::{
-    Classes, Corpus, Drawn, Mixture, Packer, View, cut, picture_classes, questions, sound_classes,
-    tasks,
-};
+use danlu_core::recipe::{LossWeights, Recipe};
+use danlu_core::{Batch, Document, Error, Modality, Result, Rng, Sample, TokenKind, Vocabulary};
+use danlu_data::{Classes, Corpus, Drawn, Mixture, Packer, View, cut, questions, tasks};
 use danlu_model::engine::{Request, Sampling, generate};
 use danlu_model::io::{Dtype, write_atomically};
 use danlu_model::prompt::{Template, Value};
-use danlu_model::{Model, ModelInfo, Module, Tokenisers, Transformer, TransformerConfig};
+use danlu_model::{Model, ModelInfo, Module, Tokenisers, Transformer};
 use danlu_ops::HeadLoss;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,6 +55,22 @@ pub struct LogLine {
     pub speed: f64,
     /// Share of the machine's multiply-add peak that the model's operations use.
     pub utilisation: f64,
+    /// What is seen inside the model, where it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+/// What is seen inside the model, by layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// Gradient norm before clipping.
+    pub norm: BTreeMap<String, f64>,
+    /// Norm of an update over the norm of the weights, lately.
+    pub ratio: BTreeMap<String, f64>,
+    /// Root mean square of what comes out; of the head, that is logits.
+    pub scale: BTreeMap<String, f64>,
+    /// Entropy of attention, from 0 to 1.
+    pub entropy: BTreeMap<String, f64>,
 }
 
 /// What the training of a run depends on, in one hash: all of the recipe but how it is evaluated,
@@ -73,13 +87,19 @@ pub fn fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<String
 pub fn take_over(from: &Run, recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<State> {
     let print = fingerprint(recipe, run, corpus)?;
     let state = checkpoint::adopt(&from.checkpoints(), &run.checkpoints(), &print)?;
-    for name in ["train", "samples"] {
+    for name in ["train", "samples", audit::LOG] {
         let (old, new) = (from.log(name), run.log(name));
         if old.exists() {
             std::fs::copy(&old, &new).map_err(|e| Error::io(&new, e))?;
         }
     }
     Ok(state)
+}
+
+/// Lets a run go on with data that is not what it was trained on so far.
+pub fn accept_changed_data(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<()> {
+    let print = fingerprint(recipe, run, corpus)?;
+    checkpoint::accept_data(&run.checkpoints(), &print, &facts(recipe, run)?)
 }
 
 /// What the codes of a corpus depend on, in one hash: data and tokenisers.
@@ -150,22 +170,22 @@ pub fn check_lengths(
 }
 
 /// Everything that makes documents: a pure function of the recipe's seed and an index.
-struct Source<'a> {
-    recipe: &'a Recipe,
-    corpus: &'a Corpus,
-    mixture: Mixture,
-    template: Template<'a>,
-    codes: &'a CodeTable,
+pub(crate) struct Source<'a> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) corpus: &'a Corpus,
+    pub(crate) mixture: Mixture,
+    pub(crate) template: Template<'a>,
+    pub(crate) codes: &'a CodeTable,
     /// Classes of pictures and of sounds.
-    classes: [Classes; 2],
+    pub(crate) classes: [Classes; 2],
     /// Samples made of packs that were too long for a window so far.
-    too_long: std::cell::Cell<u64>,
+    pub(crate) too_long: std::cell::Cell<u64>,
 }
 
 impl Source<'_> {
     /// Document `index`; one without ids stands for a sample that is too long for a window, which
     /// is counted and passed over.
-    fn document(&self, index: u64) -> Result<Document> {
+    pub(crate) fn document(&self, index: u64) -> Result<Document> {
         let (task, drawn) = self.mixture.draw(self.corpus, self.recipe.seed, index);
         let train = &self.recipe.train;
         let mut rng = Rng::new(self.recipe.seed ^ 0x5eed, index);
@@ -216,206 +236,166 @@ pub fn pretrain(
     codes: &CodeTable,
     watcher: &mut dyn Watcher,
 ) -> Result<Model> {
+    let mut trackers = Trackers::none();
+    let trained = steps(recipe, run, corpus, tokenisers, codes, &mut trackers, watcher);
+    let end = if trained.is_ok() { End::Finished } else { End::Stopped };
+    trackers.end(end, watcher);
+    trained
+}
+
+fn steps(
+    recipe: &Recipe,
+    run: &Run,
+    corpus: &Corpus,
+    tokenisers: Tokenisers,
+    codes: &CodeTable,
+    trackers: &mut Trackers,
+    watcher: &mut dyn Watcher,
+) -> Result<Model> {
     let r = &recipe.train;
-    let plain = danlu_ops::cpu_device();
-    let device = plain.clone().autodiff();
-    let vocabulary = tokenisers.vocabulary();
-    let base = match &recipe.model.from {
-        Some(folder) => Some((Model::load(folder, &plain)?, Model::weights_hash(folder)?)),
-        None => None,
-    };
-    let config = match &base {
-        Some((base, _)) => base.transformer.config.clone(),
-        None => TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), r.window)?,
-    };
-    if config.vocabulary != vocabulary.size() {
-        return Err(Error::parameter(
-            "model.from",
-            format!("a model with the {} token ids of the run's tokenisers", vocabulary.size()),
-            config.vocabulary,
-        ));
+    let facts = facts(recipe, run)?;
+    checkpoint::same_data(&run.checkpoints(), &facts)?;
+    let mut session = Session::open(recipe, run, corpus, &tokenisers, codes, u64::MAX, watcher)?;
+    let names = session.source.mixture.names();
+    let first = session.state.step as usize;
+    forget_after(run, &mut session)?;
+    *trackers = Trackers::open(recipe, run, session.state.step, watcher);
+    let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts);
+    if recipe.guard.on && session.memory().marks.is_empty() {
+        // So that there is a state to go back to from the first step on.
+        let step = session.state.step;
+        session.memory_mut().mark(step);
+        writer.begin(session.snapshot()?)?;
     }
-    if config.context < r.window {
-        return Err(Error::parameter(
-            "model.context",
-            format!("at least train.window ({})", r.window),
-            config.context,
-        ));
-    }
-    let source = Source {
-        recipe,
-        corpus,
-        mixture: Mixture::new(&recipe.mixture, corpus)?,
-        template: Template::new(&tokenisers),
-        codes,
-        classes: [picture_classes(corpus), sound_classes(corpus)],
-        too_long: std::cell::Cell::new(0),
-    };
-    if r.brief > 0.0 && (vocabulary.image_semantic == 0 || vocabulary.audio_semantic == 0) {
-        return Err(Error::parameter(
-            "train.brief",
-            "0 for tokenisers without both recognisers",
-            r.brief,
-        ));
-    }
-    let names = source.mixture.names();
-    let packer =
-        Packer { rows: r.rows, window: r.window, pad: vocabulary.control_id(Control::Pad) };
 
-    let sizes = memory::Sizes::from(&config);
-    let load = memory::Load {
-        rows: r.rows,
-        window: r.window,
-        accumulate: r.accumulate,
-        again: r.recompute.blocks("train.recompute", config.depth)?,
-        muon: r.optimiser == Kind::Muon,
-        average: r.ema > 0.0,
-        replies: REPLIES,
-        saves: true,
-        threads: rayon::current_num_threads(),
-    };
-    let prediction = memory::predict(&sizes, &load);
-    memory::check(&prediction, memory::available(), &sizes, &load)?;
-    watcher.tell(Event::Note(prediction.to_string()));
-
-    let (mut model, ancestor) = match base {
-        Some((base, hash)) => (base.transformer, Some(hash)),
-        None => (Transformer::new(config.clone(), recipe.seed, &device), None),
-    };
-    model.to_device(&device);
-    model.blocks.iter_mut().zip(load.again).for_each(|(block, again)| block.recompute = again);
-    let mut optimiser = Optimiser::from_recipe(&model, r);
-    let mut average: Option<Vec<Tensor<2>>> = (r.ema > 0.0)
-        .then(|| model.parameters().iter().map(|p| p.tensor.clone().inner()).collect());
-    let print = fingerprint(recipe, run, corpus)?;
-    let mut faults = Vec::new();
-    let found = checkpoint::load(
-        &run.checkpoints(),
-        &print,
-        &mut model,
-        &mut optimiser,
-        average.as_mut(),
-        &mut faults,
-    )?;
-    faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
-    let mut state = found.unwrap_or(State::new(print));
-    let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts(recipe, run)?);
-    drop_after::<LogLine>(&run.log("train"), |l| l.step <= state.step as usize)?;
-
-    let marginals = marginals(&source, &vocabulary)?;
+    let marginals = marginals(&session.source, &session.vocabulary)?;
     let json = serde_json::to_string(&marginals).map_err(|e| Error::Other(e.to_string()))?;
     write_atomically(&run.folder.join("marginals.json"), json.as_bytes())?;
-    let validation = validation_batches(&source, &packer)?;
-    let held_out = |limit| {
+    let validation = validation_batches(&session.source, &session.packer)?;
+    let held_out = |session: &Session<'_>, limit| {
         let learns =
             |(name, &share): (&String, &f32)| PLAIN.contains(&name.as_str()) && share > 0.0;
         if !recipe.mixture.iter().any(learns) {
             return Ok(Vec::new());
         }
-        HeldOut::of(corpus, &tokenisers.text, &vocabulary, [r.rows, r.window], limit)
+        let vocabulary = &session.vocabulary;
+        HeldOut::of(corpus, &tokenisers.text, vocabulary, [r.rows, r.window], limit)
     };
-    let some_text = held_out(TEXT_BYTES)?;
+    let some_text = held_out(&session, TEXT_BYTES)?;
     let peak = danlu_ops::fma_peak(rayon::current_num_threads(), 0.15);
-    let first = state.step as usize;
     watcher.tell(Event::Phase {
-        name: format!("base model, {:.1} M parameters", model.size() as f64 / 1e6),
+        name: format!("base model, {:.1} M parameters", session.model.size() as f64 / 1e6),
         steps: r.steps,
         done: first,
     });
-    let begun = Instant::now();
-    let before = state.seconds;
+    let mut clock = Instant::now();
+    let mut pace = Pace::default();
     let mut bad_in_a_row = 0;
-    for step in first..r.steps {
+    while (session.state.step as usize) < r.steps {
+        let step = session.state.step as usize;
         let started = Instant::now();
-        let (mut loss, mut sums, mut tokens, mut span) = (0.0, Sums::new(names.len()), 0, 0.0);
-        let mut total: Option<Vec<Tensor<2>>> = None;
-        for _ in 0..r.accumulate {
-            let batch = packer.pack(state.next, &mut |i| source.document(i).map(Some))?;
-            state.next = batch.next;
-            tokens += batch.tokens;
-            span += mean_span(&batch) / r.accumulate as f64;
-            let (value, each) = forward(&model, &batch, mean(&batch), r.z_loss);
-            let number: f32 = value.clone().inner().into_scalar();
-            loss += number as f64 / r.accumulate as f64;
-            sums.add(&batch, &each, &vocabulary);
-            let grads = gradients(&model, value.backward());
-            total = Some(match total {
-                None => grads,
-                Some(sum) => sum.into_iter().zip(grads).map(|(a, b)| a + b).collect(),
-            });
-        }
-        let share = rate_at(r, step);
-        let grads = total.expect("accumulate is at least 1");
-        let rates = [r.rate * share, r.muon_rate * share];
-        let norm = optimiser.step(&mut model, grads, rates, 1.0 / r.accumulate as f32);
-        state.step += 1;
-        state.tokens += tokens as u64;
-        state.seconds = before + begun.elapsed().as_secs_f64();
-        if norm.is_finite() {
-            bad_in_a_row = 0;
-            if let Some(average) = &mut average {
-                for (a, p) in average.iter_mut().zip(model.parameters()) {
-                    let now = p.tensor.clone().inner();
-                    *a = a.clone().mul_scalar(r.ema) + now.mul_scalar(1.0 - r.ema);
+        let mut pass = session.pass()?;
+        let share = session.share();
+        let verdict = guard::judge(&recipe.guard, &mut session, &pass)?;
+        let skipped = matches!(verdict, Verdict::Skip(_));
+        let trouble = match verdict {
+            Verdict::Go => {
+                let on = recipe.guard.on;
+                let before = on.then(|| guard::before(&session.model, step as u64));
+                let usual = session.usual_share();
+                let grads = std::mem::take(&mut pass.grads);
+                session.apply(grads, &pass.squares);
+                let moved = |b| guard::moved(&recipe.guard, &mut session, b, usual, &pass);
+                before.and_then(moved)
+            }
+            Verdict::Skip(trouble) => {
+                session.skip();
+                let memory = session.memory_mut();
+                let incident = guard::record_skip(run, memory, trouble.clone(), pass.samples)?;
+                watcher.tell(Event::Note(incident.headline()));
+                if memory.skipped > recipe.guard.bad_steps as u64 {
+                    let why = format!("{} steps in a row were skipped for it", memory.skipped);
+                    return Err(guard::give_up(run, memory, &trouble, &why));
                 }
+                None
             }
-        } else {
-            optimiser.step += 1;
-            bad_in_a_row += 1;
-            watcher.tell(Event::Note(format!(
-                "step {step} skipped: loss {loss}, gradient norm {norm}, samples up to {}",
-                state.next
-            )));
-            if bad_in_a_row > 20 {
-                return Err(Error::Other(
-                    "over 20 steps in a row without a finite gradient".into(),
-                ));
-            }
+            Verdict::Back(trouble) => Some(trouble),
+        };
+        if let Some(trouble) = trouble {
+            let written = writer.wait();
+            written.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+            go_back(recipe, run, &mut session, trouble, &pass, watcher)?;
+            trackers.back(session.state.step, watcher);
+            continue;
         }
+        bad_in_a_row = if skipped { bad_in_a_row + 1 } else { 0 };
+        if bad_in_a_row > 20 && !recipe.guard.on {
+            let what = "over 20 steps in a row without a finite gradient";
+            return Err(Error::Other(what.into()));
+        }
+        session.state.tokens += pass.tokens as u64;
+        session.state.seconds += clock.elapsed().as_secs_f64();
+        clock = Instant::now();
         let done = step + 1;
-        let speed = tokens as f64 / started.elapsed().as_secs_f64();
+        audit::log(run, &pass.audit(done as u64, skipped))?;
+        if let Some(told) = guard::conclude(run, session.memory_mut(), done as u64)? {
+            watcher.tell(Event::Note(format!("incident {}: {}", told.number, told.outcome)));
+        }
+        let speed = pass.tokens as f64 / started.elapsed().as_secs_f64();
+        let looks_inside = recipe.guard.look > 0 && done.is_multiple_of(recipe.guard.look);
         let mut line = LogLine {
             step: done,
-            tokens: state.tokens,
-            loss,
-            modality: sums.modality(),
-            task: sums.tasks(&names),
+            tokens: session.state.tokens,
+            loss: pass.loss,
+            modality: pass.sums.modality(),
+            task: pass.sums.tasks(&names),
             validation: Losses::new(),
             text: Losses::new(),
-            norm,
+            norm: pass.norm,
             rate: share,
             speed,
-            utilisation: speed * config.flops_per_token(span) / peak,
+            utilisation: speed * session.model.config.flops_per_token(pass.span) / peak,
+            health: looks_inside.then(|| health(&mut session, &pass)),
         };
         let stop = watcher.stop();
         let last = done == r.steps;
-        let due = done % r.checkpoint == 0 || writer.due();
-        let looks = last || done % r.validate == 0;
-        if stop || due || looks {
-            let taken = Snapshot::take(&state, &model, &optimiser, average.as_deref())?;
-            let before = writer.begin(taken);
+        let scheduled = done.is_multiple_of(r.checkpoint);
+        let looks = last || done.is_multiple_of(r.validate);
+        if scheduled && recipe.guard.on {
+            session.memory_mut().mark(done as u64);
+        }
+        if stop || scheduled || writer.due() || looks {
+            let before = writer.begin(session.snapshot()?);
             before.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
         }
         if looks {
             // Whatever becomes of the evaluation, the training is on the disk.
             writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
-            let frozen = frozen(&model, average.as_deref());
-            line.validation = validate(&frozen, &validation, &vocabulary);
+            let frozen = frozen(&session.model, session.average.as_deref());
+            line.validation = validate(&frozen, &validation, &session.vocabulary);
             let all = line.validation.values();
             if !line.validation.is_empty() {
                 writer.rate(done as u64, all.sum::<f64>() / line.validation.len() as f64)?;
             }
             line.text = match last {
-                true => nats_per_byte(&frozen, &held_out(usize::MAX)?),
+                true => nats_per_byte(&frozen, &held_out(&session, usize::MAX)?),
                 false => nats_per_byte(&frozen, &some_text),
             };
-            samples(&frozen, &source, run, done)?;
+            let shown = samples(&frozen, &session.source, run, done);
+            shown.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
         }
         append(&run.log("train"), &line)?;
+        trackers.step(done as u64, &track::figures(&line), watcher);
         if looks || done == 20 {
-            run_page(run, recipe, corpus)?;
+            // No page is worth a training.
+            let drawn = run_page(run, recipe, corpus);
+            drawn.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+        }
+        if let Some(words) = pace.step(started.elapsed().as_secs_f64()).filter(|_| !looks) {
+            watcher.tell(Event::Note(format!("step {done}: {words}")));
         }
         watcher.tell(Event::Step { done, figures: figures(&line) });
+        watcher.tell(Event::Logged(Box::new(line)));
         if stop {
             writer.wait()?;
             return Err(Error::Other(format!(
@@ -424,14 +404,16 @@ pub fn pretrain(
             )));
         }
     }
-    let transformer = frozen(&model, average.as_deref());
-    if source.too_long.get() > 0 {
+    writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+    let transformer = frozen(&session.model, session.average.as_deref());
+    if session.source.too_long.get() > 0 {
         watcher.tell(Event::Note(format!(
             "{} samples were over train.window ({}) and passed over",
-            source.too_long.get(),
+            session.source.too_long.get(),
             r.window
         )));
     }
+    let (state, ancestor) = (session.state, session.ancestor);
     watcher.tell(Event::PhaseDone {
         result: format!("{} tokens in {:.0} s", state.tokens, state.seconds),
     });
@@ -449,6 +431,68 @@ pub fn pretrain(
     Ok(model)
 }
 
+/// Removes what logs and incidents say of steps after the one that a session stands at.
+fn forget_after(run: &Run, session: &mut Session<'_>) -> Result<()> {
+    let step = session.state.step;
+    for name in ["train", "samples", audit::LOG] {
+        drop_after(&run.log(name), step)?;
+    }
+    incident::forget(run, session.memory().incidents)
+}
+
+/// Answers trouble by going back to an earlier checkpoint, or stops the run.
+fn go_back(
+    recipe: &Recipe,
+    run: &Run,
+    session: &mut Session<'_>,
+    trouble: Trouble,
+    pass: &Pass,
+    watcher: &mut dyn Watcher,
+) -> Result<()> {
+    let before = session.memory().clone();
+    if before.rollbacks >= recipe.guard.rollbacks as u64 {
+        let why = format!("it has gone back {} times already", before.rollbacks);
+        return Err(guard::give_up(run, &before, &trouble, &why));
+    }
+    let mut found = false;
+    for step in guard::targets(&before, trouble.from[0]) {
+        match session.restore(step) {
+            Ok(()) => {
+                found = true;
+                break;
+            }
+            Err(e) => watcher.tell(Event::Note(e.to_string())),
+        }
+    }
+    if !found {
+        let why = "there is no checkpoint to go back to";
+        return Err(guard::give_up(run, &before, &trouble, why));
+    }
+    let step = session.state.step;
+    checkpoint::folder::drop_after(&run.checkpoints(), step)?;
+    for name in ["train", "samples", audit::LOG] {
+        drop_after(&run.log(name), step)?;
+    }
+    let incident = guard::record_back(&recipe.guard, run, before, session, trouble, pass)?;
+    watcher.tell(Event::Note(incident.headline()));
+    Ok(())
+}
+
+/// What is seen inside the model after a step.
+fn health(session: &mut Session<'_>, pass: &Pass) -> Health {
+    let share = session.usual_share() as f64;
+    let scale = session.scale() as f64;
+    let norm = guard::by_group(&session.model, &pass.squares);
+    let view = session.view(&pass.batches[0], 1);
+    let ratios = session.memory().ratios.iter();
+    Health {
+        norm: norm.into_iter().map(|(name, squares)| (name, squares.sqrt() * scale)).collect(),
+        ratio: ratios.map(|(name, mean)| (name.clone(), mean.value * share)).collect(),
+        scale: view.iter().map(|v| (v.name.clone(), v.rms)).collect(),
+        entropy: view.iter().filter_map(|v| Some((v.name.clone(), v.entropy?))).collect(),
+    }
+}
+
 fn figures(line: &LogLine) -> String {
     let part = |m: Modality| {
         line.modality.get(m.name()).map_or(String::new(), |l| format!(" {} {l:.2}", m.name()))
@@ -463,7 +507,7 @@ fn figures(line: &LogLine) -> String {
 }
 
 /// One over the sum of a batch's weights.
-fn mean(batch: &Batch) -> f32 {
+pub(crate) fn mean(batch: &Batch) -> f32 {
     1.0 / batch.weights.iter().sum::<f32>().max(1e-6)
 }
 
@@ -485,23 +529,23 @@ pub(crate) fn forward(
 }
 
 /// Keys that a token attends to on average: half its document.
-fn mean_span(batch: &Batch) -> f64 {
+pub(crate) fn mean_span(batch: &Batch) -> f64 {
     let squares: f64 = batch.starts.windows(2).map(|w| ((w[1] - w[0]) as f64).powi(2)).sum();
     squares / 2.0 / batch.ids.len().max(1) as f64
 }
 
 /// Sums of cross-entropies by modality and by task.
-struct Sums {
+pub(crate) struct Sums {
     modality: [(f64, f64); 3],
     task: Vec<(f64, f64)>,
 }
 
 impl Sums {
-    fn new(tasks: usize) -> Self {
+    pub(crate) fn new(tasks: usize) -> Self {
         Self { modality: [(0.0, 0.0); 3], task: vec![(0.0, 0.0); tasks] }
     }
 
-    fn add(&mut self, batch: &Batch, each: &[f32], vocabulary: &Vocabulary) {
+    pub(crate) fn add(&mut self, batch: &Batch, each: &[f32], vocabulary: &Vocabulary) {
         for (i, &ce) in each.iter().enumerate() {
             if batch.weights[i] <= 0.0 {
                 continue;
@@ -519,6 +563,12 @@ impl Sums {
     fn modality(&self) -> Losses {
         let named = Modality::ALL.iter().map(|m| m.name().to_string());
         means(named.zip(self.modality.iter().copied()))
+    }
+
+    /// Mean and number of tokens of each task that there was, by name.
+    pub(crate) fn counted(&self, names: &[&str]) -> Vec<(String, f64, f64)> {
+        let all = names.iter().zip(&self.task).filter(|(_, (_, n))| *n > 0.0);
+        all.map(|(name, (sum, n))| (name.to_string(), sum / n, *n)).collect()
     }
 
     fn tasks(&self, names: &[&str]) -> Losses {
@@ -578,7 +628,7 @@ fn validate(model: &Transformer, batches: &[Batch], vocabulary: &Vocabulary) -> 
 }
 
 /// The model without gradient records, with averaged weights where there are some.
-fn frozen(model: &Transformer, average: Option<&[Tensor<2>]>) -> Transformer {
+pub(crate) fn frozen(model: &Transformer, average: Option<&[Tensor<2>]>) -> Transformer {
     let mut model = model.clone();
     for (i, p) in model.parameters_mut().into_iter().enumerate() {
         p.tensor = match average {
@@ -615,7 +665,7 @@ const PLAIN: [&str; 3] = ["text_en", "text_zh", "code"];
 const TEXT_BYTES: usize = 20_000;
 
 /// Replies at one time.
-const REPLIES: usize = 16;
+pub(crate) const REPLIES: usize = 16;
 
 /// The questions whose replies are kept at every validation.
 const SHOWN: [(&str, View); 8] = [
@@ -738,21 +788,4 @@ fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> 
         )?;
     }
     Ok(())
-}
-
-/// Removes what was logged after the step that a run goes on from: all but what `before` says.
-pub(crate) fn drop_after<L: Serialize + serde::de::DeserializeOwned>(
-    path: &std::path::Path,
-    before: impl Fn(&L) -> bool,
-) -> Result<()> {
-    if !path.exists() {
-        return Ok(());
-    }
-    let kept: Vec<L> = crate::run::entries::<L>(path)?.into_iter().filter(before).collect();
-    let mut text = String::new();
-    for line in kept {
-        text += &serde_json::to_string(&line).map_err(|e| Error::Other(e.to_string()))?;
-        text.push('\n');
-    }
-    write_atomically(path, text.as_bytes())
 }

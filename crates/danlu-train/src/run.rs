@@ -71,6 +71,11 @@ impl Run {
         self.folder.join("model")
     }
 
+    /// What went wrong and what was done about it.
+    pub fn incidents(&self) -> PathBuf {
+        self.folder.join("incidents")
+    }
+
     /// The page that a person looks at.
     pub fn page(&self) -> PathBuf {
         self.folder.join("index.html")
@@ -106,9 +111,41 @@ pub(crate) fn entries<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec
     Ok(read(path)?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect())
 }
 
+/// Removes the lines of a log that are of steps after `step`, and what a crash left of a line: the
+/// run goes on from there.
+pub(crate) fn drop_after(path: &Path, step: u64) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        step: u64,
+    }
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = read(path)?;
+    let kept = text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
+        .filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|l| l.step <= step));
+    let kept: String = kept.collect();
+    if kept == text { Ok(()) } else { write_atomically(path, kept.as_bytes()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_is_cut_back_to_a_step() {
+        let path = std::env::temp_dir().join(format!("danlu-log-{}", std::process::id()));
+        let line = |step: u64| format!("{{\"step\":{step},\"x\":0.1}}\n");
+        let text = line(1) + &line(2) + &line(3) + "{\"step\":2,\"x";
+        for (step, want) in [(2, line(1) + &line(2)), (9, line(1) + &line(2) + &line(3))] {
+            std::fs::write(&path, &text).expect("writes");
+            drop_after(&path, step).expect("cuts");
+            assert_eq!(read(&path).expect("there"), want);
+        }
+        std::fs::remove_file(&path).expect("removes");
+    }
 
     #[test]
     fn a_run_may_be_evaluated_otherwise_but_not_trained_otherwise() {

@@ -5,7 +5,7 @@ use crate::optim::Optimiser;
 use crate::run::{Run, append};
 use crate::watch::{Event, Watcher};
 use burn::tensor::{Tensor, TensorData};
-use danlu_core::recipe::{CheckpointRecipe, Recipe};
+use danlu_core::recipe::{CheckpointRecipe, Recipe, TrackRecipe};
 use danlu_core::{Error, Picture, Result, Rng, Sound};
 use danlu_data::{Corpus, Split, picture_classes, sound_classes};
 use danlu_media::{alter_picture, alter_sound, restyle_picture, revoice_sound};
@@ -388,7 +388,11 @@ fn learn<M: Module>(
     let mut optimiser = Optimiser::new(module, [0.9, 0.99], 1e-8, 0.01, 1.0)
         .with_muon(module, |name| name.starts_with("scales."));
     let folder = run.tokenisers().join(format!("{name}-checkpoints"));
-    let kept = Recipe { checkpoint: CheckpointRecipe::default(), ..recipe.clone() };
+    let kept = Recipe {
+        checkpoint: CheckpointRecipe::default(),
+        track: TrackRecipe::default(),
+        ..recipe.clone()
+    };
     let fingerprint = blake3::hash(kept.to_toml().as_bytes()).to_hex().to_string();
     let facts = Facts { seed: recipe.seed, recipe: fingerprint.clone(), ..Facts::default() };
     let mut writer = Writer::new(&folder, &recipe.checkpoint, facts);

@@ -3,11 +3,12 @@
 //! What a step learns from is made by [`lesson`](crate::lesson): replies, preferences or rewarded
 //! tries. Each is a batch whose positions have weights, so the loop does not know which.
 
+use crate::audit::{self, AuditLine};
 use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
 use crate::lesson::{Held, Lessons};
 use crate::optim::{Optimiser, gradients, warm_rate};
 use crate::pretrain::{Losses, forward};
-use crate::run::{Run, append};
+use crate::run::{Run, append, drop_after};
 use crate::tune_page::tune_page;
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::CheckpointRecipe;
@@ -198,7 +199,9 @@ pub fn tune(
     )?;
     faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
     let mut state = found.unwrap_or_else(|| State::new(fingerprint.clone()));
-    crate::pretrain::drop_after::<TuneLine>(&run.log("train"), |l| l.step <= state.step as usize)?;
+    for name in ["train", audit::LOG] {
+        drop_after(&run.log(name), state.step)?;
+    }
     let facts = Facts { seed: recipe.seed, recipe: fingerprint, ..Facts::default() };
     let mut writer = Writer::new(&run.checkpoints(), &CheckpointRecipe::default(), facts);
 
@@ -220,6 +223,11 @@ pub fn tune(
         let norm = optimiser.step(&mut *learner.module(), grads, [r.rate * share, 0.0], 1.0);
         learner.shake(None);
         state.step += 1;
+        let (from, to) = (state.next, lesson.next);
+        let content = audit::content(std::slice::from_ref(&lesson.batch));
+        let skipped = !norm.is_finite();
+        let trained = AuditLine { step: state.step, from, to, left_out: vec![], skipped, content };
+        audit::log(run, &trained)?;
         state.next = lesson.next;
         state.tokens += lesson.batch.tokens as u64;
         state.seconds = before + begun.elapsed().as_secs_f64();

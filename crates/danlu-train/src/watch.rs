@@ -17,6 +17,8 @@ pub enum Event {
         /// Figures.
         figures: String,
     },
+    /// The figures of a training's step, as its log has them.
+    Logged(Box<crate::pretrain::LogLine>),
     /// A part of the work is finished.
     PhaseDone {
         /// What came of it.

@@ -2,6 +2,7 @@
 
 mod answer;
 mod commands;
+mod dashboard;
 mod progress;
 
 use clap::{CommandFactory, Parser};

@@ -86,6 +86,7 @@ impl Watcher for Terminal {
                     );
                 }
             },
+            Event::Logged(_) => {}
             Event::PhaseDone { result } => {
                 if let Some(bar) = self.bar.take() {
                     bar.finish_and_clear();
@@ -100,6 +101,11 @@ impl Watcher for Terminal {
     }
 
     fn stop(&self) -> bool {
-        STOP.load(Ordering::SeqCst)
+        stop_asked()
     }
+}
+
+/// Whether the person has asked to stop.
+pub(crate) fn stop_asked() -> bool {
+    STOP.load(Ordering::SeqCst)
 }

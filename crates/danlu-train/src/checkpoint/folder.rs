@@ -14,7 +14,8 @@ pub(crate) fn name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-fn step_of(path: &Path) -> Option<u64> {
+/// The step that a checkpoint's folder is named after.
+pub(crate) fn step_of(path: &Path) -> Option<u64> {
     let digits = path.file_name()?.to_str()?.strip_prefix("step-")?;
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }
@@ -116,16 +117,33 @@ pub(crate) fn point_at(folder: &Path, which: &str, words: &str) -> Result<()> {
 pub(crate) fn best(folder: &Path) -> Option<(String, f64)> {
     let words = std::fs::read_to_string(folder.join("best")).ok()?;
     let (name, loss) = words.trim().split_once(' ')?;
-    Some((name.to_string(), loss.parse().ok()?))
+    folder.join(name).exists().then(|| Some((name.to_string(), loss.parse().ok()?)))?
 }
 
-/// Removes all checkpoints but the newest `keep` and those whose names are in `also`.
+/// Removes all checkpoints but the newest `keep`, those whose names are in `also`, and those that
+/// the guard of one that stays may go back to.
 pub(crate) fn prune(folder: &Path, keep: usize, also: &[String]) -> Result<()> {
     let all = list(folder);
     let newest = all.len().saturating_sub(keep);
     let mut stay: BTreeSet<PathBuf> = all[newest..].iter().cloned().collect();
     stay.extend(also.iter().map(|name| folder.join(name)));
-    for old in all.into_iter().filter(|path| !stay.contains(path)) {
+    let marks: Vec<PathBuf> = stay
+        .iter()
+        .filter_map(|path| Manifest::read(path).ok()?.state.guard)
+        .flat_map(|guard| guard.marks)
+        .map(|step| folder.join(name(step)))
+        .collect();
+    stay.extend(marks);
+    remove(all.into_iter().filter(|path| !stay.contains(path)))
+}
+
+/// Removes the checkpoints after `step`: training has gone back before them.
+pub(crate) fn drop_after(folder: &Path, step: u64) -> Result<()> {
+    remove(list(folder).into_iter().filter(|path| step_of(path).is_some_and(|s| s > step)))
+}
+
+fn remove(all: impl Iterator<Item = PathBuf>) -> Result<()> {
+    for old in all {
         // Renamed first, so that one that is half removed is not taken for a checkpoint.
         let aside = old.with_extension("old");
         let _ = std::fs::remove_dir_all(&aside);

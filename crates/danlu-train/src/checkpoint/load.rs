@@ -22,6 +22,8 @@ pub fn adopt(from: &Path, to: &Path, fingerprint: &str) -> Result<State> {
     let (mut state, facts, tensors) = read_whole(&newest)?;
     let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
     state.from.push(before);
+    // What other tasks cost under another recipe says nothing here.
+    state.guard = None;
     let tensors = tensors.into_values().collect();
     let snapshot = super::Snapshot { state: state.clone(), tensors };
     folder::write(to, &snapshot, &facts, usize::MAX)?;
@@ -35,10 +37,24 @@ pub fn load(
     fingerprint: &str,
     module: &mut dyn Module,
     optimiser: &mut Optimiser,
+    average: Option<&mut Vec<Tensor<2>>>,
+    faults: &mut Vec<String>,
+) -> Result<Option<State>> {
+    load_until(folder, u64::MAX, fingerprint, module, optimiser, average, faults)
+}
+
+/// As [`load`], of those that are not after step `until`.
+pub fn load_until(
+    folder: &Path,
+    until: u64,
+    fingerprint: &str,
+    module: &mut dyn Module,
+    optimiser: &mut Optimiser,
     mut average: Option<&mut Vec<Tensor<2>>>,
     faults: &mut Vec<String>,
 ) -> Result<Option<State>> {
-    for path in folder::list(folder).into_iter().rev() {
+    let all = folder::list(folder).into_iter().rev();
+    for path in all.filter(|path| folder::step_of(path).is_some_and(|step| step <= until)) {
         match load_one(&path, fingerprint, module, optimiser, average.as_deref_mut()) {
             Ok(state) => {
                 if !faults.is_empty() {
@@ -53,6 +69,44 @@ pub fn load(
         Some(first) => Err(Error::Other(format!("no checkpoint can be read; the newest: {first}"))),
         None => Ok(None),
     }
+}
+
+/// Refuses a run whose data is not what its newest checkpoint was trained on: a sample file that has
+/// changed, say. Checkpoints of before there were manifests say nothing of it.
+pub fn same_data(folder: &Path, facts: &Facts) -> Result<()> {
+    let newest = folder::list(folder).into_iter().rev().find_map(|p| Manifest::read(&p).ok());
+    let Some(Manifest { facts: before, .. }) = newest else { return Ok(()) };
+    for (name, hash) in &before.data {
+        let found = facts.data.get(name).map_or("no such file", String::as_str);
+        if found != hash {
+            return Err(Error::file(
+                name,
+                format!("the data that this run was trained on, BLAKE3 {hash}"),
+                format!("{found}; --changed-data goes on with it nevertheless"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Lets a run go on with data that has changed: its newest checkpoint is written anew as one of this
+/// fingerprint and these facts.
+pub fn accept_data(folder: &Path, fingerprint: &str, facts: &Facts) -> Result<()> {
+    let Some(newest) = folder::list(folder).pop() else { return Ok(()) };
+    let (mut state, _, tensors) = read_whole(&newest)?;
+    if state.fingerprint != fingerprint {
+        let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
+        state.from.push(before);
+    }
+    let tensors = tensors.into_values().collect();
+    let snapshot = super::Snapshot { state, tensors };
+    folder::write(folder, &snapshot, facts, usize::MAX).map(drop)
+}
+
+/// Where the newest checkpoint of a folder stands whose manifest can be read.
+pub fn newest_state(folder: &Path) -> Option<State> {
+    let mut newest = folder::list(folder).into_iter().rev();
+    newest.find_map(|path| Some(Manifest::read(&path).ok()?.state))
 }
 
 /// Loads the checkpoint of one step.

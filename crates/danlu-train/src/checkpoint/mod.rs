@@ -4,17 +4,18 @@
 //! written last. [`Writer`] writes them beside the training, [`load`] takes the newest that is whole
 //! by its hashes. The folder before it had a `state.json` and one file of tensors; it is still read.
 
-mod folder;
+pub(crate) mod folder;
 mod load;
 mod manifest;
 mod shards;
 mod writer;
 
-pub use load::{adopt, load, load_step};
+pub use load::{accept_data, adopt, load, load_step, load_until, newest_state, same_data};
 pub use manifest::{Facts, Manifest};
 pub use shards::Shard;
 pub use writer::Writer;
 
+use crate::guard::Memory;
 use crate::optim::Optimiser;
 use burn::tensor::Tensor;
 use danlu_core::{Error, Result};
@@ -39,12 +40,23 @@ pub struct State {
     /// Fingerprints of the runs whose checkpoints it goes on from, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<String>,
+    /// What the guard remembers; `None` where none has watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Memory>,
 }
 
 impl State {
     /// Before the first step of a training with this fingerprint.
     pub fn new(fingerprint: String) -> Self {
-        Self { step: 0, next: 0, tokens: 0, fingerprint, seconds: 0.0, from: Vec::new() }
+        Self {
+            step: 0,
+            next: 0,
+            tokens: 0,
+            fingerprint,
+            seconds: 0.0,
+            from: Vec::new(),
+            guard: None,
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 mod bench;
 mod chat;
 mod completions;
+mod debug;
+mod doctor;
 mod eval;
 mod export;
 mod extend;
@@ -36,6 +38,10 @@ pub(crate) enum Command {
     Extend(extend::Args),
     /// Make adapters part of a model's weights
     Merge(merge::Args),
+    /// Look at machine, files, recipe and data before a run, and reckon its memory
+    Doctor(doctor::Args),
+    /// Look into a training run: take a step again exactly, check its samples
+    Debug(debug::Args),
     /// Reply once, in text, image or sound
     Generate(generate::Args),
     /// Talk to a model in the terminal
@@ -69,6 +75,8 @@ pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
         Command::Tune(args) => tune::run(args),
         Command::Extend(args) => extend::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Debug(args) => debug::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Serve(args) => serve::run(args),

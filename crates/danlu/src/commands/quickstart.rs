@@ -1,3 +1,4 @@
+use super::train::Options;
 use danlu_core::{Error, Recipe, Result};
 use danlu_data::{Corpus, View, questions, tasks};
 use danlu_eval::{Gallery, Question, write_page};
@@ -24,7 +25,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let (run, recipe) = super::train::open(Some(args.recipe), args.out, None)?;
-    let (model, corpus) = super::train::train(&run, &recipe, None, None)?;
+    let (model, corpus) = super::train::train(&run, &recipe, Options::default())?;
     let page = evaluate(&run, &recipe, &corpus, &model)?;
     eprintln!(
         "\ndone in {:.0} s. Look at\n  {}  training, samples, recipe\n  {}  evaluation\n  {}  what the tokenisers keep\n\

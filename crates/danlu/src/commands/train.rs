@@ -23,12 +23,20 @@ pub(crate) struct Args {
     /// Take the tokenisers of this model or run folder instead of learning new ones
     #[arg(long, value_name = "FOLDER")]
     tokenizers: Option<PathBuf>,
+    /// Go on although the data is not what this run was trained on so far
+    #[arg(long)]
+    changed_data: bool,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let (run, recipe) = open(args.recipe, args.out, args.resume)?;
     let tokenisers = args.from.as_ref().map(|from| Run { folder: from.clone() }.tokenisers());
-    train(&run, &recipe, args.tokenizers.or(tokenisers), args.from)?;
+    let options = Options {
+        tokenizers: args.tokenizers.or(tokenisers),
+        from: args.from,
+        changed_data: args.changed_data,
+    };
+    train(&run, &recipe, options)?;
     eprintln!("model: {}\npage:  {}", run.model().display(), run.page().display());
     Ok(())
 }
@@ -50,14 +58,21 @@ pub(crate) fn open(
     }
 }
 
+/// What a training begins with beside its recipe.
+#[derive(Default)]
+pub(crate) struct Options {
+    /// Where tokenisers are taken from.
+    pub(crate) tokenizers: Option<PathBuf>,
+    /// The run that is gone on from.
+    pub(crate) from: Option<PathBuf>,
+    /// Whether it goes on with data that has changed.
+    pub(crate) changed_data: bool,
+}
+
 /// Everything from data to model folder; what an earlier call has finished is not done again. With
 /// the model comes the data as it was used.
-pub(crate) fn train(
-    run: &Run,
-    recipe: &Recipe,
-    tokenizers: Option<PathBuf>,
-    from: Option<PathBuf>,
-) -> Result<(Model, Corpus)> {
+pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Model, Corpus)> {
+    let Options { tokenizers, from, changed_data } = options;
     let mut corpus = super::tokenizer::load(recipe)?;
     let mut foreign = None;
     if let Some(base) = &recipe.model.from {
@@ -86,7 +101,11 @@ pub(crate) fn train(
         eprintln!("going on from step {}", state.step);
     }
     pretrain::check_lengths(recipe, &mut corpus, &tokenisers, &codes)?;
-    let model = pretrain::pretrain(recipe, run, &corpus, tokenisers, &codes, &mut Terminal::new())?;
+    if changed_data {
+        pretrain::accept_changed_data(recipe, run, &corpus)?;
+    }
+    let mut watcher = crate::dashboard::watcher(recipe.track.dashboard);
+    let model = pretrain::pretrain(recipe, run, &corpus, tokenisers, &codes, watcher.as_mut())?;
     Ok((model, corpus))
 }
 

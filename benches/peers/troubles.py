@@ -1,0 +1,78 @@
+"""Tiny trainings in PyTorch with clipping alone, troubled as `../troubles.py` troubles Danlu's.
+
+    OMP_NUM_THREADS=1 python troubles.py [--seeds 10] [--steps 150]
+
+A clean run, the learning rate times 20 from the middle on, ten steps of tokens that are 70 % noise,
+and one weight that is no number. AdamW, gradients clipped to a norm of 1, warm-up and a straight line
+down at the end: what a careful script does. Prints the loss on held-out batches as a multiple of the
+clean run's. It is another task than Danlu's, so only the multiples can be compared.
+"""
+
+import argparse
+import math
+import statistics
+
+import numpy as np
+import torch
+
+import chain
+from pytorch import Qwen, Sizes, adamw
+
+KINDS = ["clean", "rate x20", "noise", "NaN in a weight"]
+
+
+def share(step, steps):
+    """Of the peak learning rate: ten steps up, the last 40 % of the steps down."""
+    return min(1.0, (step + 1) / 10) * min(1.0, max(0.02, (steps - step) / (0.4 * steps)))
+
+
+def train(kind, seed, steps, data):
+    """Held-out loss at the end; infinity where it is no number."""
+    torch.manual_seed(seed)
+    sizes = Sizes(vocabulary=512, width=64, depth=2, heads=4, window=160)
+    model = Qwen(sizes)
+    rate = 3e-3
+    optimiser = adamw(model, rate)
+    rng = np.random.default_rng(seed)
+    middle = steps // 2
+    for step in range(steps):
+        ids = torch.from_numpy(data[step % (len(data) - 8)]).clone()
+        if kind == "noise" and middle <= step < middle + 10:
+            random = torch.from_numpy(rng.integers(0, sizes.vocabulary, ids.shape))
+            hit = torch.from_numpy(rng.random(ids.shape) < 0.7)
+            ids = torch.where(hit, random, ids)
+        if kind == "NaN in a weight" and step == middle:
+            with torch.no_grad():
+                next(p for p in model.parameters() if p.ndim == 2).view(-1)[0] = float("nan")
+        wrong = 20 if kind == "rate x20" and step >= middle else 1
+        for group in optimiser.param_groups:
+            group["lr"] = rate * share(step, steps) * wrong
+        loss = model(ids[:, :-1], ids[:, 1:])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    with torch.no_grad():
+        held = [model(t[:, :-1], t[:, 1:]).item() for t in map(torch.from_numpy, data[-8:])]
+    loss = sum(held) / len(held)
+    return loss if math.isfinite(loss) else math.inf
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=150)
+    args = parser.parse_args()
+    data = chain.batches(512, args.steps + 8, 4, 160)
+    found = {kind: [] for kind in KINDS}
+    for seed in range(args.seeds):
+        losses = {kind: train(kind, seed, args.steps, data) for kind in KINDS}
+        for kind in KINDS:
+            found[kind].append(losses[kind] / losses["clean"])
+    print(f"{args.seeds} seeds, {args.steps} steps; held-out loss over that of the clean run")
+    for kind in KINDS[1:]:
+        print(f"{kind:18} median {statistics.median(found[kind]):.3f}, worst {max(found[kind]):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+//! Looks at machine, files, recipe and data before a run, and reckons what it will take.
+
+use crate::memory;
+use crate::pretrain::codes_fingerprint;
+use crate::run::Run;
+use crate::session::load;
+use crate::{CodeTable, pretrain};
+use danlu_core::recipe::Optimiser;
+use danlu_core::{Recipe, Result, Vocabulary};
+use danlu_data::{Corpus, LoadOptions, Mixture, Split, picture_classes, sound_classes};
+use danlu_model::io::HfConfig;
+use danlu_model::modality::PLACES;
+use danlu_model::{Model, Tokenisers, TransformerConfig};
+use std::path::Path;
+use std::time::Instant;
+
+/// How good or bad something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// As it should be.
+    Good,
+    /// To be careful about.
+    Careful,
+    /// The run cannot work.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// `machine`, `files`, `recipe`, `data` or `memory`.
+    pub of: &'static str,
+    /// How it is.
+    pub level: Level,
+    /// What was found.
+    pub words: String,
+}
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, of: &'static str, level: Level, words: impl Into<String>) {
+        self.0.push(Finding { of, level, words: words.into() });
+    }
+
+    fn good(&mut self, of: &'static str, words: impl Into<String>) {
+        self.add(of, Level::Good, words);
+    }
+
+    fn careful(&mut self, of: &'static str, words: impl Into<String>) {
+        self.add(of, Level::Careful, words);
+    }
+
+    fn bad(&mut self, of: &'static str, words: impl Into<String>) {
+        self.add(of, Level::Bad, words);
+    }
+}
+
+/// Examines the run of a recipe file in `folder`, which need not exist. What cannot be looked at
+/// because of something bad before it is left out.
+pub fn examine(path: &Path, folder: &Path) -> Vec<Finding> {
+    let mut out = Findings(Vec::new());
+    machine(&mut out);
+    let recipe = match Recipe::load(path) {
+        Ok(recipe) => recipe,
+        Err(e) => {
+            out.bad("recipe", e.to_string());
+            return out.0;
+        }
+    };
+    recipe_sense(&mut out, &recipe);
+    folder_works(&mut out, folder, &recipe);
+    let options = LoadOptions { max_seconds: recipe.audio.max_seconds, ..Default::default() };
+    let mut corpus = match Corpus::load(&recipe.data, recipe.seed, &options) {
+        Ok(corpus) => corpus,
+        Err(e) => {
+            out.bad("data", e.to_string());
+            return out.0;
+        }
+    };
+    data(&mut out, &recipe, &corpus);
+    let run = Run { folder: folder.to_path_buf() };
+    let vocabulary = match lengths(&mut out, &recipe, &run, &mut corpus) {
+        Ok(Some(vocabulary)) => vocabulary,
+        Ok(None) => expected_vocabulary(&recipe, &corpus),
+        Err(e) => {
+            out.bad("data", e.to_string());
+            return out.0;
+        }
+    };
+    if let Err(e) = memory_fits(&mut out, &recipe, folder, &vocabulary) {
+        out.bad("memory", e.to_string());
+    }
+    out.0
+}
+
+fn machine(out: &mut Findings) {
+    let threads = rayon::current_num_threads();
+    let peak = danlu_ops::fma_peak(threads, 0.1) / 1e9;
+    out.good("machine", format!("{threads} threads, {peak:.0} GFLOP/s of multiply-adds"));
+    match memory::available() {
+        Some(bytes) => out.good("machine", format!("{} of memory available", megabytes(bytes))),
+        None => out.careful("machine", "nobody tells how much memory is available"),
+    }
+}
+
+fn megabytes(bytes: usize) -> String {
+    format!("{:.0} MB", bytes as f64 / 1e6)
+}
+
+fn recipe_sense(out: &mut Findings, recipe: &Recipe) {
+    let r = &recipe.train;
+    let before = out.0.len();
+    if r.warmup >= r.steps {
+        let (warmup, steps) = (r.warmup, r.steps);
+        let words = format!("train.warmup ({warmup}) is not over before train.steps ({steps})");
+        out.careful("recipe", words);
+    }
+    let rates = [("train.rate", r.rate, 1.5e-2), ("train.muon_rate", r.muon_rate, 0.15)];
+    let used = if r.optimiser == Optimiser::Muon { 2 } else { 1 };
+    for (name, rate, high) in rates.into_iter().take(used) {
+        if rate > high {
+            out.careful(
+                "recipe",
+                format!("{name} ({rate}) is high: over {high} trainings tend to diverge"),
+            );
+        }
+    }
+    if r.checkpoint > r.steps && r.validate > r.steps && recipe.checkpoint.minutes == 0.0 {
+        out.careful("recipe", "no checkpoint before the last step; see train.checkpoint");
+    }
+    if !recipe.guard.on {
+        out.careful("recipe", "guard.on is false: trouble is not answered");
+    }
+    if out.0.len() == before {
+        let (steps, tokens) = (r.steps, r.steps * r.rows * r.window * r.accumulate);
+        let words = format!("{steps} steps of up to {:.1} M tokens in all", tokens as f64 / 1e6);
+        out.good("recipe", words);
+    }
+}
+
+/// Writes and flushes a few megabytes where the run will be.
+fn folder_works(out: &mut Findings, folder: &Path, recipe: &Recipe) {
+    let existing = folder.ancestors().find(|a| a.is_dir()).unwrap_or(Path::new("."));
+    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    let file = existing.join(format!(".danlu-doctor-{}", std::process::id()));
+    let bytes = vec![0x5a; 8 << 20];
+    let began = Instant::now();
+    match danlu_model::io::write_atomically(&file, &bytes) {
+        Ok(()) => {
+            let rate = bytes.len() as f64 / 1e6 / began.elapsed().as_secs_f64();
+            out.good("files", format!("{} can be written, {rate:.0} MB/s", existing.display()));
+        }
+        Err(e) => out.bad("files", e.to_string()),
+    }
+    // If it could not be written it is not there.
+    let _ = std::fs::remove_file(&file);
+    match Run::resume(folder) {
+        Ok((_, found)) if found.for_training() != recipe.for_training() => {
+            let words = format!("{} holds the run of another recipe", folder.display());
+            out.bad("files", words);
+        }
+        Ok(_) => out.good("files", format!("{} goes on with this recipe", folder.display())),
+        Err(_) => {}
+    }
+}
+
+fn data(out: &mut Findings, recipe: &Recipe, corpus: &Corpus) {
+    let train = [
+        ("pictures", corpus.pictures.iter().filter(|p| p.split == Split::Train).count()),
+        ("sounds", corpus.sounds.iter().filter(|s| s.split == Split::Train).count()),
+        ("texts", corpus.texts.iter().filter(|t| t.split == Split::Train).count()),
+        ("conversations", corpus.samples.len()),
+    ];
+    let train: Vec<String> = train.iter().map(|(name, n)| format!("{n} {name}")).collect();
+    out.good(
+        "data",
+        format!("to train on: {}; every file of the packs has its hash", train.join(", ")),
+    );
+    if !corpus.skipped.is_empty() {
+        let (n, limit) = (corpus.skipped.len(), recipe.data.max_bad_rows);
+        let first = &corpus.skipped[0];
+        out.careful(
+            "data",
+            format!("{n} left out (bad rows allowed: {limit}); the first: {first}"),
+        );
+    }
+    match Mixture::new(&recipe.mixture, corpus) {
+        Ok(mixture) => {
+            out.good("data", format!("each of {} tasks has data", mixture.names().len()))
+        }
+        Err(e) => out.bad("data", e.to_string()),
+    }
+}
+
+/// Checks conversations against the window if the run has tokenisers already.
+fn lengths(
+    out: &mut Findings,
+    recipe: &Recipe,
+    run: &Run,
+    corpus: &mut Corpus,
+) -> Result<Option<Vocabulary>> {
+    if !run.tokenisers().is_dir() {
+        let words = "no tokenisers yet: lengths of conversations are checked when there are";
+        out.good("data", words);
+        return Ok(None);
+    }
+    let foreign = match &recipe.model.from {
+        Some(base) => Model::vocabulary(base)?.foreign,
+        None => None,
+    };
+    let Ok(tokenisers) = Tokenisers::load(&run.tokenisers(), foreign, &danlu_ops::cpu_device())
+    else {
+        out.good("data", "the tokenisers are not all learnt yet");
+        return Ok(None);
+    };
+    let print = codes_fingerprint(recipe, run, corpus)?;
+    if let Some(codes) = CodeTable::load(&run.folder.join("codes.bin"), &print) {
+        let before = corpus.samples.len();
+        pretrain::check_lengths(recipe, corpus, &tokenisers, &codes)?;
+        let (left, window) = (corpus.samples.len(), recipe.train.window);
+        match before - left {
+            0 => out.good("data", format!("every conversation fits train.window ({window})")),
+            n => out.careful("data", format!("{n} conversations are over train.window ({window})")),
+        }
+    }
+    Ok(Some(tokenisers.vocabulary()))
+}
+
+/// What the vocabulary will be.
+fn expected_vocabulary(recipe: &Recipe, corpus: &Corpus) -> Vocabulary {
+    let book = |steps: usize, levels: &[u32]| if steps > 0 { levels.iter().product() } else { 0 };
+    let (image, audio) = (&recipe.image, &recipe.audio);
+    let classes = |steps: usize, classes: usize| if steps > 0 { classes as u32 } else { 0 };
+    Vocabulary {
+        text: recipe.text.vocabulary,
+        image: book(image.steps, &image.levels),
+        audio: book(audio.steps, &audio.levels),
+        image_semantic: classes(image.semantic.steps, picture_classes(corpus).count),
+        audio_semantic: classes(audio.semantic.steps, sound_classes(corpus).count),
+        places: PLACES,
+        foreign: None,
+    }
+}
+
+/// Reckons the peak on the longest batch there can be, with replies and a checkpoint being written,
+/// and what the checkpoints take.
+fn memory_fits(
+    out: &mut Findings,
+    recipe: &Recipe,
+    folder: &Path,
+    vocabulary: &Vocabulary,
+) -> Result<()> {
+    let r = &recipe.train;
+    let config = match &recipe.model.from {
+        Some(base) => {
+            let path = base.join("config.json");
+            HfConfig::read(&path)?.to_ours(&path)?
+        }
+        None => TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), r.window)?,
+    };
+    let sizes = memory::Sizes::from(&config);
+    let load = load(recipe, config.depth)?;
+    let prediction = memory::predict(&sizes, &load);
+    memory::check(&prediction, memory::available(), &sizes, &load)?;
+    out.good("memory", format!("{prediction} (full windows, replies, a checkpoint being written)"));
+    let copies = if r.ema > 0.0 { 4 } else { 3 };
+    let one = copies * size_of::<f32>() * sizes.parameters();
+    // Those that the guard may go back to, one being written, and the best.
+    let most = recipe.checkpoint.keep + 4 + usize::from(recipe.checkpoint.best);
+    let existing = folder.ancestors().find(|a| a.is_dir()).unwrap_or(Path::new("."));
+    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    let words =
+        format!("checkpoints of {} each, at most {most}, in {}", megabytes(one), folder.display());
+    match rustix::fs::statvfs(existing) {
+        Ok(disk) => {
+            let free = (disk.f_bavail * disk.f_frsize) as usize;
+            let level = if free < one * most { Level::Bad } else { Level::Good };
+            out.add("files", level, format!("{words}; {} are free", megabytes(free)));
+        }
+        Err(e) => out.careful("files", format!("{words}; what is free is not known: {e}")),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_no_sense_is_told() {
+        let recipe = |train: &str| {
+            let text = format!("name='a'\n[data]\n[train]\n{train}\n[mixture]\nx=1.0\n");
+            Recipe::parse(&text).expect("valid")
+        };
+        let words = |train: &str| {
+            let mut out = Findings(Vec::new());
+            recipe_sense(&mut out, &recipe(train));
+            let all: Vec<String> =
+                out.0.iter().map(|f| format!("{:?} {}", f.level, f.words)).collect();
+            all.join("\n")
+        };
+        assert!(words("steps=1000").starts_with("Good"));
+        for (train, want) in [
+            ("steps=40", "Careful train.warmup (50)"),
+            ("steps=1000\nrate=0.04", "Careful train.rate (0.04)"),
+            ("steps=1000\noptimiser='muon'\nmuon_rate=0.4", "Careful train.muon_rate"),
+            ("steps=100\nwarmup=1", "Careful no checkpoint before the last step"),
+        ] {
+            assert!(words(train).contains(want), "{train}: {}", words(train));
+        }
+    }
+
+    #[test]
+    fn a_missing_recipe_and_an_unusable_folder_are_bad() {
+        let missing = examine(Path::new("no/such.toml"), Path::new("runs/none"));
+        let last = missing.last().expect("findings");
+        assert_eq!((last.of, last.level), ("recipe", Level::Bad));
+        assert!(last.words.contains("no/such.toml"), "{last:?}");
+    }
+}

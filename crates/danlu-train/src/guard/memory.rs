@@ -1,0 +1,175 @@
+//! What the guard remembers from step to step. It is part of every checkpoint, so a run that is
+//! resumed decides as it would have done.
+
+use crate::incident::Seen;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A moving mean.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Mean {
+    /// The mean.
+    pub value: f64,
+    /// Values that it has seen.
+    pub count: u64,
+}
+
+impl Mean {
+    /// Takes a value in: the first few weigh alike, later ones as much as one in `span`.
+    pub(crate) fn add(&mut self, value: f64, span: u64) {
+        self.count += 1;
+        self.value += (value - self.value) / self.count.min(span) as f64;
+    }
+}
+
+/// A learning rate that is lowered from a step on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ease {
+    /// The first step (from 0) that it holds for.
+    pub from: u64,
+    /// What the rate is multiplied with.
+    pub factor: f32,
+    /// Steps over which it comes up to that.
+    pub warmup: u64,
+}
+
+impl Ease {
+    pub(crate) fn at(&self, step: u64) -> f32 {
+        if step < self.from { 1.0 } else { self.factor * self.ramp(step) }
+    }
+
+    /// How far the rate has come up.
+    fn ramp(&self, step: u64) -> f32 {
+        if step < self.from {
+            return 1.0;
+        }
+        ((step - self.from + 1) as f32 / self.warmup.max(1) as f32).min(1.0)
+    }
+}
+
+/// Something whose outcome is still to be told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Open {
+    /// Number of the incident.
+    pub incident: u64,
+    /// Step at which it will be told.
+    pub due: u64,
+    /// Expected loss before it.
+    pub loss: f64,
+}
+
+/// What the guard remembers.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// Steps whose checkpoints it may go back to, ascending.
+    pub marks: Vec<u64>,
+    /// Stretches of samples that are left out, `[from, to]`.
+    pub left_out: Vec<[u64; 2]>,
+    /// Incidents so far.
+    pub incidents: u64,
+    /// How often it has gone back.
+    pub rollbacks: u64,
+    /// Steps skipped in a row.
+    pub skipped: u64,
+    /// Step (from 0) and sample that those skipped steps began with.
+    pub skipped_from: [u64; 2],
+    /// Learning rates that it has lowered.
+    pub eases: Vec<Ease>,
+    /// Cross-entropy of each task lately.
+    pub tasks: BTreeMap<String, Mean>,
+    /// How far losses are from those, with its sign: below them as long as they fall.
+    pub drift: Mean,
+    /// How far losses are from those and the drift.
+    pub residual: Mean,
+    /// Logarithm of the gradient norm.
+    pub norm: Mean,
+    /// How far it is from that mean.
+    pub norm_residual: Mean,
+    /// Steps in a row with a loss that is suspicious but not enough to skip it.
+    pub high: u64,
+    /// Step (from 0) and sample that those began with.
+    pub high_from: [u64; 2],
+    /// Update over weight of each layer, at the full rate.
+    pub ratios: BTreeMap<String, Mean>,
+    /// Updates in a row that were much too large, and the least by how much where that can be told.
+    pub large: (u64, Option<f64>),
+    /// Samples of a step that was well, and its loss then.
+    pub healthy: Option<([u64; 2], f64)>,
+    /// What is still to be told.
+    pub open: Option<Open>,
+    /// The last steps.
+    pub history: Vec<Seen>,
+}
+
+/// Steps of history that an incident shows.
+const SHOWN: usize = 60;
+
+impl Memory {
+    /// What the scheduled learning rate of a step (from 0) is multiplied with.
+    pub fn ease(&self, step: u64) -> f32 {
+        self.eases.iter().map(|e| e.at(step)).product()
+    }
+
+    /// The part of [`Self::ease`] that is for coming up again, and will be over.
+    pub fn ramp(&self, step: u64) -> f32 {
+        self.eases.iter().map(|e| e.ramp(step)).product()
+    }
+
+    /// Where training goes on from `next`, past samples that are left out.
+    pub fn after_left_out(&self, next: u64) -> u64 {
+        let mut at = next;
+        // Stretches may touch; each is passed at most once.
+        for _ in &self.left_out {
+            for &[from, to] in &self.left_out {
+                if (from..to).contains(&at) {
+                    at = to;
+                }
+            }
+        }
+        at
+    }
+
+    pub(crate) fn remember(&mut self, seen: Seen) {
+        self.history.push(seen);
+        let over = self.history.len().saturating_sub(SHOWN);
+        self.history.drain(..over);
+    }
+
+    /// Notes that there is a checkpoint of `step` by the schedule. The last three are kept.
+    pub(crate) fn mark(&mut self, step: u64) {
+        self.marks.retain(|&m| m < step);
+        self.marks.push(step);
+        let over = self.marks.len().saturating_sub(3);
+        self.marks.drain(..over);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_come_up_again_and_left_out_samples_are_passed() {
+        let ease = Ease { from: 10, factor: 0.5, warmup: 4 };
+        let rates: Vec<f32> = (8..16).map(|s| ease.at(s)).collect();
+        assert_eq!(rates, [1.0, 1.0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5]);
+        let memory = Memory { eases: vec![ease], ..Memory::default() };
+        assert_eq!((memory.ease(11), memory.ramp(11), memory.ramp(99)), (0.25, 0.5, 1.0));
+        let memory = Memory { left_out: vec![[20, 30], [10, 20]], ..Memory::default() };
+        let after = [9, 10, 19, 25, 30].map(|n| memory.after_left_out(n));
+        assert_eq!(after, [9, 30, 30, 30, 30]);
+    }
+
+    #[test]
+    fn means_forget_and_marks_are_few() {
+        let mut mean = Mean::default();
+        (0..100).for_each(|i| mean.add(if i < 50 { 1.0 } else { 3.0 }, 10));
+        assert!((mean.value - 3.0).abs() < 0.02, "{mean:?}");
+        let mut memory = Memory::default();
+        [0, 5, 10, 15, 10].into_iter().for_each(|s| memory.mark(s));
+        assert_eq!(memory.marks, [5, 10]);
+        memory.mark(20);
+        assert_eq!(memory.marks, [5, 10, 20]);
+    }
+}

@@ -1,0 +1,398 @@
+//! A pretraining that is open: data, model, optimiser, and where it stands. The loop in
+//! [`crate::pretrain`] and the replay in [`crate::debug`] take the same steps through it.
+
+use crate::audit::{AuditLine, content};
+use crate::checkpoint::{self, Snapshot, State};
+use crate::codes::CodeTable;
+use crate::fault;
+use crate::guard::{self, Memory};
+use crate::memory;
+use crate::optim::{Optimiser, gradients, rate_at, squares};
+use crate::pretrain::{REPLIES, Source, Sums, fingerprint, forward, frozen, mean, mean_span};
+use crate::run::Run;
+use crate::watch::{Event, Watcher};
+use burn::tensor::Tensor;
+use danlu_core::recipe::{Optimiser as Kind, Recipe};
+use danlu_core::{Batch, Control, Document, Error, Result, Rng, Vocabulary};
+use danlu_data::{Corpus, Mixture, Packer, picture_classes, sound_classes};
+use danlu_model::arch::LayerView;
+use danlu_model::prompt::Template;
+use danlu_model::{Model, Module, Tokenisers, Transformer, TransformerConfig};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A training that is open.
+pub(crate) struct Session<'a> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) source: Source<'a>,
+    pub(crate) packer: Packer,
+    pub(crate) vocabulary: Vocabulary,
+    pub(crate) model: Transformer,
+    pub(crate) optimiser: Optimiser,
+    pub(crate) average: Option<Vec<Tensor<2>>>,
+    pub(crate) state: State,
+    /// Hash of the weights of the model that it began with, if it did.
+    pub(crate) ancestor: Option<String>,
+    checkpoints: PathBuf,
+}
+
+/// A step before its update: what it is made of, and what came of its forward and backward pass.
+pub(crate) struct Pass {
+    /// Weighted loss, z-loss included.
+    pub(crate) loss: f64,
+    pub(crate) sums: Sums,
+    /// Mean cross-entropy and number of learnt tokens of each task, by name.
+    pub(crate) tasks: Vec<(String, f64, f64)>,
+    pub(crate) tokens: usize,
+    /// Keys that a token attends to on average.
+    pub(crate) span: f64,
+    /// From the first sample to the one after the last.
+    pub(crate) samples: [u64; 2],
+    /// Samples that were left out just before.
+    pub(crate) left_out: Option<[u64; 2]>,
+    pub(crate) batches: Vec<Batch>,
+    /// Sums over the batches.
+    pub(crate) grads: Vec<Tensor<2>>,
+    /// Sum of the squares of each of `grads`.
+    pub(crate) squares: Vec<f64>,
+    /// Gradient norm before clipping.
+    pub(crate) norm: f64,
+    /// First digits of the hash of the token ids.
+    pub(crate) content: String,
+}
+
+impl Pass {
+    /// Its line of the audit log.
+    pub(crate) fn audit(&self, step: u64, skipped: bool) -> AuditLine {
+        let [from, to] = self.samples;
+        let left_out = self.left_out.into_iter().collect();
+        AuditLine { step, from, to, left_out, skipped, content: self.content.clone() }
+    }
+}
+
+impl<'a> Session<'a> {
+    /// Opens a training at its newest checkpoint that is whole and not after step `until`, or before
+    /// its first step. Refuses what cannot fit into memory.
+    pub(crate) fn open(
+        recipe: &'a Recipe,
+        run: &Run,
+        corpus: &'a Corpus,
+        tokenisers: &'a Tokenisers,
+        codes: &'a CodeTable,
+        until: u64,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Self> {
+        let r = &recipe.train;
+        let device = danlu_ops::cpu_device().autodiff();
+        let vocabulary = tokenisers.vocabulary();
+        let base = match &recipe.model.from {
+            Some(folder) => {
+                let plain = danlu_ops::cpu_device();
+                Some((Model::load(folder, &plain)?, Model::weights_hash(folder)?))
+            }
+            None => None,
+        };
+        let config = match &base {
+            Some((base, _)) => base.transformer.config.clone(),
+            None => TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), r.window)?,
+        };
+        if config.vocabulary != vocabulary.size() {
+            return Err(Error::parameter(
+                "model.from",
+                format!("a model with the {} token ids of the run's tokenisers", vocabulary.size()),
+                config.vocabulary,
+            ));
+        }
+        if config.context < r.window {
+            return Err(Error::parameter(
+                "model.context",
+                format!("at least train.window ({})", r.window),
+                config.context,
+            ));
+        }
+        let source = Source {
+            recipe,
+            corpus,
+            mixture: Mixture::new(&recipe.mixture, corpus)?,
+            template: Template::new(tokenisers),
+            codes,
+            classes: [picture_classes(corpus), sound_classes(corpus)],
+            too_long: std::cell::Cell::new(0),
+        };
+        if r.brief > 0.0 && (vocabulary.image_semantic == 0 || vocabulary.audio_semantic == 0) {
+            return Err(Error::parameter(
+                "train.brief",
+                "0 for tokenisers without both recognisers",
+                r.brief,
+            ));
+        }
+        let packer =
+            Packer { rows: r.rows, window: r.window, pad: vocabulary.control_id(Control::Pad) };
+        let load = load(recipe, config.depth)?;
+        let sizes = memory::Sizes::from(&config);
+        let prediction = memory::predict(&sizes, &load);
+        memory::check(&prediction, memory::available(), &sizes, &load)?;
+        watcher.tell(Event::Note(prediction.to_string()));
+
+        let (mut model, ancestor) = match base {
+            Some((base, hash)) => (base.transformer, Some(hash)),
+            None => (Transformer::new(config, recipe.seed, &device), None),
+        };
+        model.to_device(&device);
+        model.blocks.iter_mut().zip(load.again).for_each(|(block, again)| block.recompute = again);
+        let mut optimiser = Optimiser::from_recipe(&model, r);
+        let mut average: Option<Vec<Tensor<2>>> = (r.ema > 0.0)
+            .then(|| model.parameters().iter().map(|p| p.tensor.clone().inner()).collect());
+        let print = fingerprint(recipe, run, corpus)?;
+        let checkpoints = run.checkpoints();
+        let mut faults = Vec::new();
+        let found = checkpoint::load_until(
+            &checkpoints,
+            until,
+            &print,
+            &mut model,
+            &mut optimiser,
+            average.as_mut(),
+            &mut faults,
+        )?;
+        faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
+        let state = found.unwrap_or(State::new(print));
+        Ok(Self {
+            recipe,
+            source,
+            packer,
+            vocabulary,
+            model,
+            optimiser,
+            average,
+            state,
+            ancestor,
+            checkpoints,
+        })
+    }
+
+    /// What the guard remembers.
+    pub(crate) fn memory(&mut self) -> &Memory {
+        self.memory_mut()
+    }
+
+    pub(crate) fn memory_mut(&mut self) -> &mut Memory {
+        self.state.guard.get_or_insert_default()
+    }
+
+    /// A copy for a checkpoint.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot> {
+        Snapshot::take(&self.state, &self.model, &self.optimiser, self.average.as_deref())
+    }
+
+    /// Goes back to the checkpoint of a step.
+    pub(crate) fn restore(&mut self, step: u64) -> Result<()> {
+        self.state = checkpoint::load_step(
+            &self.checkpoints,
+            step,
+            &self.state.fingerprint,
+            &mut self.model,
+            &mut self.optimiser,
+            self.average.as_mut(),
+        )?;
+        Ok(())
+    }
+
+    /// The batches of a step that begins with sample `next`, and the sample after them.
+    fn batches(&self, next: u64) -> Result<(Vec<Batch>, u64)> {
+        let mut at = next;
+        let mut all = Vec::new();
+        for _ in 0..self.recipe.train.accumulate {
+            let batch = self.packer.pack(at, &mut |i| self.document(i).map(Some))?;
+            at = batch.next;
+            all.push(batch);
+        }
+        Ok((all, at))
+    }
+
+    /// A batch of one sample alone.
+    pub(crate) fn alone(&self, index: u64) -> Result<Batch> {
+        let packer = Packer { rows: 1, ..self.packer.clone() };
+        packer.pack(index, &mut |i| match i == index {
+            true => self.document(i).map(Some),
+            false => Ok(None),
+        })
+    }
+
+    fn document(&self, index: u64) -> Result<Document> {
+        let mut document = self.source.document(index)?;
+        if let Some((count, from, share)) = fault::since("noise", index)
+            && index < from + count.parse().unwrap_or(0)
+        {
+            let mut rng = Rng::new(self.recipe.seed ^ 0x6e_6f69_7365, index);
+            for id in document.ids.iter_mut().skip(1) {
+                if rng.unit() < share {
+                    *id = rng.below(self.vocabulary.size()) as u32;
+                }
+            }
+        }
+        Ok(document)
+    }
+
+    /// Takes the samples of the next step through the model and back. The state is that of before,
+    /// but for the index of the next sample.
+    pub(crate) fn pass(&mut self) -> Result<Pass> {
+        let (step, z_loss) = (self.state.step, self.recipe.train.z_loss);
+        if let Some(name) = fault::once("nan", step) {
+            let all = self.model.parameters_mut();
+            if let Some(p) = all.into_iter().find(|p| p.name.contains(name)) {
+                let mut values = p.values();
+                values[0] = f32::NAN;
+                p.set(values);
+                p.tensor = p.tensor.clone().require_grad();
+            }
+        }
+        let before = self.state.next;
+        let from = self.state.guard.as_ref().map_or(before, |m| m.after_left_out(before));
+        let (batches, to) = self.batches(from)?;
+        self.state.next = to;
+        let accumulate = batches.len() as f64;
+        let (mut loss, mut sums) = (0.0, Sums::new(self.source.mixture.names().len()));
+        let (mut tokens, mut span) = (0, 0.0);
+        let mut total: Option<Vec<Tensor<2>>> = None;
+        for batch in &batches {
+            tokens += batch.tokens;
+            span += mean_span(batch) / accumulate;
+            let (value, each) = forward(&self.model, batch, mean(batch), z_loss);
+            let number: f32 = value.clone().inner().into_scalar();
+            loss += number as f64 / accumulate;
+            sums.add(batch, &each, &self.vocabulary);
+            let grads = gradients(&self.model, value.backward());
+            total = Some(match total {
+                None => grads,
+                Some(sum) => sum.into_iter().zip(grads).map(|(a, b)| a + b).collect(),
+            });
+        }
+        let grads = total.expect("accumulate is at least 1");
+        let squares = squares(&grads);
+        let norm = squares.iter().sum::<f64>().sqrt() * self.scale() as f64;
+        Ok(Pass {
+            loss,
+            tasks: sums.counted(&self.source.mixture.names()),
+            sums,
+            tokens,
+            span,
+            samples: [from, to],
+            left_out: (from > before).then_some([before, from]),
+            content: content(&batches),
+            batches,
+            grads,
+            squares,
+            norm,
+        })
+    }
+
+    /// What the sum of gradients is multiplied with.
+    pub(crate) fn scale(&self) -> f32 {
+        1.0 / self.recipe.train.accumulate as f32
+    }
+
+    /// What the full learning rate is multiplied with in the next step: the schedule, and what the
+    /// guard has lowered.
+    pub(crate) fn share(&self) -> f32 {
+        let ease = self.state.guard.as_ref().map_or(1.0, |m| m.ease(self.state.step));
+        rate_at(&self.recipe.train, self.state.step as usize) * ease
+    }
+
+    /// The same without what the guard has lowered for good.
+    pub(crate) fn usual_share(&self) -> f32 {
+        let ramp = self.state.guard.as_ref().map_or(1.0, |m| m.ramp(self.state.step));
+        rate_at(&self.recipe.train, self.state.step as usize) * ramp
+    }
+
+    /// Takes the step: moves the weights and their average.
+    pub(crate) fn apply(&mut self, grads: Vec<Tensor<2>>, squares: &[f64]) {
+        let r = &self.recipe.train;
+        let wrong = fault::since("rate", self.state.step).map_or(1.0, |(_, _, times)| times);
+        let share = self.share() * wrong;
+        let (rates, scale) = ([r.rate * share, r.muon_rate * share], self.scale());
+        self.optimiser.step_known(&mut self.model, grads, squares, rates, scale);
+        if let Some(average) = &mut self.average {
+            for (a, p) in average.iter_mut().zip(self.model.parameters()) {
+                let now = p.tensor.clone().inner();
+                *a = a.clone().mul_scalar(r.ema) + now.mul_scalar(1.0 - r.ema);
+            }
+        }
+        self.state.step += 1;
+    }
+
+    /// Goes past the step without moving the weights.
+    pub(crate) fn skip(&mut self) {
+        self.optimiser.step += 1;
+        self.state.step += 1;
+    }
+
+    /// The model without gradient records, as it is trained.
+    pub(crate) fn plain(&self) -> Transformer {
+        frozen(&self.model, None)
+    }
+
+    /// Loss of batches with the weights of now, without moving them.
+    pub(crate) fn loss_of(&self, batches: &[Batch]) -> f64 {
+        let plain = self.plain();
+        let z_loss = self.recipe.train.z_loss;
+        let loss =
+            |batch| forward(&plain, batch, mean(batch), z_loss).0.into_scalar::<f32>() as f64;
+        batches.iter().map(loss).sum::<f64>() / batches.len().max(1) as f64
+    }
+
+    /// Loss of the step that begins with sample `from`.
+    pub(crate) fn loss_of_samples(&self, from: u64) -> Result<f64> {
+        Ok(self.loss_of(&self.batches(from)?.0))
+    }
+
+    /// What runs through the layers for a batch, of which the first `rows` rows alone are taken.
+    pub(crate) fn view(&self, batch: &Batch, rows: usize) -> Vec<LayerView> {
+        let end = (rows * self.recipe.train.window).min(batch.ids.len());
+        let ids: Arc<[u32]> = batch.ids[..end].into();
+        let inside = batch.starts.iter().copied().filter(|&s| (s as usize) < end);
+        let starts: Arc<[u32]> = inside.chain([end as u32]).collect();
+        self.plain().view(&ids, &starts)
+    }
+
+    /// The layer in which values stop being finite first: on the way forward, or, if all are finite
+    /// there, on the way back.
+    pub(crate) fn first_not_finite(
+        &self,
+        pass: &Pass,
+        evidence: &mut Vec<String>,
+    ) -> Option<String> {
+        for batch in &pass.batches {
+            let layers = self.view(batch, self.recipe.train.rows);
+            if let Some(at) = layers.iter().position(|l| l.bad > 0) {
+                let before = at.checked_sub(1).map_or(0.0, |i| layers[i].largest);
+                evidence.push(format!(
+                    "{} of the values that come out of {} are not finite; the largest before it is \
+                     {before:.3e}",
+                    layers[at].bad, layers[at].name
+                ));
+                return Some(layers[at].name.clone());
+            }
+        }
+        let groups = guard::by_group(&self.model, &pass.squares);
+        let (name, _) = groups.into_iter().rev().find(|(_, squares)| !squares.is_finite())?;
+        evidence.push(format!("all values are finite forward; gradients of {name} are not"));
+        Some(name)
+    }
+}
+
+/// What a recipe's training does with memory.
+pub(crate) fn load(recipe: &Recipe, depth: usize) -> Result<memory::Load> {
+    let r = &recipe.train;
+    Ok(memory::Load {
+        rows: r.rows,
+        window: r.window,
+        accumulate: r.accumulate,
+        again: r.recompute.blocks("train.recompute", depth)?,
+        muon: r.optimiser == Kind::Muon,
+        average: r.ema > 0.0,
+        replies: REPLIES,
+        saves: true,
+        threads: rayon::current_num_threads(),
+    })
+}

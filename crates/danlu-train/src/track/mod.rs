@@ -1,0 +1,170 @@
+//! Where figures of a training go beside its own log, as the recipe's `[track]` says: one file each.
+//! None is needed, and none can stop a training: one that fails is told of and left out from then on.
+
+mod http;
+mod mlflow;
+mod prometheus;
+mod tensorboard;
+
+use crate::pretrain::LogLine;
+use crate::run::Run;
+use crate::watch::{Event, Watcher};
+use danlu_core::{Recipe, Result};
+
+/// How a training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With its last step.
+    Finished,
+    /// Before it: asked to stop, or by an error.
+    Stopped,
+}
+
+/// Somewhere that figures go.
+trait Track {
+    /// How it is called in a recipe.
+    fn name(&self) -> &'static str;
+
+    /// Takes the figures of a step.
+    fn step(&mut self, step: u64, figures: &[(String, f64)]) -> Result<()>;
+
+    /// The training has gone back: what it had of steps after `step` does not count.
+    fn back(&mut self, step: u64) -> Result<()>;
+
+    /// There is nothing more to come.
+    fn end(&mut self, end: End) -> Result<()>;
+}
+
+/// All that a recipe asks for.
+pub struct Trackers(Vec<Box<dyn Track>>);
+
+impl Trackers {
+    /// None.
+    pub fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Opens them for a run that goes on from `step`. What cannot be opened is told of.
+    pub fn open(recipe: &Recipe, run: &Run, step: u64, watcher: &mut dyn Watcher) -> Self {
+        let r = &recipe.track;
+        let mut all: Vec<Result<Box<dyn Track>>> = Vec::new();
+        if r.tensorboard {
+            let opened = tensorboard::Writer::open(&run.folder.join("tensorboard"), step);
+            all.push(opened.map(|t| Box::new(t) as Box<dyn Track>));
+        }
+        if let Some(file) = &r.prometheus {
+            all.push(Ok(Box::new(prometheus::File::new(run.folder.join(file), &recipe.name))));
+        }
+        if let Some(address) = &r.mlflow {
+            let experiment = r.experiment.as_deref().unwrap_or(&recipe.name);
+            let opened = mlflow::Client::open(address, experiment, recipe, run);
+            all.push(opened.map(|t| Box::new(t) as Box<dyn Track>));
+        }
+        let mut this = Self(Vec::new());
+        for one in all {
+            match one {
+                Ok(one) => this.0.push(one),
+                Err(e) => watcher.tell(Event::Note(format!("not tracked: {e}"))),
+            }
+        }
+        this
+    }
+
+    /// Gives the figures of a step to all of them.
+    pub fn step(&mut self, step: u64, figures: &[(String, f64)], watcher: &mut dyn Watcher) {
+        self.each(watcher, |t| t.step(step, figures));
+    }
+
+    /// Tells all of them that the training has gone back to `step`.
+    pub fn back(&mut self, step: u64, watcher: &mut dyn Watcher) {
+        self.each(watcher, |t| t.back(step));
+    }
+
+    /// Ends all of them.
+    pub fn end(&mut self, end: End, watcher: &mut dyn Watcher) {
+        self.each(watcher, |t| t.end(end));
+    }
+
+    fn each(&mut self, watcher: &mut dyn Watcher, mut f: impl FnMut(&mut dyn Track) -> Result<()>) {
+        self.0.retain_mut(|t| match f(t.as_mut()) {
+            Ok(()) => true,
+            Err(e) => {
+                let name = t.name();
+                watcher.tell(Event::Note(format!("track.{name} is left out from here on: {e}")));
+                false
+            }
+        });
+    }
+}
+
+/// The figures of a line of the log, by name: `loss`, `loss/image`, `task/name_en`, ...
+pub fn figures(line: &LogLine) -> Vec<(String, f64)> {
+    let mut all = vec![
+        ("loss".to_string(), line.loss),
+        ("gradient_norm".to_string(), line.norm),
+        ("rate".to_string(), line.rate as f64),
+        ("tokens".to_string(), line.tokens as f64),
+        ("tokens_per_second".to_string(), line.speed),
+        ("utilisation".to_string(), line.utilisation),
+    ];
+    let health = line.health.as_ref();
+    let groups = [
+        ("loss", Some(&line.modality)),
+        ("task", Some(&line.task)),
+        ("validation", Some(&line.validation)),
+        ("layer_gradient", health.map(|h| &h.norm)),
+        ("layer_update", health.map(|h| &h.ratio)),
+        ("layer_scale", health.map(|h| &h.scale)),
+        ("layer_entropy", health.map(|h| &h.entropy)),
+    ];
+    for (group, values) in groups {
+        let values = values.into_iter().flatten();
+        all.extend(values.map(|(name, value)| (format!("{group}/{name}"), *value)));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use danlu_core::Error;
+
+    struct Failing;
+
+    impl Track for Failing {
+        fn name(&self) -> &'static str {
+            "failing"
+        }
+
+        fn step(&mut self, step: u64, _: &[(String, f64)]) -> Result<()> {
+            if step < 2 { Ok(()) } else { Err(Error::Other("gone".into())) }
+        }
+
+        fn back(&mut self, _: u64) -> Result<()> {
+            Ok(())
+        }
+
+        fn end(&mut self, _: End) -> Result<()> {
+            Err(Error::Other("it was left out".into()))
+        }
+    }
+
+    struct Heard(Vec<String>);
+
+    impl Watcher for Heard {
+        fn tell(&mut self, event: Event) {
+            if let Event::Note(text) = event {
+                self.0.push(text);
+            }
+        }
+    }
+
+    #[test]
+    fn one_that_fails_is_told_of_once_and_stops_nothing() {
+        let mut trackers = Trackers(vec![Box::new(Failing)]);
+        let mut heard = Heard(Vec::new());
+        (1..5).for_each(|step| trackers.step(step, &[], &mut heard));
+        trackers.end(End::Finished, &mut heard);
+        assert_eq!(heard.0, ["track.failing is left out from here on: gone"]);
+    }
+}

@@ -1,0 +1,36 @@
+use danlu_core::{Error, Recipe, Result};
+use danlu_train::doctor::{Level, examine};
+use std::path::PathBuf;
+
+/// Look at machine, files, recipe and data before a run, and reckon the memory it will take
+///
+/// Prints a table of findings. Ends with an error if one of them makes the run impossible, such as a
+/// longest batch that does not fit into memory.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Recipe file
+    recipe: PathBuf,
+    /// Folder of the run (default: runs/NAME)
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let name = Recipe::load(&args.recipe).map_or_else(|_| String::new(), |r| r.name);
+    let folder = args.out.unwrap_or_else(|| PathBuf::from("runs").join(name));
+    let findings = examine(&args.recipe, &folder);
+    for f in &findings {
+        let level = match f.level {
+            Level::Good => "ok",
+            Level::Careful => "careful",
+            Level::Bad => "BAD",
+        };
+        println!("{level:8}{:9}{}", f.of, f.words);
+    }
+    let bad: Vec<&str> =
+        findings.iter().filter(|f| f.level == Level::Bad).map(|f| f.words.as_str()).collect();
+    match bad[..] {
+        [] => Ok(()),
+        _ => Err(Error::Other(format!("this run cannot work: {}", bad.join("; ")))),
+    }
+}
