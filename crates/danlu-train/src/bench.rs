@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+mod decode;
 mod single;
+pub use decode::{DecodeBench, DecodeSetting, decode, shape};
 pub use single::{Rate, Rates, gemm, ops};
 mod tune;
 pub use tune::{TuneBench, tune};

@@ -1,6 +1,9 @@
-use super::{Grammar, Sampling, sample};
-use crate::arch::{SequenceCache, Transformer};
-use danlu_core::{Error, Modality, Result, Rng, Vocabulary};
+use super::{EngineOptions, Event, Grammar, Guidance, Job, ReplyMask, Sampling, Scheduler};
+use crate::arch::Transformer;
+use danlu_core::{Error, Modality, Result, Vocabulary};
+use danlu_ops::{CacheFormat, PAGE};
+use std::collections::{HashMap, VecDeque};
+use std::marker::PhantomData;
 
 /// What to generate from what.
 #[derive(Debug, Clone)]
@@ -26,18 +29,25 @@ pub struct Request {
 /// A reply in the making: an iterator of its token ids, the closing control included.
 #[derive(Debug)]
 pub struct Generator<'a> {
-    transformer: &'a Transformer,
-    one: Sequence,
+    scheduler: Scheduler,
+    ready: VecDeque<u32>,
+    transformer: PhantomData<&'a Transformer>,
 }
 
 impl<'a> Generator<'a> {
     /// Starts a reply.
+    ///
+    /// # Errors
+    /// If the prompt leaves no room for it.
     pub fn new(
         transformer: &'a Transformer,
         vocabulary: &Vocabulary,
         request: &Request,
     ) -> Result<Self> {
-        Ok(Self { transformer, one: Sequence::new(transformer, vocabulary, request)? })
+        let job = job(transformer, vocabulary, request)?;
+        let mut scheduler = Scheduler::new(transformer, &exact(1, transformer))?;
+        scheduler.add(job)?;
+        Ok(Self { scheduler, ready: VecDeque::new(), transformer: PhantomData })
     }
 }
 
@@ -45,16 +55,26 @@ impl Iterator for Generator<'_> {
     type Item = u32;
 
     fn next(&mut self) -> Option<u32> {
-        if self.one.grammar.done() {
-            return None;
+        while self.ready.is_empty() {
+            let usage = self.scheduler.usage();
+            if usage.running + usage.waiting == 0 {
+                return None;
+            }
+            let events = self.scheduler.step();
+            self.ready.extend(events.into_iter().filter_map(|event| match event {
+                Event::Token { token, .. } => Some(token),
+                Event::Done { .. } => None,
+            }));
         }
-        step(self.transformer, &mut [&mut self.one]);
-        self.one.reply.last().copied()
+        self.ready.pop_front()
     }
 }
 
 /// Replies to many requests, `width` of them at a time; a finished one makes room for the next.
 /// `done` is told how many are finished. A reply does not depend on its neighbours.
+///
+/// # Errors
+/// If a prompt leaves no room for its reply.
 pub fn generate(
     transformer: &Transformer,
     vocabulary: &Vocabulary,
@@ -62,126 +82,72 @@ pub fn generate(
     width: usize,
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>> {
+    let mut scheduler = Scheduler::new(transformer, &exact(width.max(1), transformer))?;
+    let mut numbers = HashMap::new();
+    for (i, request) in requests.iter().enumerate() {
+        numbers.insert(scheduler.add(job(transformer, vocabulary, request)?)?, i);
+    }
     let mut replies: Vec<Vec<u32>> = vec![Vec::new(); requests.len()];
-    let mut waiting = requests.iter().enumerate();
-    let mut active: Vec<(usize, Sequence)> = Vec::new();
     let mut finished = 0;
-    loop {
-        while active.len() < width.max(1) {
-            let Some((i, request)) = waiting.next() else { break };
-            active.push((i, Sequence::new(transformer, vocabulary, request)?));
-        }
-        if active.is_empty() {
-            return Ok(replies);
-        }
-        let mut turn: Vec<&mut Sequence> = active.iter_mut().map(|(_, s)| s).collect();
-        step(transformer, &mut turn);
-        active.retain_mut(|(i, s)| {
-            let going = !s.grammar.done();
-            if !going {
-                replies[*i] = std::mem::take(&mut s.reply);
-                finished += 1;
+    while finished < requests.len() {
+        for event in scheduler.step() {
+            match event {
+                Event::Token { id, token, .. } => replies[numbers[&id]].push(token),
+                Event::Done { .. } => finished += 1,
             }
-            going
-        });
+        }
         done(finished);
     }
+    Ok(replies)
 }
 
-#[derive(Debug)]
-struct Sequence {
-    cache: SequenceCache,
-    /// Ids that the cache has not seen.
-    fresh: Vec<u32>,
-    /// The same for the blank prompt, where pictures are guided.
-    blank: Option<(SequenceCache, Vec<u32>)>,
-    grammar: Grammar,
-    reply: Vec<u32>,
-    rng: Rng,
-    text: Sampling,
-    media: Sampling,
-    guidance: f32,
-}
-
-impl Sequence {
-    fn new(transformer: &Transformer, vocabulary: &Vocabulary, r: &Request) -> Result<Self> {
-        let context = transformer.config.context;
-        let room = context.saturating_sub(r.prompt.len()).min(r.max_tokens);
-        if r.prompt.is_empty() || room < Grammar::room(vocabulary, r.to) {
-            return Err(Error::parameter(
-                "prompt",
-                format!(
-                    "1 to {} tokens, so that a reply of {} fits into the context of {context} and \
-                     max_tokens of {}",
-                    context.saturating_sub(Grammar::room(vocabulary, r.to)),
-                    Grammar::room(vocabulary, r.to),
-                    r.max_tokens
-                ),
-                format!("{} tokens", r.prompt.len()),
-            ));
-        }
-        let lacks = match r.to {
-            Some(Modality::Image) => vocabulary.image == 0,
-            Some(Modality::Audio) => vocabulary.audio == 0,
-            _ => false,
-        };
-        if let Some(to) = r.to.filter(|_| lacks) {
-            let wanted = "a modality that the model has tokens for";
-            return Err(Error::parameter("to", wanted, format!("{to:?}")));
-        }
-        let may_draw = vocabulary.image > 0 && r.to.is_none_or(|to| to == Modality::Image);
-        let guided = r.guidance != 1.0 && may_draw;
-        Ok(Self {
-            cache: transformer.start(),
-            fresh: r.prompt.clone(),
-            blank: guided.then(|| (transformer.start(), r.blank.clone())),
-            grammar: Grammar::new(vocabulary, r.to, room),
-            reply: Vec::new(),
-            rng: Rng::new(r.seed, 0x0067_656e),
-            text: r.text,
-            media: r.media,
-            guidance: r.guidance,
-        })
+/// Weights and cache as exact as they are, and room for a prompt of guidance beside each.
+fn exact(batch: usize, transformer: &Transformer) -> EngineOptions {
+    let context = transformer.config.context.next_multiple_of(PAGE) + PAGE;
+    EngineOptions {
+        cache: CacheFormat::F32,
+        cache_tokens: Some(2 * batch * context),
+        batch,
+        chunk: 1024,
+        ..Default::default()
     }
 }
 
-/// One token for each of several sequences.
-fn step(transformer: &Transformer, sequences: &mut [&mut Sequence]) {
-    let mut rows: Vec<(&mut SequenceCache, &[u32])> = Vec::new();
-    let mut guided = Vec::with_capacity(sequences.len());
-    for s in sequences.iter_mut() {
-        let s = &mut **s;
-        rows.push((&mut s.cache, &s.fresh));
-        guided.push(s.blank.is_some());
-        if let Some((cache, fresh)) = &mut s.blank {
-            rows.push((cache, fresh));
-        }
+/// A request as a job of the scheduler.
+fn job(transformer: &Transformer, vocabulary: &Vocabulary, r: &Request) -> Result<Job> {
+    let context = transformer.config.context;
+    let room = context.saturating_sub(r.prompt.len()).min(r.max_tokens);
+    if r.prompt.is_empty() || room < Grammar::room(vocabulary, r.to) {
+        return Err(Error::parameter(
+            "prompt",
+            format!(
+                "1 to {} tokens, so that a reply of {} fits into the context of {context} and \
+                 max_tokens of {}",
+                context.saturating_sub(Grammar::room(vocabulary, r.to)),
+                Grammar::room(vocabulary, r.to),
+                r.max_tokens
+            ),
+            format!("{} tokens", r.prompt.len()),
+        ));
     }
-    let logits = transformer.advance(&mut rows);
-    drop(rows);
-    let size = transformer.config.vocabulary;
-    let mut logits = logits.chunks_exact(size);
-    for (s, guided) in sequences.iter_mut().zip(guided) {
-        let own = logits.next().expect("a row for each sequence");
-        let other = if guided { logits.next() } else { None };
-        let allowed = s.grammar.allowed();
-        let text = allowed.first().is_some_and(|r| r.start == 0);
-        let how = if text { s.text } else { s.media };
-        let id = match other {
-            Some(blank) if s.grammar.in_image() => {
-                let pushed: Vec<f32> =
-                    own.iter().zip(blank).map(|(o, b)| b + s.guidance * (o - b)).collect();
-                sample(&pushed, &allowed, &how, &mut s.rng)
-            }
-            _ => sample(own, &allowed, &how, &mut s.rng),
-        };
-        s.grammar.take(id);
-        s.reply.push(id);
-        s.fresh = vec![id];
-        if let Some((_, fresh)) = &mut s.blank {
-            *fresh = vec![id];
-        }
+    let lacks = match r.to {
+        Some(Modality::Image) => vocabulary.image == 0,
+        Some(Modality::Audio) => vocabulary.audio == 0,
+        _ => false,
+    };
+    if let Some(to) = r.to.filter(|_| lacks) {
+        let wanted = "a modality that the model has tokens for";
+        return Err(Error::parameter("to", wanted, format!("{to:?}")));
     }
+    let may_draw = vocabulary.image > 0 && r.to.is_none_or(|to| to == Modality::Image);
+    let guided = r.guidance != 1.0 && may_draw;
+    Ok(Job {
+        sampling: r.text.seeded(r.seed),
+        media: Some(r.media.seeded(r.seed)),
+        mask: Some(Box::new(ReplyMask(Grammar::new(vocabulary, r.to, room)))),
+        guidance: guided.then(|| Guidance { blank: r.blank.clone(), scale: r.guidance }),
+        ..Job::new(r.prompt.clone(), room)
+    })
 }
 
 #[cfg(test)]

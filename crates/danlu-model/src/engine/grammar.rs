@@ -1,6 +1,7 @@
 //! What may come next in a reply, so that every reply is well-formed: a picture has exactly its
 //! number of codes, a sound has at least one, and nothing is left open when the tokens run out.
 
+use super::job::{BitMask, Mask};
 use crate::modality::ImageTokeniser;
 use danlu_core::{Control, Modality, TokenKind, Vocabulary};
 use std::ops::Range;
@@ -60,6 +61,14 @@ impl Grammar {
     /// Whether the next token is a code of a picture (where guidance applies).
     pub fn in_image(&self) -> bool {
         matches!(self.state, State::ImageSemantic | State::Image { left: 1.. })
+    }
+
+    /// Whether the next token is within a picture or a sound.
+    pub fn in_media(&self) -> bool {
+        matches!(
+            self.state,
+            State::ImageSemantic | State::AudioSemantic | State::Image { .. } | State::Audio { .. }
+        )
     }
 
     /// Ids that may come next, ascending and apart. Empty when done.
@@ -146,6 +155,32 @@ impl Grammar {
             (State::Audio { said }, _) => State::Audio { said: said + 1 },
             _ => State::Free,
         };
+    }
+}
+
+/// The grammar as a constraint of the engine.
+#[derive(Debug)]
+pub struct ReplyMask(pub Grammar);
+
+impl Mask for ReplyMask {
+    fn allowed(&mut self, out: &mut BitMask) {
+        self.0.allowed().into_iter().for_each(|ids| out.insert_range(ids));
+    }
+
+    fn accept(&mut self, id: u32) {
+        self.0.take(id);
+    }
+
+    fn done(&self) -> bool {
+        self.0.done()
+    }
+
+    fn in_media(&self) -> bool {
+        self.0.in_media()
+    }
+
+    fn in_image(&self) -> bool {
+        self.0.in_image()
     }
 }
 

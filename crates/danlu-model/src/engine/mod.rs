@@ -1,11 +1,31 @@
 //! Generation. The engine knows token ids and what makes a reply well-formed; it knows nothing of
-//! files, HTTP or terminals. A reply is an [`Iterator`] of token ids ([`Generator`]); many at once
-//! go through [`generate`].
+//! files, HTTP or terminals.
+//!
+//! A [`Decoder`] is a transformer made ready: weights in tiles, quantised if wanted, and a pass over
+//! new tokens. A [`Scheduler`] makes many replies with it at a time ([`Job`] in, [`Event`] out), over
+//! keys and values in pages that equal prompts share. [`Generator`] and [`generate`] are the ways in
+//! for the template's requests: a reply is an [`Iterator`] of token ids.
 
+mod cache;
+mod decoder;
+mod draw;
 mod generate;
 mod grammar;
+mod job;
+mod lookup;
 mod sampler;
+mod scheduler;
+#[cfg(test)]
+mod tests;
 
+pub use danlu_ops::CacheFormat;
+pub use danlu_ops::quant::WeightFormat;
+pub use decoder::Decoder;
 pub use generate::{Generator, Request, generate};
-pub use grammar::Grammar;
-pub use sampler::{Sampling, sample};
+pub use grammar::{Grammar, ReplyMask};
+pub use job::{
+    BitMask, EngineOptions, Event, FinishReason, Guidance, Job, JobId, Logprob, Mask, Sampler,
+    Usage, run_all,
+};
+pub use sampler::Sampling;
+pub use scheduler::Scheduler;

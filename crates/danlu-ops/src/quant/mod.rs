@@ -9,12 +9,14 @@
 
 mod blocks;
 mod isa;
+mod low_rank;
 mod memory;
 mod product;
 mod rows;
 mod weights;
 
 pub(crate) use isa::{Isa, Kernel, dispatch};
+pub use low_rank::{LowRank, add_low_rank};
 pub use memory::Arena;
 pub(crate) use product::each;
 pub use product::{Into, bandwidth, product};

@@ -423,13 +423,14 @@ impl Kernel for Read {
     unsafe fn run<I: Isa>(self) -> f32 {
         // SAFETY: `bandwidth` gives four streams of as many vectors.
         unsafe {
-            let mut sums = [I::splat(0.0); 4];
+            // As long as `each` has numbers; four are used.
+            let mut sums = [I::splat(0.0); 6];
             for v in 0..self.vectors {
-                for (stream, sum) in sums.iter_mut().enumerate() {
-                    let at = self.at.add((stream * self.vectors + v) * 64);
-                    *sum = I::add(*sum, I::load(at.cast()));
+                each!(Q < 4, {
+                    let at = self.at.add((Q * self.vectors + v) * 64);
+                    sums[Q] = I::add(sums[Q], I::load(at.cast()));
                     I::prefetch(at.wrapping_add(AHEAD));
-                }
+                });
             }
             let mut lanes = [0.0f32; TILE];
             I::store(

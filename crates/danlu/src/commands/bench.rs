@@ -1,9 +1,12 @@
+use crate::answer::model_folder;
 use danlu_core::recipe::Recompute;
 use danlu_core::{BaseFormat, Error, LoraConfig, Result};
-use danlu_train::bench::{Arch, Setting, train};
+use danlu_model::engine::{CacheFormat, WeightFormat};
+use danlu_model::{Model, Transformer};
+use danlu_train::bench::{Arch, DecodeSetting, Setting, decode, shape, train};
 use std::path::PathBuf;
 
-/// Measure how fast this machine trains, what each operation takes, and matrix products
+/// Measure how fast this machine trains and decodes, what each operation takes, and matrix products
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -17,6 +20,9 @@ enum What {
     Train(TrainArgs),
     /// Learn an adapter (LoRA) of a model on given ids: tokens a second, memory, losses
     Tune(TuneArgs),
+    /// Decode random prompts: tokens a second of one reply, of several together and of reading a
+    /// prompt, and the share of what the memory's rate allows
+    Decode(DecodeArgs),
     /// Each operation of training by itself, forward and backward
     Ops {
         /// Repetitions; the median counts
@@ -102,6 +108,48 @@ struct TuneArgs {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct DecodeArgs {
+    /// Model folder [default: the reference model]
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Random weights of a shape instead of a model: 135m or 360m
+    #[arg(long, conflicts_with = "model")]
+    shape: Option<String>,
+    /// Weights: f32, f16, q8_0, q4_0 or q4_k
+    #[arg(long, default_value = "q8_0", value_parser = weight_format)]
+    format: WeightFormat,
+    /// Keys and values: f32, f16 or q8
+    #[arg(long, default_value = "f16", value_parser = cache_format)]
+    cache: CacheFormat,
+    /// Tokens of the prompt whose reading is timed
+    #[arg(long, default_value_t = 512)]
+    prefill: usize,
+    /// Tokens before the reply that is timed
+    #[arg(long, default_value_t = 128)]
+    prompt: usize,
+    /// Tokens of that reply
+    #[arg(long, default_value_t = 128)]
+    tokens: usize,
+    /// Replies together, each half as long after a prompt of 16
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Repetitions; the medians count
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn weight_format(name: &str) -> std::result::Result<WeightFormat, String> {
+    WeightFormat::parse(name).ok_or_else(|| "f32, f16, q8_0, q4_0 or q4_k".into())
+}
+
+fn cache_format(name: &str) -> std::result::Result<CacheFormat, String> {
+    CacheFormat::parse(name).ok_or_else(|| "f32, f16 or q8".into())
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum BaseArg {
     #[value(name = "q8_0")]
@@ -119,6 +167,7 @@ enum ArchArg {
 pub(crate) fn run(args: Args) -> Result<()> {
     match args.what {
         What::Train(args) => run_train(args),
+        What::Decode(args) => run_decode(args),
         What::Tune(args) => run_tune(args),
         What::Ops { repeats, json } => table(json, danlu_train::bench::ops(repeats)),
         What::Gemm { repeats, json } => table(json, danlu_train::bench::gemm(repeats)),
@@ -210,5 +259,41 @@ fn run_train(args: TrainArgs) -> Result<()> {
     for (name, ms) in ops {
         println!("  {name:<28} {ms:9.2} ms {:5.1} %", 100.0 * ms / all);
     }
+    Ok(())
+}
+
+fn run_decode(args: DecodeArgs) -> Result<()> {
+    let device = danlu_ops::cpu_device();
+    let model = match &args.shape {
+        Some(name) => Transformer::new(shape(name)?, 1, &device),
+        None => Model::load(&model_folder(args.model)?, &device)?.transformer,
+    };
+    let setting = DecodeSetting {
+        weights: args.format,
+        cache: args.cache,
+        prefill: args.prefill,
+        prompt: args.prompt,
+        tokens: args.tokens,
+        batch: args.batch.max(1),
+        repeats: args.repeats,
+    };
+    let b = decode(&model, &setting)?;
+    if args.json {
+        return print_json(&b);
+    }
+    println!(
+        "{}: {:.0} tokens/s, {:.0} % of what {:.1} GB/s allow on {} threads",
+        b.format,
+        b.tokens_per_second,
+        100.0 * b.share_of_roofline,
+        b.read_gb_per_second,
+        b.threads
+    );
+    println!("{} together: {:.0} tokens/s", b.batch, b.batch_tokens_per_second);
+    println!("reading {} tokens: {:.0} tokens/s", args.prefill, b.prefill_tokens_per_second);
+    println!(
+        "weights: {:.1} MB, prepared in {:.2} s; most memory {:.0} MB",
+        b.weights_mb, b.prepare_seconds, b.peak_rss_mb
+    );
     Ok(())
 }

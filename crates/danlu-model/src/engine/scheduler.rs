@@ -1,0 +1,485 @@
+//! Continuous batching: jobs come and go at any time, and every step makes at least one token for
+//! each reply whose prompt is read, beside the next piece of a prompt.
+
+use super::cache::{Cache, Sequence};
+use super::decoder::{Adapted, Additions, Decoder, Want};
+use super::draw::Drawing;
+use super::job::{
+    BitMask, EngineOptions, Event, FinishReason, Guidance, Job, JobId, Sampler, Usage,
+};
+use super::lookup;
+use crate::arch::Transformer;
+use danlu_core::{Error, Result};
+use danlu_ops::{PAGE, Scan, Span};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// An adapter, and what its sequences begin under in the cache: from the same ids it makes other
+/// keys than the base.
+type Named = (u64, Arc<Additions>);
+
+/// A job that was taken, with its adapter.
+type Taken = (JobId, Job, Option<Named>);
+
+/// A reply in the making.
+struct Reply {
+    id: JobId,
+    job: Job,
+    own: Sequence,
+    /// The prompt of guidance with the reply after it.
+    blank: Option<Sequence>,
+    drawing: Drawing,
+    adapter: Option<Arc<Additions>>,
+    cached: usize,
+    said: usize,
+}
+
+/// Makes the replies of several jobs with one model. One thread owns it and calls
+/// [`step`](Self::step) while there is work.
+pub struct Scheduler {
+    decoder: Decoder,
+    cache: Cache,
+    options: EngineOptions,
+    next: u64,
+    waiting: VecDeque<Taken>,
+    running: Vec<Reply>,
+    mask: BitMask,
+    scan: Scan,
+    pushed: Vec<f32>,
+    guessed: [u64; 2],
+    adapters: BTreeMap<String, Named>,
+    roots: u64,
+}
+
+impl std::fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Scheduler({:?})", self.usage())
+    }
+}
+
+/// What one sequence reads in a pass.
+struct Part {
+    reply: usize,
+    blank: bool,
+    ids: Vec<u32>,
+    /// How many of the ids are guesses.
+    guesses: usize,
+    /// First row of its logits, if it has read all.
+    logits: Option<usize>,
+}
+
+impl Scheduler {
+    /// A scheduler for the weights of `model`.
+    ///
+    /// # Errors
+    /// If the options leave no room for a reply.
+    pub fn new(model: &Transformer, options: &EngineOptions) -> Result<Self> {
+        Self::with(Decoder::new(model, options.weights), options)
+    }
+
+    /// The same for a decoder that was made before; its weights stay as they are.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with(decoder: Decoder, options: &EngineOptions) -> Result<Self> {
+        let batch = options.batch.max(1);
+        let context = decoder.config().context;
+        let tokens = options.cache_tokens.unwrap_or(batch * context.next_multiple_of(PAGE));
+        if tokens < 2 * PAGE {
+            let wanted = format!("at least {}", 2 * PAGE);
+            return Err(Error::parameter("cache_tokens", wanted, tokens));
+        }
+        // One page more for each reply: the last page of a known prompt is copied.
+        let count = tokens / PAGE + if options.cache_tokens.is_none() { batch } else { 0 };
+        let cache = Cache::new(decoder.pages(options.cache, count));
+        Ok(Self {
+            mask: BitMask::new(decoder.config().vocabulary),
+            decoder,
+            cache,
+            options: EngineOptions { batch, chunk: options.chunk.max(1), ..*options },
+            next: 0,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            scan: Scan::default(),
+            pushed: Vec::new(),
+            guessed: [0; 2],
+            adapters: BTreeMap::new(),
+            roots: 0,
+        })
+    }
+
+    /// The decoder.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Makes the adapters that are attached to `adapted`, a copy of the base, available to jobs
+    /// under a name, in place of what had the name. They are computed in single precision beside
+    /// the base's weights, whatever format those have; jobs of different adapters share a pass.
+    ///
+    /// # Errors
+    /// If there are none, some have magnitudes (merge them instead), or shapes differ.
+    pub fn add_adapter(&mut self, name: &str, adapted: &Transformer) -> Result<()> {
+        if adapted.config != *self.decoder.config() {
+            let wanted = format!("a model of {:?}", self.decoder.config());
+            let found = format!("one of {:?}", adapted.config);
+            return Err(Error::parameter(format!("adapter `{name}`"), wanted, found));
+        }
+        let additions = Arc::new(Additions::new(name, adapted)?);
+        self.roots += 1;
+        self.adapters.insert(name.to_string(), (self.roots, additions));
+        Ok(())
+    }
+
+    /// Takes an adapter away. Jobs that were taken before keep it.
+    pub fn remove_adapter(&mut self, name: &str) {
+        self.adapters.remove(name);
+    }
+
+    /// Takes a job.
+    ///
+    /// # Errors
+    /// If it can never fit, or names what is not there.
+    pub fn add(&mut self, job: Job) -> Result<JobId> {
+        let config = self.decoder.config();
+        let context = config.context;
+        let blank = job.guidance.as_ref().map(|g| &g.blank[..]);
+        for (name, prompt) in [("prompt", Some(&job.prompt[..])), ("guidance.blank", blank)] {
+            let Some(prompt) = prompt else { continue };
+            if prompt.is_empty() || job.max_tokens == 0 || prompt.len() + job.max_tokens > context {
+                return Err(Error::parameter(
+                    name,
+                    format!(
+                        "1 to {} tokens, so that a reply of {} fits into the context of {context}",
+                        context.saturating_sub(job.max_tokens.max(1)),
+                        job.max_tokens.max(1),
+                    ),
+                    format!("{} tokens", prompt.len()),
+                ));
+            }
+            if let Some(id) = prompt.iter().find(|&&id| id as usize >= config.vocabulary) {
+                let wanted = format!("ids below {}", config.vocabulary);
+                return Err(Error::parameter(name, wanted, id));
+            }
+        }
+        let pages = |prompt: usize| (prompt + job.max_tokens).div_ceil(PAGE);
+        let need = pages(job.prompt.len()) + blank.map_or(0, |b| pages(b.len()));
+        if need > self.cache.pages.count() {
+            return Err(Error::parameter(
+                "prompt",
+                format!("a cache of {} tokens or more", need * PAGE),
+                format!("one of {}", self.cache.pages.count() * PAGE),
+            ));
+        }
+        if let Some(adapter) = job.adapter.as_ref().filter(|a| !self.adapters.contains_key(*a)) {
+            let wanted = format!("one of {:?}", self.adapters.keys().collect::<Vec<_>>());
+            return Err(Error::parameter("adapter", wanted, adapter));
+        }
+        let id = JobId(self.next);
+        self.next += 1;
+        let adapter = job.adapter.as_ref().and_then(|name| self.adapters.get(name)).cloned();
+        self.waiting.push_back((id, job, adapter));
+        Ok(id)
+    }
+
+    /// Drops a job, running or waiting. Unknown ids are passed over. No event follows.
+    pub fn cancel(&mut self, id: JobId) {
+        self.waiting.retain(|(waiting, ..)| *waiting != id);
+        if let Some(at) = self.running.iter().position(|r| r.id == id) {
+            self.close(at);
+        }
+    }
+
+    /// Drops every job, and everything that the cache knows.
+    pub fn reset(&mut self) {
+        self.waiting.clear();
+        while !self.running.is_empty() {
+            self.close(0);
+        }
+        self.cache.forget();
+    }
+
+    /// How busy it is.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            pages_used: self.cache.held(),
+            pages: self.cache.pages.count(),
+            guessed: self.guessed,
+        }
+    }
+
+    /// The mean of the normalised hidden states of `ids`, scaled to length 1.
+    ///
+    /// # Errors
+    /// If there are none, too many for the context or the cache, or one is no id.
+    pub fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        let config = self.decoder.config();
+        let (width, most) = (config.width, config.context);
+        let fits = (1..=most).contains(&ids.len());
+        let bad = ids.iter().find(|&&id| id as usize >= config.vocabulary);
+        let sequence = if fits && bad.is_none() {
+            // Under a beginning of its own: a page that is shared would not be read again.
+            self.cache.open(u64::from(u32::MAX), ids, ids.len())
+        } else {
+            None
+        };
+        let Some(sequence) = sequence else {
+            let wanted = format!("1 to {most} ids of the vocabulary, and room in the cache");
+            return Err(Error::parameter("ids", wanted, format!("{} ids", ids.len())));
+        };
+        let mut sum = vec![0.0f32; width];
+        let mut position = 0;
+        for chunk in ids.chunks(self.options.chunk) {
+            let span = Span { pages: &sequence.pages, position, rows: chunk.len() };
+            let pages = &mut self.cache.pages;
+            let hidden = self.decoder.forward(pages, &[span], chunk, &[], Want::Hidden);
+            for row in hidden.chunks_exact(width) {
+                sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
+            }
+            position += chunk.len();
+        }
+        self.cache.close(sequence);
+        let length = sum.iter().map(|v| v * v).sum::<f32>().sqrt();
+        if length > 0.0 {
+            sum.iter_mut().for_each(|v| *v /= length);
+        }
+        Ok(sum)
+    }
+
+    /// One pass over the running jobs.
+    pub fn step(&mut self) -> Vec<Event> {
+        self.admit();
+        if self.running.is_empty() {
+            return Vec::new();
+        }
+        let mut parts = self.parts();
+        let mut ids = Vec::new();
+        let mut wanted = Vec::new();
+        for part in &mut parts {
+            let reply = &self.running[part.reply];
+            let sequence = if part.blank { reply.blank.as_ref() } else { Some(&reply.own) };
+            let fresh = sequence.map_or(0, |s| s.fresh().len());
+            let rows = part.ids.len();
+            if rows - part.guesses == fresh {
+                part.logits = Some(wanted.len());
+                let first = ids.len() + rows - 1 - part.guesses;
+                wanted.extend(first..ids.len() + rows);
+            }
+            ids.extend_from_slice(&part.ids);
+        }
+        let spans: Vec<Span<'_>> = parts
+            .iter()
+            .map(|part| {
+                let reply = &self.running[part.reply];
+                let sequence = match &reply.blank {
+                    Some(blank) if part.blank => blank,
+                    _ => &reply.own,
+                };
+                Span { pages: &sequence.pages, position: sequence.read, rows: part.ids.len() }
+            })
+            .collect();
+        let mut row = 0;
+        let mut adapted: Vec<Adapted<'_>> = Vec::new();
+        for part in &parts {
+            let rows = row..row + part.ids.len();
+            row = rows.end;
+            adapted.extend(self.running[part.reply].adapter.as_deref().map(|a| (rows, a)));
+        }
+        let vocabulary = self.decoder.config().vocabulary;
+        let want = Want::Logits(&wanted);
+        let logits = self.decoder.forward(&mut self.cache.pages, &spans, &ids, &adapted, want);
+        drop((spans, adapted));
+        for part in &parts {
+            let reply = &mut self.running[part.reply];
+            let read = part.ids.len() - part.guesses;
+            let sequence = match &mut reply.blank {
+                Some(blank) if part.blank => blank,
+                _ => &mut reply.own,
+            };
+            self.cache.advance(sequence, read);
+        }
+        let mut events = Vec::new();
+        let mut done = Vec::new();
+        let mut blank_row = None;
+        for part in &parts {
+            let Some(row) = part.logits else { continue };
+            if part.blank {
+                // It stands before the part of its own reply.
+                blank_row = Some(row);
+                continue;
+            }
+            let blank = blank_row.take();
+            let reply = &mut self.running[part.reply];
+            let guesses = &part.ids[part.ids.len() - part.guesses..];
+            let mut drawn = Drawn {
+                logits,
+                vocabulary,
+                blank,
+                mask: &mut self.mask,
+                scan: &mut self.scan,
+                pushed: &mut self.pushed,
+            };
+            self.guessed[0] += guesses.len() as u64;
+            for at in 0..=guesses.len() {
+                let end = reply.draw(&mut drawn, row + at, &mut events);
+                if let Some(reason) = end {
+                    done.push((part.reply, reason));
+                    break;
+                }
+                if reply.own.ids.last() != guesses.get(at) {
+                    break;
+                }
+                // The guess was right: it is read already.
+                self.guessed[1] += 1;
+                self.cache.advance(&mut reply.own, 1);
+            }
+        }
+        for (at, reason) in done.into_iter().rev() {
+            let reply = &self.running[at];
+            events.push(Event::Done {
+                id: reply.id,
+                reason,
+                prompt_tokens: reply.job.prompt.len(),
+                cached_tokens: reply.cached,
+                completion_tokens: reply.said,
+            });
+            self.close(at);
+        }
+        events
+    }
+
+    /// Takes waiting jobs in while there are places and pages.
+    fn admit(&mut self) {
+        while self.running.len() < self.options.batch {
+            let Some((_, job, adapter)) = self.waiting.front() else { return };
+            let most = job.prompt.len() + job.max_tokens;
+            let root = adapter.as_ref().map_or(0, |(root, _)| *root);
+            let Some(own) = self.cache.open(root, &job.prompt, most) else { return };
+            let blank = match &job.guidance {
+                None => None,
+                Some(Guidance { blank, .. }) => {
+                    let Some(blank) = self.cache.open(root, blank, blank.len() + job.max_tokens)
+                    else {
+                        self.cache.close(own);
+                        return;
+                    };
+                    Some(blank)
+                }
+            };
+            let Some((id, job, adapter)) = self.waiting.pop_front() else { return };
+            let adapter = adapter.map(|(_, additions)| additions);
+            let drawing = Drawing::new(&job.sampling, &job.prompt, job.top_logprobs);
+            let cached = own.read;
+            self.running.push(Reply { id, job, own, blank, drawing, adapter, cached, said: 0 });
+        }
+    }
+
+    /// What every sequence reads in this pass. Single tokens always go; what is left of the chunk
+    /// goes to prompts, the longest waiting first.
+    fn parts(&mut self) -> Vec<Part> {
+        let mut left = self.options.chunk;
+        let mut parts = Vec::new();
+        for (i, reply) in self.running.iter().enumerate() {
+            let fresh = reply.own.fresh();
+            let take = if fresh.len() == 1 { 1 } else { fresh.len().min(left) };
+            if take == 0 {
+                continue;
+            }
+            left -= take.min(left);
+            let all = take == fresh.len();
+            // The blank prompt is short: it is read whole, beside the end of the own one.
+            if let (Some(blank), true) = (&reply.blank, all) {
+                let ids = blank.fresh().to_vec();
+                parts.push(Part { reply: i, blank: true, ids, guesses: 0, logits: None });
+            }
+            let mut ids = fresh[..take].to_vec();
+            // Guidance mixes two passes: nothing is guessed there.
+            let guess = if reply.job.speculate && all && reply.blank.is_none() {
+                let room = reply.job.max_tokens - reply.said - 1;
+                lookup::guess(&reply.own.ids, room.min(lookup::MOST))
+            } else {
+                Vec::new()
+            };
+            let guesses = guess.len();
+            ids.extend(guess);
+            parts.push(Part { reply: i, blank: false, ids, guesses, logits: None });
+        }
+        parts
+    }
+
+    fn close(&mut self, at: usize) {
+        let reply = self.running.remove(at);
+        self.cache.close(reply.own);
+        if let Some(blank) = reply.blank {
+            self.cache.close(blank);
+        }
+    }
+}
+
+/// The logits of a pass, and memory for drawing.
+struct Drawn<'a> {
+    logits: &'a mut [f32],
+    vocabulary: usize,
+    /// The row of the prompt of guidance.
+    blank: Option<usize>,
+    mask: &'a mut BitMask,
+    scan: &'a mut Scan,
+    pushed: &'a mut Vec<f32>,
+}
+
+impl Reply {
+    /// Draws the next token from a row of the logits; returns why the reply ends, if it does.
+    fn draw(
+        &mut self,
+        from: &mut Drawn<'_>,
+        row: usize,
+        events: &mut Vec<Event>,
+    ) -> Option<FinishReason> {
+        let size = from.vocabulary;
+        let mut mask = self.job.mask.as_deref_mut();
+        let (mut media, mut image) = (false, false);
+        if let Some(mask) = &mut mask {
+            from.mask.clear();
+            mask.allowed(from.mask);
+            if from.mask.is_empty() {
+                return Some(FinishReason::Stop);
+            }
+            (media, image) = (mask.in_media(), mask.in_image());
+        }
+        let scale = self.job.guidance.as_ref().map_or(1.0, |g| g.scale);
+        let logits = match from.blank {
+            Some(blank) if image => {
+                from.pushed.clear();
+                let own = from.logits[row * size..][..size].iter();
+                let other = &from.logits[blank * size..][..size];
+                from.pushed.extend(own.zip(other).map(|(o, b)| b + scale * (o - b)));
+                &mut from.pushed[..]
+            }
+            _ => &mut from.logits[row * size..][..size],
+        };
+        let how: &Sampler = match &self.job.media {
+            Some(how) if media => how,
+            _ => &self.job.sampling,
+        };
+        let allowed = mask.is_some().then_some(&*from.mask);
+        let (token, logprob) = self.drawing.draw(how, logits, allowed, from.scan);
+        self.said += 1;
+        self.own.ids.push(token);
+        if let Some(blank) = &mut self.blank {
+            blank.ids.push(token);
+        }
+        events.push(Event::Token { id: self.id, token, logprob });
+        let mut ended = self.job.stop_ids.contains(&token);
+        if let Some(mask) = mask {
+            mask.accept(token);
+            ended |= mask.done();
+        }
+        match () {
+            () if ended => Some(FinishReason::Stop),
+            () if self.said >= self.job.max_tokens => Some(FinishReason::Length),
+            () => None,
+        }
+    }
+}
