@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -90,6 +91,29 @@ def deb_package(cache, name):
         shutil.rmtree(work)
         homes = [home]
     return homes[-1], homes[-1].name.split("@", 1)[1]
+
+
+def pip_package(cache, name, version):
+    """The unpacked folder of a pure Python wheel, downloaded once and not installed."""
+    home = cache / "pypi" / f"{name}-{version}"
+    if not home.exists():
+        print(f"downloading pypi {name}=={version}", flush=True)
+        work = home.with_name(home.name + ".part")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
+            "--dest", str(work), f"{name}=={version}")
+        archive = next(work.glob("*.whl"))
+        with zipfile.ZipFile(archive) as wheel:
+            wheel.extractall(work)
+        archive.unlink()
+        work.rename(home)
+    return home
+
+
+def wheel_licence(home):
+    """The licence files that a wheel carries."""
+    return "\n\n".join(file.read_text("utf-8") for file in sorted(home.glob("*.dist-info/licenses/*")))
 
 
 def spdx_text(cache, identifier):

@@ -66,7 +66,7 @@ def python_library(cache):
         licence), texts
 
 
-class _Article(html.parser.HTMLParser):
+class Article(html.parser.HTMLParser):
     """Keeps the text of a help page's article, one block a paragraph."""
 
     BLOCKS = {"p", "h1", "h2", "h3", "h4", "h5", "li", "td", "th", "pre", "div", "tr", "br"}
@@ -98,13 +98,18 @@ class _Article(html.parser.HTMLParser):
             self.text.append(data)
 
 
+def help_blocks(file):
+    """The paragraphs of a help page, blank ones too, so that two languages' pages stay in step."""
+    article = Article()
+    article.feed(file.read_text("utf-8"))
+    return [" ".join(block.split()) for block in "".join(article.text).split("\0")]
+
+
 def _help(cache, package, language, credit):
     home, version = packlib.deb_package(cache, package)
     texts, seen, held = [], set(), ""
     for file in sorted((home / f"usr/share/libreoffice/help/{language}/text").rglob("*.html")):
-        article = _Article()
-        article.feed(file.read_text("utf-8"))
-        blocks = [" ".join(block.split()) for block in "".join(article.text).split("\0")]
+        blocks = help_blocks(file)
         # Pages include one another's paragraphs; a long one is kept where it is first met.
         fresh = [block for block in blocks if block and (len(block) < 80 or block not in seen)]
         seen.update(fresh)
