@@ -4,13 +4,13 @@
 #
 #   benches/soak.sh [KILLS] [FOLDER]
 #
-# Needs the built program (cargo build --release) and nothing else. Ends with an error if any run
+# Needs the built program (cargo build --release, or its path in DANLU) and nothing else. Ends with an error if any run
 # differs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kills=${1:-50}
 at=${2:-$(mktemp -d)}
-danlu=$PWD/target/release/danlu
+danlu=${DANLU:-$PWD/target/release/danlu}
 mkdir -p "$at"
 
 cat >"$at/soak.toml" <<TOML

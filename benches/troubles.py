@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DANLU = ROOT / "target/release/danlu"
+DANLU = Path(os.environ.get("DANLU", ROOT / "target/release/danlu"))
 
 RECIPE = """# A tiny training, to be troubled.
 name = "trouble"
