@@ -35,8 +35,16 @@ pub fn write_atomically_with(
     name.push(".part");
     let part = path.with_file_name(name);
     let write = || -> Result<()> {
-        let mut file = std::fs::File::create(&part).map_err(|e| Error::io(&part, e))?;
-        fill(&mut file)?;
+        let file = std::fs::File::create(&part).map_err(|e| Error::io(&part, e))?;
+        let flushed = std::thread::scope(|scope| {
+            // What was written goes to the disk while more is made, so that the flush at the end
+            // has little left to do. A refusal is told once, so it is kept.
+            let (ask, asked) = std::sync::mpsc::sync_channel(1);
+            let helper = scope.spawn(|| asked.into_iter().try_for_each(|()| file.sync_data()));
+            fill(&mut Flushing { file: &file, written: 0, ask })?;
+            helper.join().expect("a flush does not panic").map_err(|e| Error::io(&part, e))
+        });
+        flushed?;
         file.sync_all().map_err(|e| Error::io(&part, e))?;
         std::fs::rename(&part, path).map_err(|e| Error::io(path, e))
     };
@@ -44,6 +52,30 @@ pub fn write_atomically_with(
         // The half-written file is of no use; if it cannot be removed the error says more.
         let _ = std::fs::remove_file(&part);
     })
+}
+
+/// A file that has a helper flush it now and then.
+struct Flushing<'a> {
+    file: &'a std::fs::File,
+    /// Bytes since the last time.
+    written: usize,
+    ask: std::sync::mpsc::SyncSender<()>,
+}
+
+impl Write for Flushing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.written += n;
+        // A helper that is still at it takes this with the next.
+        if self.written >= 32 << 20 && self.ask.try_send(()).is_ok() {
+            self.written = 0;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// Writes a safetensors file in the given precision (F32, F16 or BF16), with text metadata.
@@ -96,7 +128,10 @@ pub fn write_tensors(
                 let wanted = format!("values of tensor `{name}` of shape {shape:?}");
                 return Err(Error::file(path, wanted, values.len()));
             }
-            out.write_all(&packing.pack(&values)).map_err(io)?;
+            // In pieces, so that the packed form takes no more memory than stays in cache.
+            for some in values.chunks(1 << 18) {
+                out.write_all(&packing.pack(some)).map_err(io)?;
+            }
         }
         Ok(())
     })
@@ -178,6 +213,24 @@ mod tests {
             assert_eq!(load_tensors(&path).expect("loads")["a"], t, "{dtype:?}");
             std::fs::remove_file(&path).expect("removes");
         }
+    }
+
+    #[test]
+    fn what_is_flushed_on_the_way_is_whole() {
+        let path = file("flushed");
+        let piece: Vec<u8> = (0..1u32 << 20).map(|i| (i % 251) as u8).collect();
+        write_atomically_with(&path, |out| {
+            (0..70).try_for_each(|_| out.write_all(&piece)).map_err(|e| Error::io(&path, e))
+        })
+        .expect("writes");
+        let back = std::fs::read(&path).expect("reads");
+        assert_eq!(back.len(), 70 << 20);
+        assert!(back.chunks(1 << 20).all(|c| c == piece));
+        let refused = write_atomically_with(&path, |_| Err(Error::Other("no more".into())));
+        assert_eq!(refused.expect_err("refused").to_string(), "no more");
+        assert_eq!(std::fs::metadata(&path).expect("is still there").len(), 70 << 20);
+        std::fs::remove_file(&path).expect("removes");
+        assert!(!path.with_extension("part").exists());
     }
 
     #[test]
