@@ -2,7 +2,7 @@
 //! beside them `danlu.json`, what it was learnt on.
 
 use super::{Adapter, Delta};
-use crate::io::{Dtype, NamedTensor, load_tensors, save_tensors, write_atomically};
+use crate::io::{Dtype, NamedTensor, Shards, Weights, save_tensors, write_atomically};
 use danlu_core::{Error, LoraConfig, MAX_RANK, Result, Target};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -207,7 +207,9 @@ impl Adapter {
 
 fn read_deltas(path: &Path, config: &LoraConfig) -> Result<BTreeMap<(usize, Target), Delta>> {
     let mut out: BTreeMap<(usize, Target), [Option<NamedTensor>; 3]> = BTreeMap::new();
-    for (name, tensor) in load_tensors(path)? {
+    let file = Shards::open(path)?;
+    for name in file.names() {
+        let tensor = file.read(&name)?;
         let (key, part) = place(&name).ok_or_else(|| {
             Error::file(
                 path,
