@@ -24,10 +24,18 @@ struct Projection {
 impl Projection {
     fn new(linear: &Linear, format: WeightFormat, arena: &Arena) -> Self {
         let shape = [linear.weight.shape[0], linear.weight.shape[1]];
+        let mut weight = linear.weight.clone();
+        if let Some(frozen) = &linear.frozen {
+            let mut values = vec![0.0; shape[0] * shape[1]];
+            for (row, values) in values.chunks_exact_mut(shape[1]).enumerate() {
+                frozen.row(row, values);
+            }
+            weight.set(values);
+        }
         let values = if linear.adapters.is_empty() {
-            linear.weight.values()
+            weight.values()
         } else {
-            Lora::merged(&linear.adapters, &linear.weight)
+            Lora::merged(&linear.adapters, &weight)
         };
         let weights = Weights::new(&values, shape, format, arena);
         Self { weights, bias: linear.bias.as_ref().map(|b| b.values()) }
