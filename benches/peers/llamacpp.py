@@ -173,7 +173,7 @@ def main():
     theirs += ["--threads", str(args.threads)]
     engines = {"llama.cpp": theirs}
     if args.danlu:
-        engines["danlu"] = [str(args.danlu), "bench", "decode", "--json", *same]
+        engines["danlu"] = [str(args.danlu.resolve()), "bench", "decode", "--json", *same]
     results = {name: [] for name in engines}
     for _ in range(args.rounds):
         for name, command in engines.items():
