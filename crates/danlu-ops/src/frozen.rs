@@ -31,9 +31,27 @@ pub fn frozen_linear(x: Tensor<2>, w: &Arc<Weights>) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::danlu_frozen_linear(x.into_dispatch(), w.clone()))
 }
 
+/// The weight in single precision, `[outputs, inputs]`.
+pub fn thaw(w: &Weights, device: &burn::tensor::Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(w.values(), w.shape()), device)
+}
+
+/// The rows of `w` that `ids` name, `[n, inputs]`: what [`embedding`](crate::embedding) gives of a
+/// table that is kept in few bits.
+///
+/// # Panics
+/// If an id is no row.
+pub fn frozen_rows(w: &Weights, ids: &[u32], device: &burn::tensor::Device) -> Tensor<2> {
+    let width = w.shape()[1];
+    let mut out = vec![0.0; ids.len() * width];
+    for (id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
+        w.row(*id as usize, out);
+    }
+    Tensor::from_data(TensorData::new(out, [ids.len(), width]), device)
+}
+
 pub(crate) fn composed(x: Tensor<2>, w: &Weights) -> Tensor<2> {
-    let data = TensorData::new(values(w).to_vec(), w.shape());
-    let w = Tensor::<2>::from_data(data, &x.device());
+    let w = thaw(w, &x.device());
     x.matmul(w.transpose())
 }
 

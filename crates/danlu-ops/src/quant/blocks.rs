@@ -47,6 +47,21 @@ impl Block {
     }
 }
 
+impl Block {
+    /// The step and the offset of its weights: `step * number + offset`.
+    pub(super) fn grid(&self, format: WeightFormat) -> [f32; 2] {
+        let scale = f16::from_bits(self.scale).to_f32();
+        match format {
+            WeightFormat::Q4_0 => [scale, -8.0 * scale],
+            WeightFormat::Q4K => {
+                let [share, low] = self.shares.map(f32::from);
+                [scale * share, -low * f16::from_bits(self.low).to_f32()]
+            }
+            _ => [scale, 0.0],
+        }
+    }
+}
+
 fn half(x: f32) -> (u16, f32) {
     let h = f16::from_f32(x);
     (h.to_bits(), h.to_f32())
@@ -68,57 +83,89 @@ fn q8_0(x: &[f32; BLOCK]) -> Block {
 
 /// Scale by the value of largest magnitude, which becomes -8; then the scale that fits the numbers
 /// best is searched around it.
-fn q4_0(x: &[f32; BLOCK]) -> Block {
+fn q4_0(x: &[f32; BLOCK], matter: &[f32; BLOCK]) -> Block {
     let top = x.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
     let numbers = |scale: f32| {
         let inverse = over(scale);
         x.map(|v| ((v * inverse).round_ties_even().clamp(-8.0, 7.0) + 8.0) as i8)
     };
     let error = |scale: f32, numbers: &[i8; BLOCK]| -> f32 {
-        x.iter().zip(numbers).map(|(v, &n)| (v - scale * f32::from(n - 8)).powi(2)).sum()
+        let terms = x.iter().zip(numbers).zip(matter);
+        terms.map(|((v, &n), m)| m * (v - scale * f32::from(n - 8)).powi(2)).sum()
+    };
+    // The scale that fits given numbers best.
+    let fitted = |numbers: &[i8; BLOCK]| -> f32 {
+        let (mut along, mut square) = (0.0, 0.0);
+        for ((v, &n), m) in x.iter().zip(numbers).zip(matter) {
+            let n = f32::from(n - 8);
+            along += m * n * v;
+            square += m * n * n;
+        }
+        along * over(square)
     };
     let mut best = (f32::INFINITY, Block::default());
-    for step in -4..=4 {
-        let (scale, exact) = half(top / (-8.0 + 0.25 * step as f32));
-        let numbers = numbers(exact);
-        let error = error(exact, &numbers);
-        if error < best.0 {
-            best = (error, Block { numbers, scale, ..Block::default() });
+    for step in -6..=6 {
+        let first = top / (-8.0 + 0.25 * step as f32);
+        for scale in [first, fitted(&numbers(first))] {
+            let (scale, exact) = half(scale);
+            let numbers = numbers(exact);
+            let error = error(exact, &numbers);
+            if error < best.0 {
+                best = (error, Block { numbers, scale, ..Block::default() });
+            }
         }
     }
     best.1
 }
 
 /// Scale and minimum of one block of Q4_K, both at least 0: `x` is about `scale * n - low`.
-fn range(x: &[f32; BLOCK]) -> [f32; 2] {
-    let low = x.iter().fold(0.0f32, |m, &v| m.min(v));
-    let high = x.iter().fold(0.0f32, |m, &v| m.max(v));
+fn range(x: &[f32; BLOCK], matter: &[f32; BLOCK]) -> [f32; 2] {
+    let least = x.iter().fold(0.0f32, |m, &v| m.min(v));
+    let most = x.iter().fold(0.0f32, |m, &v| m.max(v));
+    let number =
+        |v: f32, scale: f32, low: f32| ((v + low) * over(scale)).round_ties_even().clamp(0.0, 15.0);
+    let error = |scale: f32, low: f32| -> f32 {
+        let terms = x.iter().zip(matter);
+        terms.map(|(&v, m)| m * (v - (scale * number(v, scale, low) - low)).powi(2)).sum()
+    };
     let mut best = (f32::INFINITY, [0.0, 0.0]);
-    for step in 0..6 {
+    for step in 0..10 {
         // A somewhat narrower range clips the ends and is finer within.
-        let narrow = 1.0 - 0.05 * step as f32;
-        let scale = (high - low) * narrow / 15.0;
-        let shift = -low * narrow;
-        let inverse = over(scale);
-        let error: f32 = x
-            .iter()
-            .map(|v| {
-                let n = ((v + shift) * inverse).round_ties_even().clamp(0.0, 15.0);
-                (v - (scale * n - shift)).powi(2)
-            })
-            .sum();
-        if error < best.0 {
-            best = (error, [scale, shift]);
+        let narrow = 1.0 - 0.04 * step as f32;
+        let (mut scale, mut low) = ((most - least) * narrow / 15.0, -least * narrow);
+        // Then twice the line that fits the numbers best.
+        for _ in 0..3 {
+            let error = error(scale, low);
+            if error < best.0 {
+                best = (error, [scale, low]);
+            }
+            [scale, low] = line(x, matter, |v| number(v, scale, low));
         }
     }
     best.1
 }
 
+/// The line `scale * n - low` that fits the numbers of `x` best, with both at least 0.
+fn line(x: &[f32; BLOCK], matter: &[f32; BLOCK], number: impl Fn(f32) -> f32) -> [f32; 2] {
+    let (mut all, mut sum_n, mut sum_v, mut nn, mut nv) = (0.0f32, 0.0, 0.0, 0.0, 0.0);
+    for (&v, &m) in x.iter().zip(matter) {
+        let n = number(v);
+        all += m;
+        sum_n += m * n;
+        sum_v += m * v;
+        nn += m * n * n;
+        nv += m * n * v;
+    }
+    let scale = (all * nv - sum_n * sum_v) * over(all * nn - sum_n * sum_n);
+    let low = (scale * sum_n - sum_v) * over(all);
+    if scale > 0.0 && low >= 0.0 { [scale, low] } else { [(nv * over(nn)).max(0.0), 0.0] }
+}
+
 /// A super-block: up to eight blocks share two scales in half precision.
-fn q4_k(x: &[[f32; BLOCK]], out: &mut [Block]) {
+fn q4_k(x: &[[f32; BLOCK]], matter: &[[f32; BLOCK]], out: &mut [Block]) {
     let mut ranges = [[0.0; 2]; SUPER];
-    for (range_of, x) in ranges.iter_mut().zip(x) {
-        *range_of = range(x);
+    for ((range_of, x), matter) in ranges.iter_mut().zip(x).zip(matter) {
+        *range_of = range(x, matter);
     }
     let top = |i: usize| ranges.iter().fold(0.0f32, |m, r| m.max(r[i])) / 63.0;
     let ((scale, exact_scale), (low, exact_low)) = (half(top(0)), half(top(1)));
@@ -132,26 +179,32 @@ fn q4_k(x: &[[f32; BLOCK]], out: &mut [Block]) {
     }
 }
 
-/// Quantises one row.
+/// Quantises one row, with all errors alike.
 pub(super) fn quantise(row: &[f32], format: WeightFormat) -> Vec<Block> {
-    let padded: Vec<[f32; BLOCK]> = row
-        .chunks(BLOCK)
-        .map(|part| {
-            let mut block = [0.0; BLOCK];
+    quantise_for(row, &[], format)
+}
+
+/// Quantises one row, with scales for which the errors of each column, times how much the column
+/// matters, are small; columns that `matter` says nothing of matter alike.
+pub(super) fn quantise_for(row: &[f32], matter: &[f32], format: WeightFormat) -> Vec<Block> {
+    let blocks = row.len().div_ceil(BLOCK);
+    let padded = |values: &[f32], rest: f32| -> Vec<[f32; BLOCK]> {
+        let mut out = vec![[rest; BLOCK]; blocks];
+        for (block, part) in out.iter_mut().zip(values.chunks(BLOCK)) {
             block[..part.len()].copy_from_slice(part);
-            block
-        })
-        .collect();
+        }
+        out
+    };
+    let (x, matter) = (padded(row, 0.0), padded(matter, 1.0));
     match format {
-        WeightFormat::Q4_0 => padded.iter().map(q4_0).collect(),
+        WeightFormat::Q4_0 => x.iter().zip(&matter).map(|(x, m)| q4_0(x, m)).collect(),
         WeightFormat::Q4K => {
-            let mut out = vec![Block::default(); padded.len()];
-            for (x, out) in padded.chunks(SUPER).zip(out.chunks_mut(SUPER)) {
-                q4_k(x, out);
-            }
+            let mut out = vec![Block::default(); blocks];
+            let supers = x.chunks(SUPER).zip(matter.chunks(SUPER)).zip(out.chunks_mut(SUPER));
+            supers.for_each(|((x, matter), out)| q4_k(x, matter, out));
             out
         }
-        _ => padded.iter().map(q8_0).collect(),
+        _ => x.iter().map(q8_0).collect(),
     }
 }
 

@@ -8,6 +8,7 @@
 //! threads, nor on how many rows are computed together.
 
 mod blocks;
+mod feedback;
 mod isa;
 mod low_rank;
 mod memory;
@@ -15,9 +16,10 @@ mod product;
 mod rows;
 mod weights;
 
+pub use feedback::Feedback;
 pub(crate) use isa::{Isa, Kernel, dispatch};
 pub use low_rank::{LowRank, add_low_rank};
-pub use memory::Arena;
+pub use memory::{Arena, Mapped};
 pub(crate) use product::each;
 pub use product::{Into, bandwidth, product};
 pub use rows::Activations;
@@ -58,6 +60,15 @@ impl WeightFormat {
     /// Its name.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, format)| *format == self).map_or("", |(name, _)| name)
+    }
+
+    /// The format of the embedding and the head beside projections in this one: eight bits where
+    /// those have four, for quality depends on them most.
+    pub fn of_tables(self) -> Self {
+        match self {
+            Self::Q4_0 | Self::Q4K => Self::Q8_0,
+            other => other,
+        }
     }
 
     /// Whether products with it take quantised activations.

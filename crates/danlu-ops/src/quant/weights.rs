@@ -11,7 +11,7 @@
 
 use super::WeightFormat;
 use super::blocks::{self, BLOCK, Block, SUPER};
-use super::memory::{Arena, Region};
+use super::memory::{Arena, Mapped, Region};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -48,7 +48,7 @@ pub(super) fn tile_bytes(format: WeightFormat, cols: usize) -> [usize; 3] {
 }
 
 /// One tile, cut out of the regions.
-struct Tile<'a> {
+pub(super) struct Tile<'a> {
     numbers: &'a mut [u8],
     scales: &'a mut [u8],
     supers: &'a mut [u8],
@@ -121,7 +121,45 @@ impl Weights {
         Some(out)
     }
 
-    fn fill(
+    /// The three parts as they lie in memory, for [`mapped`](Self::mapped): numbers, scales of
+    /// blocks, scales of super-blocks. Some formats leave the last ones empty.
+    pub fn parts(&self) -> [&[u8]; 3] {
+        [self.numbers.bytes(), self.scales.bytes(), self.supers.bytes()]
+    }
+
+    /// Takes a matrix whose [`parts`](Self::parts) begin at these bytes of a mapped file. `None` if
+    /// one does not lie within the file or does not begin on a multiple of 64 bytes.
+    pub fn mapped(
+        file: &Mapped,
+        [rows, cols]: [usize; 2],
+        format: WeightFormat,
+        starts: [usize; 3],
+    ) -> Option<Self> {
+        let sizes = Self::sizes([rows, cols], format)?;
+        let part = |i: usize| file.region(if sizes[i] == 0 { 0 } else { starts[i] }, sizes[i]);
+        Some(Self { format, rows, cols, numbers: part(0)?, scales: part(1)?, supers: part(2)? })
+    }
+
+    /// Bytes of each of the three parts of a matrix; `None` if there is no such size.
+    pub fn sizes([rows, cols]: [usize; 2], format: WeightFormat) -> Option<[usize; 3]> {
+        // So far below the limit that no product in here goes over.
+        if rows > 1 << 31 || cols > 1 << 24 {
+            return None;
+        }
+        Some(tile_bytes(format, cols).map(|bytes| bytes * rows.div_ceil(TILE)))
+    }
+
+    /// Every weight in single precision, row-major.
+    pub fn values(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        if self.cols > 0 {
+            let rows = out.par_chunks_exact_mut(self.cols).enumerate();
+            rows.for_each(|(row, out)| self.row(row, out));
+        }
+        out
+    }
+
+    pub(super) fn fill(
         [rows, cols]: [usize; 2],
         format: WeightFormat,
         arena: &Arena,
@@ -241,7 +279,7 @@ impl Weights {
 }
 
 /// Writes the blocks of one row to its places in a tile.
-fn put_blocks(blocks: &[Block], format: WeightFormat, r: usize, tile: &mut Tile<'_>) {
+pub(super) fn put_blocks(blocks: &[Block], format: WeightFormat, r: usize, tile: &mut Tile<'_>) {
     for (b, block) in blocks.iter().enumerate() {
         if format == WeightFormat::Q8_0 {
             let bytes = &mut tile.numbers[b * BLOCK * TILE..];
