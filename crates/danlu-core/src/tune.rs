@@ -103,6 +103,18 @@ pub enum Objective {
         #[serde(default = "grpo_beta")]
         beta: f32,
     },
+    /// What a larger model thinks of every token (distillation, arXiv 1503.02531).
+    Distil {
+        /// A model's or a run's folder, with the vocabulary of the one that learns. Relative paths
+        /// start at the recipe's folder.
+        teacher: PathBuf,
+        /// Both are softened by it.
+        #[serde(default = "one_share")]
+        temperature: f32,
+        /// Weight of the tokens themselves beside what the teacher thinks of them.
+        #[serde(default)]
+        hard: f32,
+    },
 }
 
 /// What a reply is rewarded for; each is 1 or 0, held against the row's `expected`.
@@ -321,7 +333,11 @@ impl TuneRecipe {
             Self::parse(&text).map_err(|e| Error::file(path, "a recipe of a tuning", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
         let files = recipe.data.iter_mut().chain(&mut recipe.held_out).map(|set| &mut set.file);
-        let paths = files.chain(&mut recipe.adapters).chain([&mut recipe.model]);
+        let teacher = match &mut recipe.objective {
+            Objective::Distil { teacher, .. } => Some(teacher),
+            _ => None,
+        };
+        let paths = files.chain(&mut recipe.adapters).chain([&mut recipe.model]).chain(teacher);
         paths.for_each(|p| *p = base.join(&*p));
         Ok(recipe)
     }
@@ -392,6 +408,10 @@ impl TuneRecipe {
                 }
                 numbers.push(("objective.temperature", *temperature, 1e-3, 100.0));
                 numbers.push(("objective.beta", *beta, 0.0, 100.0));
+            }
+            Objective::Distil { temperature, hard, .. } => {
+                numbers.push(("objective.temperature", *temperature, 1e-2, 100.0));
+                numbers.push(("objective.hard", *hard, 0.0, 100.0));
             }
         }
         for (name, value) in counts {

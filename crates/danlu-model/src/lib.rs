@@ -11,12 +11,14 @@
 pub mod adapters;
 pub mod arch;
 pub mod chat;
+pub mod compress;
 pub mod engine;
 pub mod export;
 mod extend;
 pub mod import;
 pub mod io;
 pub mod layers;
+pub mod likelihood;
 pub mod modality;
 mod model;
 pub mod params;

@@ -2,8 +2,8 @@ use crate::adapters::Adapter;
 use crate::arch::Transformer;
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, HfConfig, NamedTensor, Shards, fill, load_parameters, load_tensors, parts_of,
-    save_tensors, write_atomically, write_tensors,
+    Dtype, HfConfig, NamedTensor, Shards, TILES, fill, load_parameters, load_tensors, map_tiles,
+    parts_of, save_tensors, write_atomically, write_tensors, write_tiles,
 };
 use crate::modality::{
     AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, ImageTokeniserConfig, Recogniser,
@@ -42,6 +42,9 @@ pub struct ModelInfo {
     /// The checkpoint that it was imported from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// The format of the weights, where they are kept in tiles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
 }
 
 /// An imported checkpoint.
@@ -343,13 +346,35 @@ pub(crate) fn write_weights(
 }
 
 impl Model {
-    /// Writes the whole model folder in the given precision.
+    /// Writes the whole model folder in the given precision. Where every matrix is kept in few bits,
+    /// the transformer is written as it is, in tiles. I8 is for the tokenisers' networks; a
+    /// transformer that is whole is then written as F16.
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
         self.tokenisers.save(folder, dtype)?;
         let vocabulary = self.tokenisers.vocabulary();
         let (end, pad) = (vocabulary.control_id(Control::End), vocabulary.control_id(Control::Pad));
         let config = HfConfig::from_ours(&self.transformer.config, Some(vocabulary));
-        write_weights(&self.transformer, folder, dtype, config)?;
+        let matrices = || self.transformer.parameters().into_iter().filter(|p| p.is_matrix());
+        let (stale, format) = match self.transformer.frozen_format() {
+            Some(format) if matrices().all(|p| p.frozen.is_some()) => {
+                write_tiles(&self.transformer, &folder.join(TILES))?;
+                let config = HfConfig { dtype: Some(format.name().into()), ..config };
+                write_json(&folder.join("config.json"), &config)?;
+                ("model.safetensors", Some(format.name().to_string()))
+            }
+            _ => {
+                let dtype = if dtype == Dtype::I8 { Dtype::F16 } else { dtype };
+                write_weights(&self.transformer, folder, dtype, config)?;
+                (TILES, None)
+            }
+        };
+        // Of what was here before, nothing may be taken for this model's.
+        match std::fs::remove_file(folder.join(stale)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(folder.join(stale), e));
+            }
+            _ => {}
+        }
         if self.tokenisers.chat.is_some() {
             let generation = serde_json::json!({"eos_token_id": end, "pad_token_id": pad});
             write_json(&folder.join("generation_config.json"), &generation)?;
@@ -357,6 +382,7 @@ impl Model {
         let info = ModelInfo {
             tokenisers: Tokenisers::fingerprint(folder)?,
             files: file_hashes(folder)?,
+            weights: format,
             ..self.info.clone()
         };
         write_json(&folder.join("danlu.json"), &info)
@@ -370,9 +396,16 @@ impl Model {
             .ok_or_else(|| Error::file(&path, "`danlu_vocabulary` (see danlu import)", "none"))
     }
 
+    /// The file of a model folder's weights: whole, or in tiles.
+    pub fn weights_file(folder: &Path) -> std::path::PathBuf {
+        let whole = folder.join("model.safetensors");
+        let tiles = folder.join(TILES);
+        if !whole.exists() && tiles.exists() { tiles } else { whole }
+    }
+
     /// BLAKE3 of a model folder's weights, by which adapters know their base.
     pub fn weights_hash(folder: &Path) -> Result<String> {
-        let path = folder.join("model.safetensors");
+        let path = Self::weights_file(folder);
         let mut hash = blake3::Hasher::new();
         let file = std::fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
         hash.update_reader(file).map_err(|e| Error::io(&path, e))?;
@@ -438,7 +471,11 @@ impl Model {
             ));
         }
         let mut transformer = Transformer::blank(config, device);
-        fill(&mut transformer, &Shards::of_folder(folder)?)?;
+        let tiles = Self::weights_file(folder);
+        match tiles.ends_with(TILES) {
+            true => map_tiles(&mut transformer, &tiles)?,
+            false => fill(&mut transformer, &Shards::of_folder(folder)?)?,
+        }
         Ok(Self { transformer, tokenisers, info })
     }
 }

@@ -2,6 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use danlu_core::Rng;
+use danlu_ops::quant::{Arena, WeightFormat, Weights};
+use std::sync::Arc;
 
 /// One learnt tensor. It is kept as a matrix `[shape[0], the rest]` (a vector as `[1, n]`), which
 /// is the form that every operation takes; `shape` is what files show.
@@ -11,8 +13,10 @@ pub struct Parameter {
     pub name: String,
     /// Shape in files.
     pub shape: Vec<usize>,
-    /// The values.
+    /// The values; without meaning where they are frozen.
     pub tensor: Tensor<2>,
+    /// The values in few bits, where they are kept in those alone. They cannot learn.
+    pub frozen: Option<Arc<Weights>>,
 }
 
 impl Parameter {
@@ -27,7 +31,8 @@ impl Parameter {
         device: &Device,
     ) -> Self {
         let data = TensorData::new(values, matrix(shape));
-        Self { name: name.into(), shape: shape.to_vec(), tensor: Tensor::from_data(data, device) }
+        let tensor = Tensor::from_data(data, device);
+        Self { name: name.into(), shape: shape.to_vec(), tensor, frozen: None }
     }
 
     /// Every value the same.
@@ -68,6 +73,9 @@ impl Parameter {
 
     /// The values, row-major.
     pub fn values(&self) -> Vec<f32> {
+        if let Some(frozen) = &self.frozen {
+            return frozen.values();
+        }
         self.tensor.to_data().try_into_vec().expect("parameters are f32")
     }
 
@@ -76,6 +84,38 @@ impl Parameter {
         let device = self.tensor.device();
         assert_eq!(values.len(), self.len(), "{}", self.name);
         self.tensor = Tensor::from_data(TensorData::new(values, matrix(&self.shape)), &device);
+        self.frozen = None;
+    }
+
+    /// Keeps the values as these weights alone.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn keep(&mut self, weights: Arc<Weights>) {
+        assert_eq!(weights.shape(), matrix(&self.shape), "{}", self.name);
+        self.frozen = Some(weights);
+        self.tensor = Tensor::zeros([1, 1], &self.tensor.device());
+    }
+
+    /// Keeps the values in few bits alone.
+    pub fn freeze(&mut self, format: WeightFormat, arena: &Arena) {
+        let values = self.values();
+        self.keep(Arc::new(Weights::new(&values, matrix(&self.shape), format, arena)));
+    }
+
+    /// Makes frozen values whole again, so that they can learn; what few bits lost stays lost.
+    pub fn thaw(&mut self) {
+        if let Some(frozen) = &self.frozen {
+            self.set(frozen.values());
+        }
+    }
+
+    /// The matrix, made for this call if it is frozen.
+    pub fn whole(&self) -> Tensor<2> {
+        match &self.frozen {
+            Some(frozen) => danlu_ops::thaw(frozen, &self.tensor.device()),
+            None => self.tensor.clone(),
+        }
     }
 }
 
@@ -100,10 +140,15 @@ pub trait Module {
         self.parameters().iter().map(|p| p.len()).sum()
     }
 
-    /// Moves every parameter to `device`; with an autodiff device they become leaves that want a
+    /// Makes every parameter that is kept in few bits whole again.
+    fn thaw(&mut self) {
+        self.parameters_mut().into_iter().for_each(Parameter::thaw);
+    }
+
+    /// Moves every parameter that can learn to `device`; with an autodiff device they become leaves that want a
     /// gradient.
     fn to_device(&mut self, device: &Device) {
-        for p in self.parameters_mut() {
+        for p in self.parameters_mut().into_iter().filter(|p| p.frozen.is_none()) {
             let data = p.tensor.to_data();
             let tensor = Tensor::from_data(data, device);
             p.tensor = if device.is_autodiff() { tensor.require_grad() } else { tensor };

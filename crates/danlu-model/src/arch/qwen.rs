@@ -7,6 +7,7 @@ use crate::params::{Module, Parameter};
 use burn::tensor::{Device, Tensor};
 use danlu_core::recipe::ModelRecipe;
 use danlu_core::{Error, Result, Rng};
+use danlu_ops::quant::WeightFormat;
 use danlu_ops::{AttentionShape, HeadLoss, Rotary};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -194,15 +195,43 @@ impl Transformer {
         Self { config, embedding, blocks, norm, head, rotary }
     }
 
-    /// The matrix of the output head.
+    /// The matrix of the output head; made for this call if it is kept in few bits.
     pub fn table(&self) -> Tensor<2> {
-        self.head.as_ref().unwrap_or(&self.embedding).tensor.clone()
+        self.head.as_ref().unwrap_or(&self.embedding).whole()
+    }
+
+    /// The rows of the embedding that `ids` name, `[n, width]`.
+    pub(crate) fn embed(&self, ids: &Arc<[u32]>) -> Tensor<2> {
+        let tensor = &self.embedding.tensor;
+        match &self.embedding.frozen {
+            Some(frozen) => danlu_ops::frozen_rows(frozen, ids, &tensor.device()),
+            None => danlu_ops::embedding(tensor.clone(), ids),
+        }
+    }
+
+    /// The angles of its positions.
+    pub(crate) fn rotary(&self) -> Arc<Rotary> {
+        self.rotary.clone()
+    }
+
+    /// Logits `[n, vocabulary]` of normalised hidden states.
+    pub(super) fn scores(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let table = self.head.as_ref().unwrap_or(&self.embedding);
+        match &table.frozen {
+            Some(frozen) => danlu_ops::frozen_linear(hidden, frozen),
+            None => danlu_ops::linear(hidden, table.tensor.clone()),
+        }
+    }
+
+    /// The name of the format that the projections are kept in, if they are kept in few bits.
+    pub fn frozen_format(&self) -> Option<WeightFormat> {
+        self.blocks.first()?.attention.qkv.weight.frozen.as_ref().map(|w| w.format())
     }
 
     /// Normalised hidden states `[n, width]` of packed documents: `ids` `[n]`, and where documents
     /// start.
     pub fn hidden(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>) -> Tensor<2> {
-        let mut x = danlu_ops::embedding(self.embedding.tensor.clone(), ids);
+        let mut x = self.embed(ids);
         for block in &self.blocks {
             x = block.forward(x, &self.rotary, starts);
         }
@@ -211,7 +240,7 @@ impl Transformer {
 
     /// Logits `[n, vocabulary]` of packed documents.
     pub fn logits(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>) -> Tensor<2> {
-        danlu_ops::linear(self.hidden(ids, starts), self.table())
+        self.scores(self.hidden(ids, starts))
     }
 
     /// Loss `[1]` and the cross-entropy of each position in nats.
@@ -240,7 +269,7 @@ impl Transformer {
             assert!(!new.is_empty(), "advance: a sequence without new tokens");
             assert!(cache.tokens + new.len() <= self.config.context, "advance: over the context");
         }
-        let mut x = danlu_ops::embedding(self.embedding.tensor.clone(), &ids);
+        let mut x = self.embed(&ids);
         for (layer, block) in self.blocks.iter().enumerate() {
             let mut caches: Vec<_> = sequences
                 .iter_mut()
@@ -258,7 +287,7 @@ impl Transformer {
             })
             .collect();
         let last = danlu_ops::embedding(x, &lasts);
-        let logits = danlu_ops::linear(self.norm.forward(last), self.table());
+        let logits = self.scores(self.norm.forward(last));
         logits.into_data().try_into_vec().expect("f32")
     }
 }

@@ -29,7 +29,7 @@ impl Transformer {
     /// weights must be on a device without autodiff.
     pub fn view(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>) -> Vec<LayerView> {
         let first = starts.get(1).map_or(0, |&end| end as usize).min(ROWS);
-        let mut x = danlu_ops::embedding(self.embedding.tensor.clone(), ids);
+        let mut x = self.embed(ids);
         let mut all = vec![look("model.embed_tokens".into(), &x, None)];
         for (i, block) in self.blocks.iter().enumerate() {
             let seen = block.attention_norm.forward(x.clone().narrow(0, 0, first.max(1)));
@@ -42,7 +42,7 @@ impl Transformer {
         let x = self.norm.forward(x);
         all.push(look("model.norm".into(), &x, None));
         let rows = x.dims()[0].min(ROWS);
-        let logits = danlu_ops::linear(x.narrow(0, 0, rows), self.table());
+        let logits = self.scores(x.narrow(0, 0, rows));
         all.push(look("lm_head".into(), &logits, None));
         all
     }

@@ -7,37 +7,40 @@
 
 use crate::arch::{Transformer, TransformerConfig};
 use crate::layers::{Linear, Lora};
+use crate::params::Parameter;
 use danlu_core::{Error, Result};
 use danlu_ops::quant::{
     Activations, Arena, Into, LowRank, WeightFormat, Weights, add_low_rank, product,
 };
 use danlu_ops::{AttentionShape, Pages, Rotary, Span, Team, attend};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A projection with weights in tiles.
 #[derive(Debug)]
 struct Projection {
-    weights: Weights,
+    weights: Arc<Weights>,
     bias: Option<Vec<f32>>,
+}
+
+/// A parameter's weights in `format`; those that are kept in few bits stay as they are.
+fn tiles(parameter: &Parameter, format: WeightFormat, arena: &Arena) -> Arc<Weights> {
+    if let Some(frozen) = &parameter.frozen {
+        return frozen.clone();
+    }
+    let shape = [parameter.shape[0], parameter.shape[1]];
+    Arc::new(Weights::new(&parameter.values(), shape, format, arena))
 }
 
 impl Projection {
     fn new(linear: &Linear, format: WeightFormat, arena: &Arena) -> Self {
-        let shape = [linear.weight.shape[0], linear.weight.shape[1]];
-        let mut weight = linear.weight.clone();
-        if let Some(frozen) = &linear.frozen {
-            let mut values = vec![0.0; shape[0] * shape[1]];
-            for (row, values) in values.chunks_exact_mut(shape[1]).enumerate() {
-                frozen.row(row, values);
-            }
-            weight.set(values);
-        }
-        let values = if linear.adapters.is_empty() {
-            weight.values()
+        let weights = if linear.adapters.is_empty() {
+            tiles(&linear.weight, format, arena)
         } else {
-            Lora::merged(&linear.adapters, &weight)
+            let shape = [linear.weight.shape[0], linear.weight.shape[1]];
+            let values = Lora::merged(&linear.adapters, &linear.weight);
+            Arc::new(Weights::new(&values, shape, format, arena))
         };
-        let weights = Weights::new(&values, shape, format, arena);
         Self { weights, bias: linear.bias.as_ref().map(|b| b.values()) }
     }
 
@@ -139,7 +142,7 @@ struct Scratch {
 pub struct Decoder {
     config: TransformerConfig,
     shape: AttentionShape,
-    embedding: Weights,
+    embedding: Arc<Weights>,
     layers: Vec<Layer>,
     norm: Vec<f32>,
     head: Option<Projection>,
@@ -167,15 +170,12 @@ fn sized(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 impl Decoder {
     /// The weights of `transformer` in `format`; its adapters are merged in. With formats of four
-    /// bits, embedding and head have eight: they are what quality depends on most.
+    /// bits, embedding and head have eight: they are what quality depends on most. What the
+    /// transformer keeps in few bits stays as it is, where it is.
     pub fn new(transformer: &Transformer, format: WeightFormat) -> Self {
         let config = transformer.config.clone();
         let arena = Arena::default();
-        let table_format = match format {
-            WeightFormat::Q4_0 | WeightFormat::Q4K => WeightFormat::Q8_0,
-            other => other,
-        };
-        let table = [config.vocabulary, config.width];
+        let table_format = format.of_tables();
         let layers = transformer
             .blocks
             .iter()
@@ -193,16 +193,16 @@ impl Decoder {
                 }
             })
             .collect();
-        let weights = |values: Vec<f32>| Weights::new(&values, table, table_format, &arena);
+        let weights = |table: &Parameter| tiles(table, table_format, &arena);
         Self {
             shape: config.attention(),
-            embedding: weights(transformer.embedding.values()),
+            embedding: weights(&transformer.embedding),
             layers,
             norm: transformer.norm.weight.values(),
             head: transformer
                 .head
                 .as_ref()
-                .map(|head| Projection { weights: weights(head.values()), bias: None }),
+                .map(|head| Projection { weights: weights(head), bias: None }),
             rotary: Rotary::new(config.head_dim, config.context, config.rope_theta),
             team: Team::of_rayon(),
             scratch: Scratch::default(),

@@ -7,6 +7,7 @@ mod llama_cpp;
 mod quant;
 mod shards;
 mod tensors;
+mod tiles;
 mod vocab;
 
 pub use gguf::{Gguf, GgufTensor, TensorInfo, Value as GgufValue, check_gguf, write_gguf};
@@ -18,4 +19,5 @@ pub use tensors::{
     Dtype, NamedTensor, load_parameters, load_tensors, save_tensors, write_atomically,
     write_atomically_with, write_tensors,
 };
+pub use tiles::{TILES, map_tiles, write_tiles};
 pub use vocab::{SPECIALS, tokeniser_keys, tokeniser_of_gguf};

@@ -78,13 +78,50 @@ impl Write for Flushing<'_> {
     }
 }
 
-/// Writes a safetensors file in the given precision (F32, F16 or BF16), with text metadata.
+/// What follows the name of a tensor in whole numbers: the step of each of its rows.
+const STEPS: &str = ".step";
+
+/// Tensors with rows as whole numbers of eight bits and the step of each row; vectors stay as they
+/// are.
+fn in_eight_bits(tensors: &[NamedTensor]) -> Vec<(NamedTensor, Option<Dtype>)> {
+    let mut out = Vec::new();
+    for t in tensors {
+        let inner: usize = t.shape.iter().skip(1).product();
+        if t.shape.len() < 2 || inner == 0 {
+            out.push((t.clone(), None));
+            continue;
+        }
+        let rows = t.values.chunks_exact(inner);
+        let steps: Vec<f32> =
+            rows.clone().map(|r| r.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0).collect();
+        let numbers = rows.zip(&steps).flat_map(|(row, &step)| {
+            let inverse = if step == 0.0 { 0.0 } else { 1.0 / step };
+            row.iter().map(move |v| (v * inverse).round())
+        });
+        let steps_name = format!("{}{STEPS}", t.name);
+        out.push((NamedTensor { values: numbers.collect(), ..t.clone() }, Some(Dtype::I8)));
+        let shape = vec![steps.len()];
+        out.push((NamedTensor { name: steps_name, shape, values: steps }, None));
+    }
+    out
+}
+
+/// Writes a safetensors file in the given precision (F32, F16 or BF16; I8: rows of matrices as whole
+/// numbers with a step each), with text metadata.
 pub fn save_tensors(
     path: &Path,
     tensors: &[NamedTensor],
     dtype: Dtype,
     metadata: BTreeMap<String, String>,
 ) -> Result<()> {
+    if dtype == Dtype::I8 {
+        let all = in_eight_bits(tensors);
+        let shapes: Vec<_> = all
+            .iter()
+            .map(|(t, kind)| (t.name.clone(), t.shape.clone(), kind.unwrap_or(Dtype::F32)))
+            .collect();
+        return write_typed(path, &shapes, metadata, |i| Ok(all[i].0.values.clone()));
+    }
     let shapes: Vec<_> = tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
     write_tensors(path, &shapes, dtype, metadata, |i| Ok(tensors[i].values.clone()))
 }
@@ -95,21 +132,45 @@ pub fn write_tensors(
     shapes: &[(String, Vec<usize>)],
     dtype: Dtype,
     metadata: BTreeMap<String, String>,
+    values: impl FnMut(usize) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let typed: Vec<_> =
+        shapes.iter().map(|(name, shape)| (name.clone(), shape.clone(), dtype)).collect();
+    write_typed(path, &typed, metadata, values)
+}
+
+/// The bytes of some values.
+fn packed(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F16 => Packing::F16.pack(values),
+        Dtype::BF16 => Packing::Bf16.pack(values),
+        Dtype::I8 => values.iter().map(|&v| v as i8 as u8).collect(),
+        _ => Packing::F32.pack(values),
+    }
+}
+
+/// The same with a type for each tensor.
+fn write_typed(
+    path: &Path,
+    shapes: &[(String, Vec<usize>, Dtype)],
+    metadata: BTreeMap<String, String>,
     mut values: impl FnMut(usize) -> Result<Vec<f32>>,
 ) -> Result<()> {
-    let (packing, kind) = match dtype {
-        Dtype::F16 => (Packing::F16, "F16"),
-        Dtype::BF16 => (Packing::Bf16, "BF16"),
-        _ => (Packing::F32, "F32"),
+    let kind = |dtype: Dtype| match dtype {
+        Dtype::F16 => ("F16", 2),
+        Dtype::BF16 => ("BF16", 2),
+        Dtype::I8 => ("I8", 1),
+        _ => ("F32", 4),
     };
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::json!(metadata));
     }
     let mut end = 0;
-    for (name, shape) in shapes {
+    for (name, shape, dtype) in shapes {
         let from = end;
-        end += packing.bytes(shape.iter().product());
+        let (kind, size) = kind(*dtype);
+        end += size * shape.iter().product::<usize>();
         let entry = serde_json::json!({"dtype": kind, "shape": shape, "data_offsets": [from, end]});
         if header.insert(name.clone(), entry).is_some() {
             return Err(Error::file(path, "every tensor once", format!("`{name}` twice")));
@@ -122,7 +183,7 @@ pub fn write_tensors(
         let io = |e| Error::io(path, e);
         out.write_all(&(head.len() as u64).to_le_bytes()).map_err(io)?;
         out.write_all(&head).map_err(io)?;
-        for (i, (name, shape)) in shapes.iter().enumerate() {
+        for (i, (name, shape, dtype)) in shapes.iter().enumerate() {
             let values = values(i)?;
             if values.len() != shape.iter().product::<usize>() {
                 let wanted = format!("values of tensor `{name}` of shape {shape:?}");
@@ -130,7 +191,7 @@ pub fn write_tensors(
             }
             // In pieces, so that the packed form takes no more memory than stays in cache.
             for some in values.chunks(1 << 18) {
-                out.write_all(&packing.pack(some)).map_err(io)?;
+                out.write_all(&packed(*dtype, some)).map_err(io)?;
             }
         }
         Ok(())
@@ -159,10 +220,14 @@ pub fn load_tensors(path: &Path) -> Result<BTreeMap<String, NamedTensor>> {
             Dtype::I64 => {
                 data.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) as f32).collect()
             }
+            Dtype::I8 => in_steps(&file, name, view.shape(), data).map_err(|found| {
+                let wanted = format!("`{name}{STEPS}` as F32, one for each row of `{name}`");
+                Error::file(path, wanted, found)
+            })?,
             other => {
                 return Err(Error::file(
                     path,
-                    format!("tensor `{name}` as F32, F16 or BF16"),
+                    format!("tensor `{name}` as F32, F16, BF16 or I8"),
                     format!("{other:?}"),
                 ));
             }
@@ -171,6 +236,24 @@ pub fn load_tensors(path: &Path) -> Result<BTreeMap<String, NamedTensor>> {
         out.insert(name.to_string(), tensor);
     }
     Ok(out)
+}
+
+/// The values of a tensor in whole numbers; otherwise what its steps are instead.
+fn in_steps(
+    file: &SafeTensors<'_>,
+    name: &str,
+    shape: &[usize],
+    data: &[u8],
+) -> std::result::Result<Vec<f32>, String> {
+    let steps = file.tensor(&format!("{name}{STEPS}")).map_err(|e| e.to_string())?;
+    let rows = shape.first().copied().unwrap_or(0);
+    if steps.dtype() != Dtype::F32 || steps.shape() != [rows] {
+        return Err(format!("{:?} of {:?}", steps.dtype(), steps.shape()));
+    }
+    let steps = steps.data().as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b));
+    let inner = data.len() / rows.max(1);
+    let rows = data.chunks(inner.max(1)).zip(steps);
+    Ok(rows.flat_map(|(row, step)| row.iter().map(move |&b| f32::from(b as i8) * step)).collect())
 }
 
 /// Fills a module from tensors of the same names and shapes; every parameter must be there.
@@ -213,6 +296,31 @@ mod tests {
             assert_eq!(load_tensors(&path).expect("loads")["a"], t, "{dtype:?}");
             std::fs::remove_file(&path).expect("removes");
         }
+    }
+
+    #[test]
+    fn eight_bits_are_within_half_a_step_and_want_their_steps() {
+        let values: Vec<f32> = (0..6).map(|i| (i as f32 - 2.5) * 0.3).collect();
+        let t = NamedTensor { name: "a".into(), shape: vec![2, 3, 1], values };
+        let bias = NamedTensor { name: "b".into(), shape: vec![2], values: vec![0.1, 1e-7] };
+        let path = file("eight");
+        let both = [t.clone(), bias.clone()];
+        save_tensors(&path, &both, Dtype::I8, BTreeMap::new()).expect("saves");
+        let back = load_tensors(&path).expect("loads");
+        assert_eq!((&back["b"], &back["a"].shape), (&bias, &t.shape));
+        for (row, (a, b)) in t.values.chunks(3).zip(back["a"].values.chunks(3)).enumerate() {
+            let step = back["a.step"].values[row];
+            assert!((step - a.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0).abs() < 1e-6);
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 0.501 * step), "{a:?} {b:?}");
+        }
+        let bytes = std::fs::read(&path).expect("reads");
+        let text = bytes.windows(6).position(|w| w == b"a.step").expect("is named");
+        let mut other = bytes.clone();
+        other[text..text + 6].copy_from_slice(b"a.stop");
+        std::fs::write(&path, other).expect("writes");
+        let error = load_tensors(&path).expect_err("no steps").to_string();
+        assert!(error.contains("a.step"), "{error}");
+        std::fs::remove_file(&path).expect("removes");
     }
 
     #[test]

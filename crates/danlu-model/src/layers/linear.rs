@@ -2,9 +2,7 @@ use super::Lora;
 use crate::params::Parameter;
 use burn::tensor::{Device, Tensor};
 use danlu_core::Rng;
-use danlu_ops::quant::{Arena, WeightFormat, Weights};
 use danlu_ops::{Activation, Fused, Last, Norm};
-use std::sync::Arc;
 
 /// `x w^T`, plus a bias if it has one, plus what its adapters add.
 #[derive(Debug, Clone)]
@@ -15,8 +13,6 @@ pub struct Linear {
     pub bias: Option<Parameter>,
     /// Low-rank additions to the weight, in the order in which they were learnt.
     pub adapters: Vec<Lora>,
-    /// The weight in few bits, where it is kept in those alone; `weight` then has no values.
-    pub frozen: Option<Arc<Weights>>,
 }
 
 impl Linear {
@@ -30,7 +26,7 @@ impl Linear {
     ) -> Self {
         let weight =
             Parameter::normal(format!("{name}.weight"), &[outputs, inputs], std, rng, device);
-        Self { weight, bias: None, adapters: Vec::new(), frozen: None }
+        Self { weight, bias: None, adapters: Vec::new() }
     }
 
     /// With a bias of zeros.
@@ -38,14 +34,6 @@ impl Linear {
         let name = self.weight.name.replace(".weight", ".bias");
         let bias = Parameter::constant(name, &self.weight.shape[..1], 0.0, device);
         Self { bias: Some(bias), ..self }
-    }
-
-    /// Keeps the weight in few bits alone. It cannot learn, be merged or be saved any more.
-    pub fn freeze(&mut self, format: WeightFormat, arena: &Arena) {
-        let shape = [self.weight.shape[0], self.weight.shape[1]];
-        let values = self.weight.values();
-        self.frozen = Some(Arc::new(Weights::new(&values, shape, format, arena)));
-        self.weight.tensor = Tensor::zeros([1, 1], &self.weight.tensor.device());
     }
 
     /// `[n, inputs]` to `[n, outputs]`.
@@ -62,7 +50,7 @@ impl Linear {
     ) -> Tensor<2> {
         let bias = self.bias.as_ref().map(|b| b.tensor.clone());
         let weight = self.weight.tensor.clone();
-        if self.adapters.is_empty() && self.frozen.is_none() {
+        if self.adapters.is_empty() && self.weight.frozen.is_none() {
             return danlu_ops::linear_with(x, weight, Fused { activation, bias, residual });
         }
         // The adapters read what the activation gives, so it is made once for all.
@@ -70,14 +58,14 @@ impl Linear {
             Activation::None => x,
             _ => danlu_ops::activate(x, activation),
         };
-        if let Some(frozen) = &self.frozen {
+        if self.adapters.iter().any(|a| a.magnitude.is_some()) {
+            let y = Lora::directed(&self.adapters, x, self.weight.whole());
+            return [bias, residual].into_iter().flatten().fold(y, |y, more| y + more);
+        }
+        if let Some(frozen) = &self.weight.frozen {
             let y = danlu_ops::frozen_linear(x.clone(), frozen);
             let y = [bias, residual].into_iter().flatten().fold(y, |y, more| y + more);
             return if self.adapters.is_empty() { y } else { Lora::add(&self.adapters, x, y) };
-        }
-        if self.adapters.iter().any(|a| a.magnitude.is_some()) {
-            let y = Lora::directed(&self.adapters, x, weight);
-            return [bias, residual].into_iter().flatten().fold(y, |y, more| y + more);
         }
         let around = Fused { bias, residual, ..Fused::default() };
         let y = danlu_ops::linear_with(x.clone(), weight, around);
@@ -104,7 +92,7 @@ impl Linear {
         activation: Activation,
         branch: impl FnOnce(Tensor<2>) -> Tensor<2>,
     ) -> Tensor<2> {
-        if self.adapters.is_empty() && self.frozen.is_none() {
+        if self.adapters.is_empty() && self.weight.frozen.is_none() {
             return danlu_ops::residual(stream, norm, |x| self.last(branch(x), activation));
         }
         let inner = branch(norm.forward(stream.clone()));

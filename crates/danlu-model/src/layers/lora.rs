@@ -86,7 +86,7 @@ impl Lora {
 
     /// The adapted weight `[outputs, inputs]`, row-major, of a projection with these adapters.
     pub fn merged(all: &[Self], weight: &Parameter) -> Vec<f32> {
-        let plain_weight = plain(weight.tensor.clone());
+        let plain_weight = plain(weight.whole());
         let inputs = weight.shape[1];
         let mut values = sum(all, &plain_weight);
         if all.iter().any(|l| l.magnitude.is_some()) {
@@ -104,7 +104,7 @@ impl Lora {
 
     /// The norm of every row of `weight`: what magnitudes begin with.
     pub fn norms(weight: &Parameter, rows: Range<usize>) -> Vec<f32> {
-        row_norms(&[], &plain(weight.tensor.clone()))[rows].to_vec()
+        row_norms(&[], &plain(weight.whole()))[rows].to_vec()
     }
 }
 
