@@ -85,7 +85,7 @@ impl<'a> Lessons<'a> {
     /// What step `step` learns from, beginning with item `next`.
     pub fn next(&mut self, learner: &Learner, next: u64, step: usize) -> Result<Lesson> {
         match &self.recipe.objective {
-            Objective::Reply => self.replies(next),
+            Objective::Reply | Objective::Distil { .. } => self.replies(next),
             &Objective::Dpo { beta, pairs } => self.preferences(learner, next, pairs, beta),
             &Objective::Grpo { reward, questions, replies, max_tokens, temperature, beta } => {
                 let tries = Tries { reward, questions, replies, max_tokens, temperature, beta };
@@ -212,6 +212,52 @@ impl<'a> Lessons<'a> {
     fn pad(&self) -> u32 {
         self.model.tokenisers.vocabulary().control_id(danlu_core::Control::Pad)
     }
+}
+
+/// Packed documents of some files of rows, to look at what runs through a model: batches of four
+/// rows of `window` tokens, about `tokens` in all or as many as one round through the files gives.
+///
+/// # Errors
+/// As those of reading the rows for a tuning.
+pub fn documents(
+    files: &[std::path::PathBuf],
+    model: &Model,
+    window: usize,
+    tokens: usize,
+    watcher: &mut dyn Watcher,
+) -> Result<Vec<danlu_model::compress::Packed>> {
+    let recipe = recipe_of_rows(files, std::path::Path::new("."), window, Objective::Reply)?;
+    let lessons = Lessons::read(&recipe, model, watcher)?;
+    let all: usize = lessons.items.iter().map(Vec::len).sum();
+    let (mut out, mut next, mut read) = (Vec::new(), 0, 0);
+    while read < tokens && (next as usize) < all {
+        let batch = lessons.replies(next)?.batch;
+        next = batch.next;
+        read += batch.tokens;
+        out.push((batch.ids.as_slice().into(), batch.starts.as_slice().into()));
+    }
+    Ok(out)
+}
+
+/// A recipe of a tuning of all weights of the model in `folder` on files of rows, with the usual
+/// settings.
+///
+/// # Errors
+/// If there is no file, or the objective is not within its bounds.
+pub fn recipe_of_rows(
+    files: &[std::path::PathBuf],
+    folder: &std::path::Path,
+    window: usize,
+    objective: Objective,
+) -> Result<TuneRecipe> {
+    let set = |file: &std::path::PathBuf| TuneSet { file: file.clone(), share: 1.0 };
+    let train = format!("steps = 1\nwindow = {window}");
+    let text =
+        format!("name = \"rows\"\nmodel = \".\"\ndata = [{{ file = \".\" }}]\n[train]\n{train}");
+    let recipe = TuneRecipe::parse(&text)?;
+    let data: Vec<TuneSet> = files.iter().map(set).collect();
+    let recipe = TuneRecipe { model: folder.to_path_buf(), data, objective, ..recipe };
+    TuneRecipe::parse(&recipe.to_toml())
 }
 
 /// The settings of GRPO.
@@ -375,7 +421,7 @@ fn items_of(
     };
     let bare = LossWeights { prompt: 0.0, ..weights.clone() };
     Ok(match (row, objective) {
-        (TuneRow::Text(text), Objective::Reply) => {
+        (TuneRow::Text(text), Objective::Reply | Objective::Distil { .. }) => {
             let whole = template.plain_text(&text, &weights, 0);
             let mut pieces = Vec::new();
             let mut from = 0;
@@ -391,14 +437,17 @@ fn items_of(
             }
             pieces
         }
-        (TuneRow::Chat(mut sample), Objective::Reply) => {
+        (TuneRow::Chat(mut sample), Objective::Reply | Objective::Distil { .. }) => {
             // A question of an evaluation is learnt with what it expects.
             if let (Some(expected), true) = (sample.expected.take(), !ends_with_reply(&sample)) {
                 sample.messages.push(Message { role: Role::Assistant, parts: expected });
             }
             vec![Item::Document(document(sample.messages, &weights)?)]
         }
-        (TuneRow::Pair { prompt, chosen, rejected }, Objective::Reply | Objective::Dpo { .. }) => {
+        (
+            TuneRow::Pair { prompt, chosen, rejected },
+            Objective::Reply | Objective::Dpo { .. } | Objective::Distil { .. },
+        ) => {
             let with = |reply: Message| {
                 let mut messages = prompt.clone();
                 messages.push(reply);

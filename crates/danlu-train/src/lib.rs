@@ -9,6 +9,7 @@ pub mod bench;
 pub mod checkpoint;
 mod codes;
 pub mod debug;
+mod distil;
 pub mod doctor;
 mod fault;
 pub mod guard;

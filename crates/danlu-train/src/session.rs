@@ -88,7 +88,9 @@ impl<'a> Session<'a> {
         let base = match &recipe.model.from {
             Some(folder) => {
                 let plain = danlu_ops::cpu_device();
-                Some((Model::load(folder, &plain)?, Model::weights_hash(folder)?))
+                let mut model = Model::load(folder, &plain)?;
+                model.transformer.thaw();
+                Some((model, Model::weights_hash(folder)?))
             }
             None => None,
         };

@@ -5,6 +5,7 @@
 
 use crate::audit::{self, AuditLine};
 use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
+use crate::distil::{self, Teacher};
 use crate::lesson::{Held, Lessons};
 use crate::optim::{Optimiser, gradients, warm_rate};
 use crate::pretrain::{Losses, forward};
@@ -12,7 +13,7 @@ use crate::run::{Run, append, drop_after};
 use crate::tune_page::tune_page;
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::CheckpointRecipe;
-use danlu_core::{BaseFormat, Error, LoraConfig, Result, TuneRecipe};
+use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Result, TuneRecipe};
 use danlu_model::adapters::{Adapter, AdapterInfo, Newest};
 use danlu_model::io::{Dtype, write_atomically};
 use danlu_model::params::{Module, Parameter};
@@ -78,7 +79,7 @@ impl Learner {
             };
             let arena = Arena::default();
             let linears = transformer.blocks.iter_mut().flat_map(|b| b.linears_mut());
-            linears.for_each(|l| l.freeze(format, &arena));
+            linears.for_each(|l| l.weight.freeze(format, &arena));
         }
         let reference = transformer.clone();
         if let Some(config) = lora {
@@ -173,13 +174,20 @@ pub fn tune(
 ) -> Result<PathBuf> {
     let r = &recipe.train;
     let device = danlu_ops::cpu_device();
-    let (model, _, parents) = Model::load_adapted(folder, &recipe.adapters, &device)?;
+    let (mut model, _, parents) = Model::load_adapted(folder, &recipe.adapters, &device)?;
+    if recipe.lora.is_none() {
+        model.transformer.thaw();
+    }
     let base = Model::weights_hash(folder)?;
     if r.window > model.transformer.config.context {
         let wanted = format!("at most the model's context, {}", model.transformer.config.context);
         return Err(Error::parameter("train.window", wanted, r.window));
     }
-    let data = data_hashes(recipe)?;
+    let mut data = data_hashes(recipe)?;
+    let teacher = Teacher::of(recipe, &model, watcher)?;
+    if let Some(teacher) = &teacher {
+        data.insert("teacher".into(), teacher.hash.clone());
+    }
     let mut lessons = Lessons::read(recipe, &model, watcher)?;
     let held_out = Held::read(recipe, &model, watcher)?;
 
@@ -215,8 +223,14 @@ pub fn tune(
         let started = Instant::now();
         let lesson = lessons.next(&learner, state.next, step)?;
         learner.shake(Some(recipe.seed ^ (step as u64) << 8));
-        let (value, _) = forward(&learner.transformer, &lesson.batch, lesson.scale, 0.0);
-        let number: f32 = value.clone().inner().into_scalar();
+        let (value, number) = match &teacher {
+            Some(teacher) => distil::loss(&learner.transformer, teacher, &lesson.batch),
+            None => {
+                let loss = forward(&learner.transformer, &lesson.batch, lesson.scale, 0.0).0;
+                let number: f32 = loss.clone().inner().into_scalar();
+                (loss, f64::from(number))
+            }
+        };
         let grads = value.backward();
         let grads = gradients(&*learner.module(), grads);
         let share = warm_rate(r.schedule, [r.steps, r.warmup, step], r.final_rate, 0.2);
@@ -256,7 +270,7 @@ pub fn tune(
         let mut line = TuneLine {
             step: done,
             tokens: state.tokens,
-            loss: lesson.loss.unwrap_or(number as f64),
+            loss: lesson.loss.unwrap_or(number),
             figures: lesson.figures,
             held_out: Losses::new(),
             norm,
@@ -353,6 +367,9 @@ fn fingerprint(
     let mut bare = recipe.clone();
     bare.model = PathBuf::new();
     bare.adapters.clear();
+    if let Objective::Distil { teacher, .. } = &mut bare.objective {
+        *teacher = PathBuf::new();
+    }
     hash.update(bare.to_toml().as_bytes());
     hash.update(format!("{base} {parents:?} {data:?}").as_bytes());
     hash.finalize().to_hex().to_string()
