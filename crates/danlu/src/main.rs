@@ -4,6 +4,7 @@ mod answer;
 mod commands;
 mod dashboard;
 mod progress;
+mod shrink;
 
 use clap::{CommandFactory, Parser};
 

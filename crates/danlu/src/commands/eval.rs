@@ -1,14 +1,16 @@
 use crate::answer::{Asked, Style, model_folder, reconstructions};
 use crate::progress::Terminal;
+use crate::shrink::{read_choices, read_texts};
 use danlu_core::{Error, Result};
 use danlu_data::Pack;
 use danlu_eval::{
-    Answerer, Assets, Files, Gallery, Judges, Question, Report, Scored, evaluate, judge_only,
-    read_set, write_page,
+    Answerer, Assets, Files, Gallery, Judges, Question, Report, Scored, evaluate, interval,
+    judge_only, read_set, write_page,
 };
 use danlu_model::Model;
 use danlu_model::engine::Sampling;
 use danlu_model::io::write_atomically;
+use danlu_model::likelihood::{bits_per_byte, choose};
 use danlu_train::{Event, Watcher};
 use std::path::{Path, PathBuf};
 
@@ -26,8 +28,15 @@ pub(crate) struct Args {
     #[arg(long = "adapter", value_name = "FOLDER")]
     adapters: Vec<PathBuf>,
     /// Questions (.jsonl)
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["text", "choices"])]
     data: Vec<PathBuf>,
+    /// Held-out texts to measure bits a byte on: .jsonl with `text`, or plain text
+    #[arg(long, value_name = "FILE")]
+    text: Vec<PathBuf>,
+    /// Endings to choose from by how likely they are: .jsonl with `context`, `endings` and `label`
+    /// (packs/choices.py writes HellaSwag's)
+    #[arg(long, value_name = "FILE")]
+    choices: Vec<PathBuf>,
     /// Write every figure and every reply's verdict here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -55,6 +64,23 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let folder = model_folder(args.model)?;
     let model = crate::answer::adapted(&folder, args.adapters)?;
+    for path in &args.text {
+        let bits = bits_per_byte(&model, &read_texts(path)?)?;
+        println!("{}: {bits:.4} bits a byte", path.display());
+    }
+    for path in &args.choices {
+        let choices = read_choices(path)?;
+        let chosen = choose(&model, &choices)?;
+        let right = chosen.iter().zip(&choices).map(|(got, c)| u8::from(*got == c.label));
+        let right: Vec<f64> = right.map(f64::from).collect();
+        let i = interval(&right);
+        let n = right.len();
+        let path = path.display();
+        println!("{path}: {:.3} ({:.3} to {:.3}) of {n} choices right", i.mean, i.low, i.high);
+    }
+    if args.data.is_empty() {
+        return Ok(());
+    }
     let mut questions = Vec::new();
     for path in &args.data {
         let (some, skipped) = read_set(path, args.max_bad_rows)?;

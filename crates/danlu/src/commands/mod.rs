@@ -3,9 +3,10 @@
 mod bench;
 mod chat;
 mod completions;
+mod compress;
 mod debug;
 mod doctor;
-mod eval;
+pub(crate) mod eval;
 mod export;
 mod extend;
 mod generate;
@@ -38,6 +39,8 @@ pub(crate) enum Command {
     Extend(extend::Args),
     /// Make adapters part of a model's weights
     Merge(merge::Args),
+    /// Make a model smaller: fewer bits, fewer parts, healed by its own teaching; with a report
+    Compress(compress::Args),
     /// Look at machine, files, recipe and data before a run, and reckon its memory
     Doctor(doctor::Args),
     /// Look into a training run: take a step again exactly, check its samples
@@ -75,6 +78,7 @@ pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
         Command::Tune(args) => tune::run(args),
         Command::Extend(args) => extend::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Compress(args) => compress::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Debug(args) => debug::run(args),
         Command::Generate(args) => generate::run(args),

@@ -1,0 +1,218 @@
+use crate::answer::model_folder;
+use crate::progress::Terminal;
+use crate::shrink::{Form, Looked, Maker, Method, Report, Row, Tests, candidates};
+use danlu_core::{Error, Result};
+use danlu_model::engine::WeightFormat;
+use danlu_model::io::write_atomically;
+use danlu_train::{Event, Watcher};
+use std::path::PathBuf;
+
+/// Make a model smaller: fewer bits, fewer parts, healed by its own teaching; with a report
+///
+/// Parts that do the least on your rows can be taken out (layers, heads, channels); what is left
+/// then learns from the model as it was. Weights of 8 or 4 bits lie in one file that is mapped, so
+/// the result opens at once. Every form is measured beside the model: size, speed, loss, scores with
+/// intervals, and whether it says the same (compress.html, compress.json in the new folder). With
+/// --keep, forms are tried from the smallest on until one keeps that share of the score.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model or run folder (default: models/reference)
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Folder of the new model
+    #[arg(long)]
+    out: PathBuf,
+    /// Weights: f16, q8_0, q4_0 or q4_k; embedding and head have at least eight bits
+    #[arg(long, default_value = "q4_0", value_parser = weight_format)]
+    weights: WeightFormat,
+    /// How weights are rounded (default: gptq where --data is given)
+    #[arg(long, value_enum)]
+    method: Option<Method>,
+    /// Rows to look at and to heal on, as `danlu tune` takes them (.jsonl): never those of a test
+    #[arg(long, value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// Tokens of the rows that are looked at
+    #[arg(long, default_value_t = 8192, value_name = "N")]
+    tokens: usize,
+    /// Layers to take out
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    drop_layers: usize,
+    /// Key-value heads to take out of each layer, with the query heads that read them
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    drop_heads: usize,
+    /// Share of the feed-forward's channels to take out of each layer
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    drop_channels: f64,
+    /// A smaller model that learns from this one, in place of what is left after taking parts out
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["drop_layers", "drop_heads", "drop_channels"])]
+    student: Option<PathBuf>,
+    /// Steps in which what is left, or the student, learns from the model (distillation)
+    #[arg(long, default_value_t = 0, value_name = "STEPS")]
+    heal: usize,
+    /// Peak learning rate of that
+    #[arg(long, default_value_t = 1e-4)]
+    rate: f32,
+    /// Tokens of a row: longer conversations are left out, longer texts cut
+    #[arg(long, default_value_t = 512)]
+    window: usize,
+    /// The networks of the picture and sound tokenisers (default: i8 with 8 and 4 bits, else f16)
+    #[arg(long, value_enum)]
+    tokenisers: Option<Networks>,
+    /// Held-out texts to measure bits a byte on: .jsonl with `text`, or plain text
+    #[arg(long, value_name = "FILE")]
+    text: Vec<PathBuf>,
+    /// Held-out questions, as `danlu eval` takes them (.jsonl)
+    #[arg(long, value_name = "FILE")]
+    questions: Vec<PathBuf>,
+    /// Held-out choices: .jsonl with `context`, `endings` and `label`
+    #[arg(long, value_name = "FILE")]
+    choices: Vec<PathBuf>,
+    /// Find the smallest form that keeps this share of the score (of questions and choices, or
+    /// without them of the inverse of bits a byte)
+    #[arg(long, value_name = "SHARE")]
+    keep: Option<f64>,
+}
+
+/// Precision of the tokenisers' networks.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Networks {
+    F32,
+    F16,
+    I8,
+}
+
+fn weight_format(name: &str) -> std::result::Result<WeightFormat, String> {
+    WeightFormat::parse(name)
+        .filter(|f| *f != WeightFormat::F32)
+        .ok_or_else(|| "f16, q8_0, q4_0 or q4_k".into())
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    check(&args)?;
+    let folder = model_folder(args.model)?;
+    if args.out.canonicalize().ok().is_some_and(|out| folder.canonicalize().ok() == Some(out)) {
+        return Err(Error::parameter(
+            "--out",
+            "another folder than the model's",
+            args.out.display(),
+        ));
+    }
+    let mut terminal = Terminal::new();
+    let (model, looked) = Looked::load(&folder)?;
+    let tests = Tests::read(&args.text, &args.questions, &args.choices)?;
+    if args.keep.is_some() && tests.is_empty() {
+        let wanted = "--questions, --choices or --text to measure the score on";
+        return Err(Error::parameter("--keep", wanted, "none of them"));
+    }
+    terminal.tell(Event::Note(format!("measuring {}", folder.display())));
+    let before = tests.measure(&model, &looked)?;
+    let maker = Maker {
+        folder: &folder,
+        model: &model,
+        work: args.out.join("work"),
+        data: &args.data,
+        tokens: args.tokens,
+        window: args.window,
+        heal: args.heal,
+        rate: args.rate,
+        student: args.student.as_deref(),
+        tokenisers: args.tokenisers.map(|n| match n {
+            Networks::F32 => danlu_model::io::Dtype::F32,
+            Networks::F16 => danlu_model::io::Dtype::F16,
+            Networks::I8 => danlu_model::io::Dtype::I8,
+        }),
+    };
+    let config = &model.transformer.config;
+    let form = Form {
+        weights: args.weights,
+        method: args.method,
+        layers: args.drop_layers,
+        kv_heads: args.drop_heads,
+        channels: (args.drop_channels * config.hidden as f64).round() as usize,
+    };
+    let forms = match args.keep {
+        Some(_) => candidates(&form, config, !args.data.is_empty()),
+        None => vec![form],
+    };
+    let mut report = Report::new(&folder, &maker, args.keep, before);
+    let mut found = None;
+    for form in forms {
+        terminal.tell(Event::Note(format!("trying {}", form.name(!args.data.is_empty()))));
+        let small = maker.make(&form, &mut terminal)?;
+        maker.save(&small, &form, &args.out)?;
+        let (again, looked) = Looked::load(&args.out)?;
+        let row = Row {
+            name: form.name(!args.data.is_empty()),
+            parity: Row::parity(&model, &again, &form)?,
+            measured: tests.measure(&again, &looked)?,
+        };
+        report.rows.push(row);
+        found = report.verdict();
+        if found.is_some() {
+            break;
+        }
+    }
+    report.write(&args.out)?;
+    remove(&args.out.join("work"))?;
+    println!("{}", report.text());
+    eprintln!("page: {}", args.out.join("compress.html").display());
+    match found {
+        Some(_) => Ok(()),
+        None => {
+            let wanted = match args.keep {
+                Some(share) => format!("a form that keeps {share} of the score"),
+                None => "a model that says what the one before says, within the limits".into(),
+            };
+            Err(Error::file(
+                &args.out,
+                wanted,
+                "none (see compress.html there); it is not to be used",
+            ))
+        }
+    }
+}
+
+fn check(args: &Args) -> Result<()> {
+    let pruned = args.drop_layers > 0 || args.drop_heads > 0 || args.drop_channels > 0.0;
+    if !(0.0..1.0).contains(&args.drop_channels) {
+        return Err(Error::parameter("--drop-channels", "0 to below 1", args.drop_channels));
+    }
+    if let Some(keep) = args.keep.filter(|k| !(*k > 0.0 && *k <= 1.0)) {
+        return Err(Error::parameter("--keep", "above 0, at most 1", keep));
+    }
+    if args.data.is_empty() {
+        let needs = [
+            ("--heal", args.heal > 0),
+            ("--drop-layers, --drop-heads and --drop-channels", pruned),
+            ("--student", args.student.is_some()),
+            ("--method gptq", args.method == Some(Method::Gptq)),
+        ];
+        if let Some((name, _)) = needs.into_iter().find(|(_, needed)| *needed) {
+            return Err(Error::parameter(name, "rows to look at, by --data FILE", "none"));
+        }
+    }
+    if args.student.is_some() && args.heal == 0 {
+        return Err(Error::parameter("--student", "steps to learn in, by --heal STEPS", 0));
+    }
+    if args.student.is_some() && args.keep.is_some() {
+        return Err(Error::parameter("--student", "no search beside it (--keep)", "both"));
+    }
+    Ok(())
+}
+
+fn remove(folder: &std::path::Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, e)),
+        _ => Ok(()),
+    }
+}
+
+impl Report {
+    /// Writes the page and the figures into the new model's folder.
+    fn write(&self, out: &std::path::Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::Other(e.to_string()))?;
+        write_atomically(&out.join("compress.json"), text.as_bytes())?;
+        let page = out.join("compress.html");
+        self.page().write(&page).map_err(|e| Error::io(&page, e))
+    }
+}

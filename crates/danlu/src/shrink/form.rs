@@ -1,0 +1,235 @@
+//! The forms that a model can be brought into, and how.
+
+use danlu_core::{Error, Objective, Result};
+use danlu_model::compress::{Cut, Rounding, observe, prune, quantise};
+use danlu_model::engine::WeightFormat;
+use danlu_model::io::Dtype;
+use danlu_model::{Model, ModelInfo, TransformerConfig};
+use danlu_train::lesson::{documents, recipe_of_rows};
+use danlu_train::{Event, Watcher, tune};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// How weights are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Method {
+    /// Each to the nearest
+    Rtn,
+    /// Each so that it makes up for what others lost, on the rows of --data (arXiv 2210.17323)
+    Gptq,
+}
+
+/// A form: what is taken out, and how the rest is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Form {
+    pub(crate) weights: WeightFormat,
+    /// `None`: calibrated where there are rows.
+    pub(crate) method: Option<Method>,
+    pub(crate) layers: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) channels: usize,
+}
+
+impl Form {
+    pub(crate) fn method(&self, rows: bool) -> Method {
+        self.method.unwrap_or(if rows { Method::Gptq } else { Method::Rtn })
+    }
+
+    /// In a few words.
+    pub(crate) fn name(&self, rows: bool) -> String {
+        let mut name = self.weights.name().to_string();
+        if self.weights.is_quantised() && self.method(rows) == Method::Gptq {
+            name += " gptq";
+        }
+        for (n, what) in
+            [(self.layers, "layers"), (self.kv_heads, "heads"), (self.channels, "channels")]
+        {
+            if n > 0 {
+                name += &format!(", {n} {what} fewer");
+            }
+        }
+        name
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.layers + self.kv_heads + self.channels > 0
+    }
+
+    fn cut(&self) -> Cut {
+        Cut { layers: self.layers, kv_heads: self.kv_heads, channels: self.channels }
+    }
+
+    /// Weights that a transformer has in this form, in bits.
+    fn bits(&self, c: &TransformerConfig) -> f64 {
+        let bits = |format: WeightFormat| match format {
+            WeightFormat::F32 => 32.0,
+            WeightFormat::F16 => 16.0,
+            WeightFormat::Q8_0 => 8.5,
+            WeightFormat::Q4_0 => 4.5,
+            WeightFormat::Q4K => 5.25,
+        };
+        let group = c.heads / c.kv_heads;
+        let kv = c.kv_heads - self.kv_heads;
+        let attention = c.width * c.head_dim * kv * (2 * group + 2);
+        let layer = attention + 3 * c.width * (c.hidden - self.channels);
+        let tables = c.vocabulary * c.width * if c.tied { 1 } else { 2 };
+        (layer * (c.depth - self.layers)) as f64 * bits(self.weights)
+            + tables as f64 * bits(self.weights.of_tables())
+    }
+}
+
+/// Forms to try for a model, the smallest first: those of `asked`'s method, with nothing, an eighth
+/// or a quarter of the layers or channels taken out where there are rows to see which.
+pub(crate) fn candidates(asked: &Form, c: &TransformerConfig, rows: bool) -> Vec<Form> {
+    let whole = Form { layers: 0, kv_heads: 0, channels: 0, ..asked.clone() };
+    let share = |n: usize, by: usize| n / by;
+    let mut cuts = vec![whole.clone()];
+    if rows {
+        for by in [8, 4] {
+            cuts.push(Form { layers: share(c.depth, by), ..whole.clone() });
+            // In whole blocks of 32, which formats want.
+            cuts.push(Form { channels: share(c.hidden, by) / 32 * 32, ..whole.clone() });
+        }
+        if asked.is_cut() {
+            cuts.push(asked.clone());
+        }
+    }
+    let formats = [WeightFormat::Q4_0, WeightFormat::Q4K, WeightFormat::Q8_0, WeightFormat::F16];
+    let mut all: Vec<Form> = Vec::new();
+    for cut in cuts {
+        for weights in formats {
+            let form = Form { weights, ..cut.clone() };
+            if !all.contains(&form) {
+                all.push(form);
+            }
+        }
+    }
+    all.sort_by(|a, b| a.bits(c).total_cmp(&b.bits(c)));
+    all
+}
+
+/// What forms are made from, and with.
+pub(crate) struct Maker<'a> {
+    pub(crate) folder: &'a Path,
+    pub(crate) model: &'a Model,
+    /// Where healing works; what is in it is used again by an interrupted run.
+    pub(crate) work: PathBuf,
+    pub(crate) data: &'a [PathBuf],
+    pub(crate) tokens: usize,
+    pub(crate) window: usize,
+    pub(crate) heal: usize,
+    pub(crate) rate: f32,
+    pub(crate) student: Option<&'a Path>,
+    pub(crate) tokenisers: Option<Dtype>,
+}
+
+impl Maker<'_> {
+    /// The model in a form.
+    pub(crate) fn make(&self, form: &Form, watcher: &mut dyn Watcher) -> Result<Model> {
+        let mut small = self.cut(form, watcher)?;
+        if !form.weights.is_quantised() {
+            return Ok(small);
+        }
+        let depth = small.transformer.blocks.len();
+        let name = form.name(!self.data.is_empty());
+        watcher.tell(Event::Phase { name, steps: depth, done: 0 });
+        let mut tell = |done| watcher.tell(Event::Step { done, figures: String::new() });
+        match form.method(!self.data.is_empty()) {
+            Method::Rtn => {
+                quantise(&mut small.transformer, form.weights, Rounding::Nearest, &mut tell)?;
+            }
+            Method::Gptq => {
+                let seen = documents(
+                    self.data,
+                    self.model,
+                    self.window(),
+                    self.tokens,
+                    &mut danlu_train::Silent,
+                )?;
+                let how = Rounding::Calibrated(&seen);
+                quantise(&mut small.transformer, form.weights, how, &mut tell)?;
+            }
+        }
+        watcher.tell(Event::PhaseDone { result: format!("{depth} layers") });
+        Ok(small)
+    }
+
+    fn window(&self) -> usize {
+        self.window.min(self.model.transformer.config.context)
+    }
+
+    /// The model, or what is left of it, healed; or the student, taught.
+    fn cut(&self, form: &Form, watcher: &mut dyn Watcher) -> Result<Model> {
+        let device = danlu_ops::cpu_device();
+        let learner = if let Some(student) = self.student {
+            let inner = student.join("model");
+            if inner.join("config.json").exists() { inner } else { student.to_path_buf() }
+        } else if form.is_cut() {
+            let seen = documents(self.data, self.model, self.window(), self.tokens, watcher)?;
+            let mut whole = self.model.transformer.clone();
+            danlu_model::Module::thaw(&mut whole);
+            let transformer = prune(&whole, &observe(&whole, &seen), &form.cut())?;
+            let (tokenisers, info) = (self.model.tokenisers.clone(), self.model.info.clone());
+            let pruned = Model { transformer, tokenisers, info };
+            if self.heal == 0 {
+                return Ok(pruned);
+            }
+            let folder = self.work.join(format!("cut-{}", self.tag(form)));
+            pruned.save(&folder, Dtype::F32)?;
+            folder
+        } else {
+            return Model::load(self.folder, &device);
+        };
+        let objective =
+            Objective::Distil { teacher: self.folder.to_path_buf(), temperature: 1.0, hard: 0.0 };
+        let mut recipe = recipe_of_rows(self.data, &learner, self.window(), objective)?;
+        recipe.name = "heal".into();
+        recipe.train.steps = self.heal;
+        recipe.train.rate = self.rate;
+        let run = tune::open(&self.work.join(format!("heal-{}", self.tag(form))), &recipe)?;
+        let healed = tune::tune(&recipe, &run, &learner, watcher)?;
+        Model::load(&healed, &device)
+    }
+
+    fn tag(&self, form: &Form) -> String {
+        format!("{}-{}-{}", form.layers, form.kv_heads, form.channels)
+    }
+
+    /// Writes a form as the new model's folder.
+    pub(crate) fn save(&self, small: &Model, form: &Form, out: &Path) -> Result<()> {
+        let networks = if form.weights.is_quantised() { Dtype::I8 } else { Dtype::F16 };
+        let mut from = small.info.from.clone();
+        let base = Model::weights_hash(self.folder)?;
+        if from.last() != Some(&base) {
+            from.push(base);
+        }
+        let info = ModelInfo { from, ..small.info.clone() };
+        std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        let (transformer, tokenisers) = (small.transformer.clone(), small.tokenisers.clone());
+        let named = Model { transformer, tokenisers, info };
+        named.save(out, self.tokenisers.unwrap_or(networks))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use danlu_train::bench::shape;
+
+    #[test]
+    fn candidates_grow_and_only_rows_allow_cuts() {
+        let c = shape("135m").expect("known");
+        let asked =
+            Form { weights: WeightFormat::Q4_0, method: None, layers: 0, kv_heads: 1, channels: 0 };
+        let all = candidates(&asked, &c, true);
+        assert!(all.windows(2).all(|w| w[0].bits(&c) <= w[1].bits(&c)));
+        assert!(all.iter().any(|f| f.kv_heads == 1) && all.iter().any(|f| f.layers == 7));
+        let without = candidates(&asked, &c, false);
+        assert_eq!(without.len(), 4);
+        assert!(without.iter().all(|f| !f.is_cut()));
+        assert_eq!(without[0].weights, WeightFormat::Q4_0);
+        assert_eq!(without[0].name(false), "q4_0");
+        assert_eq!(without[0].name(true), "q4_0 gptq");
+    }
+}

@@ -1,0 +1,9 @@
+//! Smaller forms of a model: what they are, how they are made, and how they are measured beside it.
+
+mod form;
+mod measure;
+mod report;
+
+pub(crate) use form::{Form, Maker, Method, candidates};
+pub(crate) use measure::{Looked, Measured, Tests, read_choices, read_texts};
+pub(crate) use report::{Report, Row};
