@@ -40,8 +40,8 @@ impl Parameter {
         Self::new(name, shape, vec![value; shape.iter().product()], device)
     }
 
-    /// Normally distributed with the given standard deviation; zeros if the stream is
-    /// [still](Rng::still).
+    /// Normally distributed with the given standard deviation; if the stream is
+    /// [still](Rng::still), without values until they are [set](Self::set).
     pub fn normal(
         name: impl Into<String>,
         shape: &[usize],
@@ -50,7 +50,8 @@ impl Parameter {
         device: &Device,
     ) -> Self {
         if rng.is_still() {
-            return Self::constant(name, shape, 0.0, device);
+            let tensor = Tensor::zeros([1, 1], device);
+            return Self { name: name.into(), shape: shape.to_vec(), tensor, frozen: None };
         }
         let values = (0..shape.iter().product()).map(|_| rng.normal() * std).collect();
         Self::new(name, shape, values, device)

@@ -175,7 +175,7 @@ impl Transformer {
         Self::draw(config, Rng::new(seed, 0x006d_6f64_656c), device)
     }
 
-    /// Matrices of zeros, to be filled from a file.
+    /// Matrices without values, each of which is to be set or kept in few bits.
     pub fn blank(config: TransformerConfig, device: &Device) -> Self {
         Self::draw(config, Rng::still(), device)
     }

@@ -37,7 +37,7 @@ pub struct DecodeSetting {
 pub struct DecodeBench {
     /// Always `danlu`.
     pub engine: String,
-    /// Format of the weights.
+    /// Format of the projections' weights.
     pub format: String,
     /// Threads.
     pub threads: usize,
@@ -49,16 +49,18 @@ pub struct DecodeBench {
     pub batch: usize,
     /// Reading a prompt.
     pub prefill_tokens_per_second: f64,
-    /// Rate at which this machine reads memory, in GB/s (10^9 bytes): the larger of before and
-    /// after.
+    /// Rate at which this machine reads memory, in GB/s (10^9 bytes): the larger of two.
     pub read_gb_per_second: f64,
     /// The rate of one reply over what that rate allows: every matrix is read once a token.
     pub share_of_roofline: f64,
     /// Matrices in MB (10^6 bytes).
     pub weights_mb: f64,
+    /// Seconds to open the model's folder; 0 for random weights.
+    pub load_seconds: f64,
     /// Seconds to bring the weights into their form.
     pub prepare_seconds: f64,
-    /// Most memory that the process had, in MB.
+    /// Most memory that the process had for all of this, in MB, before the memory's rate was
+    /// measured, which takes 256 MB.
     pub peak_rss_mb: f64,
 }
 
@@ -118,7 +120,6 @@ pub fn decode(model: &Transformer, s: &DecodeSetting) -> Result<DecodeBench> {
     let prepare_seconds = start.elapsed().as_secs_f64();
     let (weights, per_token) = (decoder.weight_bytes(), decoder.bytes_per_token());
     let threads = decoder.team().threads();
-    let before = danlu_ops::quant::bandwidth(decoder.team(), READ, s.repeats);
     let options = EngineOptions {
         weights: s.weights,
         cache: s.cache,
@@ -145,12 +146,13 @@ pub fn decode(model: &Transformer, s: &DecodeSetting) -> Result<DecodeBench> {
         }
         prefill.push(s.prefill as f64 / start.elapsed().as_secs_f64());
     }
-    let after = danlu_ops::quant::bandwidth(scheduler.decoder().team(), READ, s.repeats);
-    let read = before.max(after);
+    let peak_rss_mb = peak_rss().unwrap_or(f64::NAN) / 1e6;
+    let rate = || danlu_ops::quant::bandwidth(scheduler.decoder().team(), READ, s.repeats);
+    let read = rate().max(rate());
     let tokens_per_second = median(one);
     Ok(DecodeBench {
         engine: "danlu".into(),
-        format: s.weights.name().into(),
+        format: model.frozen_format().unwrap_or(s.weights).name().into(),
         threads,
         tokens_per_second,
         batch_tokens_per_second: median(many),
@@ -159,8 +161,9 @@ pub fn decode(model: &Transformer, s: &DecodeSetting) -> Result<DecodeBench> {
         read_gb_per_second: read / 1e9,
         share_of_roofline: tokens_per_second * per_token as f64 / read,
         weights_mb: weights as f64 / 1e6,
+        load_seconds: 0.0,
         prepare_seconds,
-        peak_rss_mb: peak_rss().unwrap_or(f64::NAN) / 1e6,
+        peak_rss_mb,
     })
 }
 

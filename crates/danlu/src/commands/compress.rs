@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Weights: f16, q8_0, q4_0 or q4_k; embedding and head have at least eight bits
-    #[arg(long, default_value = "q4_0", value_parser = weight_format)]
+    #[arg(long, default_value = "q4_k", value_parser = weight_format)]
     weights: WeightFormat,
     /// How weights are rounded (default: gptq where --data is given)
     #[arg(long, value_enum)]
