@@ -76,7 +76,10 @@ pub struct Pages {
     kv_heads: usize,
     head_dim: usize,
     count: usize,
-    layers: Vec<Zeros>,
+    layers: usize,
+    /// Page after page, and in each layer after layer, so that few sequences touch little memory
+    /// even where the system gives it in large pieces.
+    memory: Zeros,
 }
 
 impl std::fmt::Debug for Pages {
@@ -101,10 +104,10 @@ impl Pages {
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
             count,
-            layers: Vec::new(),
+            layers,
+            memory: Zeros::new(0),
         };
-        let bytes = count * pages.layer_bytes();
-        pages.layers = (0..layers).map(|_| Zeros::new(bytes)).collect();
+        pages.memory = Zeros::new(count * pages.page_bytes());
         pages
     }
 
@@ -120,7 +123,7 @@ impl Pages {
 
     /// Bytes of a page over all layers.
     pub fn page_bytes(&self) -> usize {
-        self.layers.len() * self.layer_bytes()
+        self.layers * self.layer_bytes()
     }
 
     fn layer_bytes(&self) -> usize {
@@ -145,11 +148,10 @@ impl Pages {
     /// # Panics
     /// If there is no such page.
     pub fn copy(&mut self, from: usize, to: usize) {
-        let len = self.layer_bytes();
-        for layer in &mut self.layers {
-            let start = layer.skip + from * len;
-            layer.bytes.copy_within(start..start + len, layer.skip + to * len);
-        }
+        let len = self.page_bytes();
+        let Zeros { bytes, skip } = &mut self.memory;
+        let start = *skip + from * len;
+        bytes.copy_within(start..start + len, *skip + to * len);
     }
 }
 
@@ -212,9 +214,13 @@ pub fn attend(
         .zip(0..)
         .collect();
     let (head, wide, format) = (pages.head(), pages.wide(), pages.format);
-    let zeros = &mut pages.layers[layer];
-    let memory =
-        Memory { base: zeros.bytes[zeros.skip..].as_mut_ptr(), format, head, wide, kv_heads, dim };
+    assert!(layer < pages.layers, "attend: layer {layer} of {}", pages.layers);
+    let (stride, first) = (pages.page_bytes(), layer * pages.layer_bytes());
+    let Zeros { bytes, skip } = &mut pages.memory;
+    // Without any page there is nothing to point at.
+    let first = if pages.count == 0 { 0 } else { first };
+    let base = bytes[*skip + first..].as_mut_ptr();
+    let memory = Memory { base, stride, format, head, wide, dim };
     let query_part = Shared::new(queries);
     // Which span a row belongs to.
     let of_row = |row: usize| {
@@ -284,11 +290,13 @@ pub fn attend(
 /// One layer's pages in pointers.
 #[derive(Clone, Copy)]
 struct Memory {
+    /// The layer's part of the first page.
     base: *mut u8,
+    /// Bytes from a page to the next.
+    stride: usize,
     format: CacheFormat,
     head: Head,
     wide: usize,
-    kv_heads: usize,
     dim: usize,
 }
 
@@ -306,7 +314,7 @@ fn scales(x: &[f32]) -> [f32; 2] {
 impl Memory {
     unsafe fn of(&self, page: usize, kv: usize) -> *mut u8 {
         // SAFETY: the caller names a page and a head that are there.
-        unsafe { self.base.add((page * self.kv_heads + kv) * self.head.len) }
+        unsafe { self.base.add(page * self.stride + kv * self.head.len) }
     }
 
     /// Writes key and value of one token.
