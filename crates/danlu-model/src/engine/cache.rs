@@ -41,7 +41,7 @@ pub(super) struct Sequence {
     pub(super) ids: Vec<u32>,
     /// How many of them the pages hold.
     pub(super) read: usize,
-    /// Pages for all that it may ever hold.
+    /// Its pages, in the order of what they hold or will hold.
     pub(super) pages: Vec<u32>,
     /// Pages published or shared.
     published: usize,
@@ -76,10 +76,16 @@ impl Cache {
         self.book.len() - self.free.len() - self.idle.len()
     }
 
-    /// A sequence that begins with `prompt` and grows to at most `most` ids, under `root` (which
+    /// A sequence that begins with `prompt` and has pages for `room` ids, under `root` (which
     /// adapter). What is known of the prompt is shared; at least its last id is left to read.
-    /// `None` if there are not enough pages now.
-    pub(super) fn open(&mut self, root: u64, prompt: &[u32], most: usize) -> Option<Sequence> {
+    /// `None` if that would leave fewer than `spare` pages.
+    pub(super) fn open(
+        &mut self,
+        root: u64,
+        prompt: &[u32],
+        room: usize,
+        spare: usize,
+    ) -> Option<Sequence> {
         let (mut pages, mut parent) = (Vec::new(), root);
         for ids in prompt.as_chunks::<PAGE>().0 {
             let Some(&page) = self.known.get(&(parent, *ids)) else { break };
@@ -90,19 +96,18 @@ impl Cache {
         for &page in &pages {
             self.hold(page);
         }
-        let need = most.div_ceil(PAGE);
+        let need = room.div_ceil(PAGE);
         // The last page of a prompt that is known to its end is copied, for one id must be read. If
         // there is no page for the copy, all ids of that page are read again.
         let mut whole = shared * PAGE == prompt.len() && shared > 0;
-        let room = |c: &Self| c.free.len() + c.idle.len();
-        if whole && need - shared + 1 > room(self) {
+        if whole && need - shared + 1 + spare > self.left() {
             let last = pages.pop().expect("at least one is shared");
             parent = self.book[last as usize].key.map_or(root, |key| key.0);
             self.let_go(&[last]);
             shared -= 1;
             whole = false;
         }
-        if need - shared + usize::from(whole) > room(self) {
+        if need - shared + usize::from(whole) + spare > self.left() {
             self.let_go(&pages);
             return None;
         }
@@ -121,6 +126,22 @@ impl Cache {
             pages.push(self.take());
         }
         Some(Sequence { ids: prompt.to_vec(), read, pages, published: shared, parent })
+    }
+
+    /// Pages that nobody holds.
+    fn left(&self) -> usize {
+        self.free.len() + self.idle.len()
+    }
+
+    /// Gives a sequence pages for `room` ids; false if there are too few now.
+    pub(super) fn grow(&mut self, s: &mut Sequence, room: usize) -> bool {
+        while s.pages.len() < room.div_ceil(PAGE) {
+            if self.left() == 0 {
+                return false;
+            }
+            s.pages.push(self.take());
+        }
+        true
     }
 
     /// Takes note that `count` more ids of a sequence were read, and publishes what is full.
@@ -214,15 +235,15 @@ mod tests {
     fn equal_beginnings_share_pages_and_no_more() {
         let mut c = cache(12);
         let prompt = ids(40, 0);
-        let mut a = c.open(0, &prompt, 50).expect("room");
+        let mut a = c.open(0, &prompt, 50, 0).expect("room");
         assert_eq!((a.read, a.pages.len(), c.held()), (0, 4, 4));
         c.advance(&mut a, 40);
-        let b = c.open(0, &[&prompt[..36], &[99; 9]].concat(), 50).expect("room");
+        let b = c.open(0, &[&prompt[..36], &[99; 9]].concat(), 50, 0).expect("room");
         assert_eq!((b.read, &b.pages[..2]), (32, &a.pages[..2]));
         assert!(b.pages[2..].iter().all(|p| !a.pages.contains(p)));
         assert_eq!(c.held(), 6);
         // Another adapter computes something else from the same ids.
-        let other = c.open(1, &prompt, 40).expect("room");
+        let other = c.open(1, &prompt, 40, 0).expect("room");
         assert_eq!((other.read, c.held()), (0, 9));
         for s in [a, b, other] {
             c.close(s);
@@ -230,36 +251,43 @@ mod tests {
         assert_eq!(c.held(), 0);
         // What nobody holds is still found; a prompt known to its end keeps one id to read, in a
         // page of its own.
-        let again = c.open(0, &prompt[..32], 40).expect("room");
+        let again = c.open(0, &prompt[..32], 40, 0).expect("room");
         assert_eq!((again.read, again.fresh()), (31, &prompt[31..32]));
         assert_eq!(c.held(), 3);
         c.close(again);
         c.forget();
-        assert_eq!(c.open(0, &prompt, 40).expect("room").read, 0);
+        assert_eq!(c.open(0, &prompt, 40, 0).expect("room").read, 0);
     }
 
     #[test]
     fn what_was_let_go_first_is_taken_first_and_nothing_is_lost() {
         let mut c = cache(6);
         for seed in 0..3u32 {
-            let mut s = c.open(0, &ids(32, 100 * seed), 32).expect("room");
+            let mut s = c.open(0, &ids(32, 100 * seed), 32, 0).expect("room");
             c.advance(&mut s, 32);
             c.close(s);
         }
         // Two pages are needed: the oldest chain goes, its end and its beginning.
-        let s = c.open(0, &ids(20, 900), 32).expect("room");
-        assert_eq!(c.open(0, &ids(32, 0), 64).map(|s| s.read), Some(0));
+        let s = c.open(0, &ids(20, 900), 32, 0).expect("room");
+        assert_eq!(c.open(0, &ids(32, 0), 64, 0).map(|s| s.read), Some(0));
         c.close(s);
-        assert!(c.open(0, &[1], 97).is_none(), "more than there are pages");
+        assert!(c.open(0, &[1], 97, 0).is_none(), "more than there are pages");
         let mut c = cache(3);
-        let mut s = c.open(0, &ids(32, 5), 32).expect("room");
+        let mut s = c.open(0, &ids(32, 5), 32, 0).expect("room");
         c.advance(&mut s, 32);
         // One page left: a full one is refused and leaves the count as it was.
-        assert!(c.open(0, &ids(32, 5), 64).is_none());
+        assert!(c.open(0, &ids(32, 5), 64, 0).is_none());
         assert_eq!(c.held(), 2);
         c.close(s);
         assert_eq!(c.held(), 0);
+        assert!(c.open(0, &[9], 16, 3).is_none() && c.open(0, &[9], 16, 2).is_some());
+        let mut c = cache(3);
+        let mut s = c.open(0, &ids(32, 5), 32, 0).expect("room");
+        c.advance(&mut s, 32);
+        assert!(c.grow(&mut s, 48) && !c.grow(&mut s, 49));
+        c.close(s);
+        assert_eq!(c.held(), 0);
         // With no page for a copy the last page is read again.
-        assert_eq!(c.open(0, &ids(32, 5), 48).map(|s| (s.read, s.pages.len())), Some((16, 3)));
+        assert_eq!(c.open(0, &ids(32, 5), 48, 0).map(|s| (s.read, s.pages.len())), Some((16, 3)));
     }
 }

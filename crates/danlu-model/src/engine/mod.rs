@@ -13,13 +13,14 @@ mod generate;
 mod grammar;
 mod job;
 mod lookup;
+mod reply;
 mod sampler;
 mod scheduler;
 #[cfg(test)]
 mod tests;
 
-pub use danlu_ops::CacheFormat;
 pub use danlu_ops::quant::WeightFormat;
+pub use danlu_ops::{CacheFormat, PAGE};
 pub use decoder::Decoder;
 pub use generate::{Generator, Request, generate};
 pub use grammar::{Grammar, ReplyMask};

@@ -1,38 +1,16 @@
 //! Continuous batching: jobs come and go at any time, and every step makes at least one token for
 //! each reply whose prompt is read, beside the next piece of a prompt.
 
-use super::cache::{Cache, Sequence};
+use super::cache::Cache;
 use super::decoder::{Adapted, Additions, Decoder, Want};
-use super::draw::Drawing;
-use super::job::{
-    BitMask, EngineOptions, Event, FinishReason, Guidance, Job, JobId, Sampler, Usage,
-};
+use super::job::{BitMask, EngineOptions, Event, Job, JobId, Usage};
 use super::lookup;
+use super::reply::{Drawn, Named, Reply, Waiting};
 use crate::arch::Transformer;
 use danlu_core::{Error, Result};
 use danlu_ops::{PAGE, Scan, Span};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-
-/// An adapter, and what its sequences begin under in the cache: from the same ids it makes other
-/// keys than the base.
-type Named = (u64, Arc<Additions>);
-
-/// A job that was taken, with its adapter.
-type Taken = (JobId, Job, Option<Named>);
-
-/// A reply in the making.
-struct Reply {
-    id: JobId,
-    job: Job,
-    own: Sequence,
-    /// The prompt of guidance with the reply after it.
-    blank: Option<Sequence>,
-    drawing: Drawing,
-    adapter: Option<Arc<Additions>>,
-    cached: usize,
-    said: usize,
-}
 
 /// Makes the replies of several jobs with one model. One thread owns it and calls
 /// [`step`](Self::step) while there is work.
@@ -41,7 +19,7 @@ pub struct Scheduler {
     cache: Cache,
     options: EngineOptions,
     next: u64,
-    waiting: VecDeque<Taken>,
+    waiting: VecDeque<Waiting>,
     running: Vec<Reply>,
     mask: BitMask,
     scan: Scan,
@@ -178,13 +156,13 @@ impl Scheduler {
         let id = JobId(self.next);
         self.next += 1;
         let adapter = job.adapter.as_ref().and_then(|name| self.adapters.get(name)).cloned();
-        self.waiting.push_back((id, job, adapter));
+        self.waiting.push_back(Waiting { id, job, adapter, begun: None });
         Ok(id)
     }
 
     /// Drops a job, running or waiting. Unknown ids are passed over. No event follows.
     pub fn cancel(&mut self, id: JobId) {
-        self.waiting.retain(|(waiting, ..)| *waiting != id);
+        self.waiting.retain(|waiting| waiting.id != id);
         if let Some(at) = self.running.iter().position(|r| r.id == id) {
             self.close(at);
         }
@@ -213,34 +191,29 @@ impl Scheduler {
     /// The mean of the normalised hidden states of `ids`, scaled to length 1.
     ///
     /// # Errors
-    /// If there are none, too many for the context or the cache, or one is no id.
+    /// If there are none, too many for the context, or one is no id.
     pub fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let config = self.decoder.config();
         let (width, most) = (config.width, config.context);
         let fits = (1..=most).contains(&ids.len());
         let bad = ids.iter().find(|&&id| id as usize >= config.vocabulary);
-        let sequence = if fits && bad.is_none() {
-            // Under a beginning of its own: a page that is shared would not be read again.
-            self.cache.open(u64::from(u32::MAX), ids, ids.len())
-        } else {
-            None
-        };
-        let Some(sequence) = sequence else {
-            let wanted = format!("1 to {most} ids of the vocabulary, and room in the cache");
+        if !fits || bad.is_some() {
+            let wanted = format!("1 to {most} ids of the vocabulary");
             return Err(Error::parameter("ids", wanted, format!("{} ids", ids.len())));
-        };
+        }
+        // Pages of its own: those of the cache may all be taken.
+        let own: Vec<u32> = (0..ids.len().div_ceil(PAGE) as u32).collect();
+        let mut pages = self.decoder.pages(self.options.cache, own.len());
         let mut sum = vec![0.0f32; width];
         let mut position = 0;
         for chunk in ids.chunks(self.options.chunk) {
-            let span = Span { pages: &sequence.pages, position, rows: chunk.len() };
-            let pages = &mut self.cache.pages;
-            let hidden = self.decoder.forward(pages, &[span], chunk, &[], Want::Hidden);
+            let span = Span { pages: &own, position, rows: chunk.len() };
+            let hidden = self.decoder.forward(&mut pages, &[span], chunk, &[], Want::Hidden);
             for row in hidden.chunks_exact(width) {
                 sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
             }
             position += chunk.len();
         }
-        self.cache.close(sequence);
         let length = sum.iter().map(|v| v * v).sum::<f32>().sqrt();
         if length > 0.0 {
             sum.iter_mut().for_each(|v| *v /= length);
@@ -251,6 +224,7 @@ impl Scheduler {
     /// One pass over the running jobs.
     pub fn step(&mut self) -> Vec<Event> {
         self.admit();
+        self.make_room();
         if self.running.is_empty() {
             return Vec::new();
         }
@@ -285,7 +259,8 @@ impl Scheduler {
         for part in &parts {
             let rows = row..row + part.ids.len();
             row = rows.end;
-            adapted.extend(self.running[part.reply].adapter.as_deref().map(|a| (rows, a)));
+            let adapter = self.running[part.reply].adapter.as_ref();
+            adapted.extend(adapter.map(|(_, additions)| (rows, &**additions)));
         }
         let vocabulary = self.decoder.config().vocabulary;
         let want = Want::Logits(&wanted);
@@ -322,6 +297,7 @@ impl Scheduler {
                 pushed: &mut self.pushed,
             };
             self.guessed[0] += guesses.len() as u64;
+            let mut right = 0;
             for at in 0..=guesses.len() {
                 let end = reply.draw(&mut drawn, row + at, &mut events);
                 if let Some(reason) = end {
@@ -332,9 +308,11 @@ impl Scheduler {
                     break;
                 }
                 // The guess was right: it is read already.
-                self.guessed[1] += 1;
+                right += 1;
                 self.cache.advance(&mut reply.own, 1);
             }
+            self.guessed[1] += right as u64;
+            reply.guessing.note(guesses.len(), right);
         }
         for (at, reason) in done.into_iter().rev() {
             let reply = &self.running[at];
@@ -353,26 +331,33 @@ impl Scheduler {
     /// Takes waiting jobs in while there are places and pages.
     fn admit(&mut self) {
         while self.running.len() < self.options.batch {
-            let Some((_, job, adapter)) = self.waiting.front() else { return };
-            let most = job.prompt.len() + job.max_tokens;
-            let root = adapter.as_ref().map_or(0, |(root, _)| *root);
-            let Some(own) = self.cache.open(root, &job.prompt, most) else { return };
-            let blank = match &job.guidance {
+            let Some(first) = self.waiting.front() else { return };
+            let (root, ids, blank) = (first.root(), first.ids(), first.blank());
+            // Those that run will want more pages soon, in two places if they are guided.
+            let spare = 2 * self.running.len();
+            let Some(own) = self.cache.open(root, ids, ids.len() + 1, spare) else { return };
+            let blank = match blank {
                 None => None,
-                Some(Guidance { blank, .. }) => {
-                    let Some(blank) = self.cache.open(root, blank, blank.len() + job.max_tokens)
-                    else {
-                        self.cache.close(own);
-                        return;
-                    };
-                    Some(blank)
-                }
+                Some(ids) => match self.cache.open(root, ids, ids.len() + 1, spare) {
+                    None => return self.cache.close(own),
+                    some => some,
+                },
             };
-            let Some((id, job, adapter)) = self.waiting.pop_front() else { return };
-            let adapter = adapter.map(|(_, additions)| additions);
-            let drawing = Drawing::new(&job.sampling, &job.prompt, job.top_logprobs);
-            let cached = own.read;
-            self.running.push(Reply { id, job, own, blank, drawing, adapter, cached, said: 0 });
+            let Some(first) = self.waiting.pop_front() else { return };
+            self.running.push(first.start(own, blank));
+        }
+    }
+
+    /// Gives every reply pages for what it may read next. If there are too few, those that were let
+    /// in last make room, and wait to be let in again.
+    fn make_room(&mut self) {
+        let mut at = 0;
+        while let Some(reply) = self.running.get_mut(at) {
+            if reply.grow(&mut self.cache) {
+                at += 1;
+            } else if let Some(last) = self.running.pop() {
+                self.waiting.push_front(last.put_back(&mut self.cache));
+            }
         }
     }
 
@@ -381,7 +366,9 @@ impl Scheduler {
     fn parts(&mut self) -> Vec<Part> {
         let mut left = self.options.chunk;
         let mut parts = Vec::new();
-        for (i, reply) in self.running.iter().enumerate() {
+        // Each row of a pass costs something: among many replies there is little to gain.
+        let most = (lookup::TOGETHER / self.running.len().max(1)).saturating_sub(1);
+        for (i, reply) in self.running.iter_mut().enumerate() {
             let fresh = reply.own.fresh();
             let take = if fresh.len() == 1 { 1 } else { fresh.len().min(left) };
             if take == 0 {
@@ -398,7 +385,7 @@ impl Scheduler {
             // Guidance mixes two passes: nothing is guessed there.
             let guess = if reply.job.speculate && all && reply.blank.is_none() {
                 let room = reply.job.max_tokens - reply.said - 1;
-                lookup::guess(&reply.own.ids, room.min(lookup::MOST))
+                lookup::guess(&reply.own.ids, reply.guessing.width(room.min(most)))
             } else {
                 Vec::new()
             };
@@ -410,76 +397,6 @@ impl Scheduler {
     }
 
     fn close(&mut self, at: usize) {
-        let reply = self.running.remove(at);
-        self.cache.close(reply.own);
-        if let Some(blank) = reply.blank {
-            self.cache.close(blank);
-        }
-    }
-}
-
-/// The logits of a pass, and memory for drawing.
-struct Drawn<'a> {
-    logits: &'a mut [f32],
-    vocabulary: usize,
-    /// The row of the prompt of guidance.
-    blank: Option<usize>,
-    mask: &'a mut BitMask,
-    scan: &'a mut Scan,
-    pushed: &'a mut Vec<f32>,
-}
-
-impl Reply {
-    /// Draws the next token from a row of the logits; returns why the reply ends, if it does.
-    fn draw(
-        &mut self,
-        from: &mut Drawn<'_>,
-        row: usize,
-        events: &mut Vec<Event>,
-    ) -> Option<FinishReason> {
-        let size = from.vocabulary;
-        let mut mask = self.job.mask.as_deref_mut();
-        let (mut media, mut image) = (false, false);
-        if let Some(mask) = &mut mask {
-            from.mask.clear();
-            mask.allowed(from.mask);
-            if from.mask.is_empty() {
-                return Some(FinishReason::Stop);
-            }
-            (media, image) = (mask.in_media(), mask.in_image());
-        }
-        let scale = self.job.guidance.as_ref().map_or(1.0, |g| g.scale);
-        let logits = match from.blank {
-            Some(blank) if image => {
-                from.pushed.clear();
-                let own = from.logits[row * size..][..size].iter();
-                let other = &from.logits[blank * size..][..size];
-                from.pushed.extend(own.zip(other).map(|(o, b)| b + scale * (o - b)));
-                &mut from.pushed[..]
-            }
-            _ => &mut from.logits[row * size..][..size],
-        };
-        let how: &Sampler = match &self.job.media {
-            Some(how) if media => how,
-            _ => &self.job.sampling,
-        };
-        let allowed = mask.is_some().then_some(&*from.mask);
-        let (token, logprob) = self.drawing.draw(how, logits, allowed, from.scan);
-        self.said += 1;
-        self.own.ids.push(token);
-        if let Some(blank) = &mut self.blank {
-            blank.ids.push(token);
-        }
-        events.push(Event::Token { id: self.id, token, logprob });
-        let mut ended = self.job.stop_ids.contains(&token);
-        if let Some(mask) = mask {
-            mask.accept(token);
-            ended |= mask.done();
-        }
-        match () {
-            () if ended => Some(FinishReason::Stop),
-            () if self.said >= self.job.max_tokens => Some(FinishReason::Length),
-            () => None,
-        }
+        self.running.remove(at).put_back(&mut self.cache);
     }
 }

@@ -255,6 +255,55 @@ fn what_cannot_fit_is_refused_with_numbers() {
 }
 
 #[test]
+fn replies_that_outgrow_the_cache_wait_and_are_the_same() {
+    let model = model(true, true);
+    let jobs = || {
+        (0..5u64).map(|i| {
+            let guidance = Guidance { blank: ids(3, 90 + i), scale: 2.0 };
+            let guidance = (i == 3).then_some(guidance);
+            let sampling = Sampler { presence_penalty: 0.5, ..hot(i) };
+            let mask: Option<Box<dyn Mask>> = guidance.as_ref().map(|_| Box::new(Picture) as _);
+            let speculate = i % 2 == 0;
+            Job { guidance, mask, sampling, speculate, ..Job::new(ids(20, i), 70) }
+        })
+    };
+    struct Picture;
+    impl Mask for Picture {
+        fn allowed(&mut self, out: &mut BitMask) {
+            out.insert_range(0..VOCABULARY as u32);
+        }
+        fn accept(&mut self, _: u32) {}
+        fn in_image(&self) -> bool {
+            true
+        }
+    }
+    let ample = EngineOptions { batch: 5, ..options(WeightFormat::Q8_0) };
+    let mut ample = Scheduler::new(&model, &ample).expect("fits");
+    let replies = run_all(&mut ample, jobs()).expect("runs");
+    // The guided one alone takes eleven pages of these thirteen in the end.
+    let tight =
+        EngineOptions { cache_tokens: Some(13 * 16), batch: 5, ..options(WeightFormat::Q8_0) };
+    let mut tight = Scheduler::new(&model, &tight).expect("fits");
+    let numbers: Vec<JobId> = jobs().map(|job| tight.add(job).expect("fits")).collect();
+    let (mut most, mut put_back, mut again) = (0, 0, vec![Vec::new(); 5]);
+    while tight.usage().running + tight.usage().waiting > 0 {
+        let before = tight.usage().waiting;
+        for event in tight.step() {
+            if let Event::Token { id, token, .. } = event {
+                again[numbers.iter().position(|n| *n == id).expect("ours")].push(token);
+            }
+        }
+        let usage = tight.usage();
+        put_back += usize::from(usage.waiting > before);
+        most = most.max(usage.running);
+        assert!(usage.pages_used <= usage.pages);
+    }
+    assert_eq!(again, replies);
+    assert!(most >= 3 && put_back > 0, "{most} together, {put_back} put back");
+    assert_eq!(tight.usage().pages_used, 0);
+}
+
+#[test]
 fn embeddings_are_the_mean_of_the_hidden_states() {
     let model = model(true, true);
     let mut scheduler = Scheduler::new(&model, &options(WeightFormat::F32)).expect("fits");

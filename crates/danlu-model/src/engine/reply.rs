@@ -1,0 +1,171 @@
+//! One reply: what waits to be made, what is in the making, and the drawing of its next token.
+
+use super::cache::{Cache, Sequence};
+use super::decoder::Additions;
+use super::draw::Drawing;
+use super::job::{BitMask, Event, FinishReason, Job, JobId, Sampler};
+use super::lookup::Guessing;
+use danlu_ops::Scan;
+use std::sync::Arc;
+
+/// Ids that a reply has pages for ahead of what it has: guesses, and the token that is drawn.
+const AHEAD: usize = 16;
+
+/// An adapter, and what its sequences begin under in the cache: from the same ids it makes other
+/// keys than the base.
+pub(super) type Named = (u64, Arc<Additions>);
+
+/// A job that waits for a place.
+pub(super) struct Waiting {
+    pub(super) id: JobId,
+    pub(super) job: Job,
+    pub(super) adapter: Option<Named>,
+    /// What there is of its reply already, if it had to make room for others.
+    pub(super) begun: Option<Begun>,
+}
+
+/// A reply that was begun.
+pub(super) struct Begun {
+    ids: Vec<u32>,
+    blank: Option<Vec<u32>>,
+    drawing: Drawing,
+    guessing: Guessing,
+    cached: usize,
+    said: usize,
+}
+
+impl Waiting {
+    /// What its sequences begin under.
+    pub(super) fn root(&self) -> u64 {
+        self.adapter.as_ref().map_or(0, |(root, _)| *root)
+    }
+
+    /// Every id that is to be read.
+    pub(super) fn ids(&self) -> &[u32] {
+        self.begun.as_ref().map_or(&self.job.prompt, |begun| &begun.ids)
+    }
+
+    /// The same of the prompt of guidance.
+    pub(super) fn blank(&self) -> Option<&[u32]> {
+        match &self.begun {
+            Some(begun) => begun.blank.as_deref(),
+            None => self.job.guidance.as_ref().map(|guidance| &guidance.blank[..]),
+        }
+    }
+
+    /// The reply, with pages for its ids.
+    pub(super) fn start(self, own: Sequence, blank: Option<Sequence>) -> Reply {
+        let Self { id, job, adapter, begun } = self;
+        let begun = begun.unwrap_or_else(|| Begun {
+            ids: Vec::new(),
+            blank: None,
+            drawing: Drawing::new(&job.sampling, &job.prompt, job.top_logprobs),
+            guessing: Guessing::default(),
+            cached: own.read,
+            said: 0,
+        });
+        let Begun { drawing, guessing, cached, said, .. } = begun;
+        Reply { id, job, own, blank, drawing, guessing, adapter, cached, said }
+    }
+}
+
+/// A reply in the making.
+pub(super) struct Reply {
+    pub(super) id: JobId,
+    pub(super) job: Job,
+    pub(super) own: Sequence,
+    /// The prompt of guidance with the reply after it.
+    pub(super) blank: Option<Sequence>,
+    drawing: Drawing,
+    pub(super) guessing: Guessing,
+    pub(super) adapter: Option<Named>,
+    /// Tokens of the prompt that did not have to be read.
+    pub(super) cached: usize,
+    pub(super) said: usize,
+}
+
+/// The logits of a pass, and memory for drawing.
+pub(super) struct Drawn<'a> {
+    pub(super) logits: &'a mut [f32],
+    pub(super) vocabulary: usize,
+    /// The row of the prompt of guidance.
+    pub(super) blank: Option<usize>,
+    pub(super) mask: &'a mut BitMask,
+    pub(super) scan: &'a mut Scan,
+    pub(super) pushed: &'a mut Vec<f32>,
+}
+
+impl Reply {
+    /// Gives it pages for what it may read in the next passes; false if there are too few.
+    pub(super) fn grow(&mut self, cache: &mut Cache) -> bool {
+        let ahead = AHEAD.min(self.job.max_tokens - self.said);
+        let mut all = self.blank.iter_mut().chain([&mut self.own]);
+        all.all(|s| cache.grow(s, s.ids.len() + ahead))
+    }
+
+    /// Gives its pages back. What it said is kept, for it to be read again and go on.
+    pub(super) fn put_back(self, cache: &mut Cache) -> Waiting {
+        let Self { id, job, mut own, mut blank, drawing, guessing, adapter, cached, said } = self;
+        let ids = std::mem::take(&mut own.ids);
+        let blank_ids = blank.as_mut().map(|blank| std::mem::take(&mut blank.ids));
+        cache.close(own);
+        if let Some(blank) = blank {
+            cache.close(blank);
+        }
+        let begun = Begun { ids, blank: blank_ids, drawing, guessing, cached, said };
+        Waiting { id, job, adapter, begun: Some(begun) }
+    }
+
+    /// Draws the next token from a row of the logits; returns why the reply ends, if it does.
+    pub(super) fn draw(
+        &mut self,
+        from: &mut Drawn<'_>,
+        row: usize,
+        events: &mut Vec<Event>,
+    ) -> Option<FinishReason> {
+        let size = from.vocabulary;
+        let mut mask = self.job.mask.as_deref_mut();
+        let (mut media, mut image) = (false, false);
+        if let Some(mask) = &mut mask {
+            from.mask.clear();
+            mask.allowed(from.mask);
+            if from.mask.is_empty() {
+                return Some(FinishReason::Stop);
+            }
+            (media, image) = (mask.in_media(), mask.in_image());
+        }
+        let scale = self.job.guidance.as_ref().map_or(1.0, |g| g.scale);
+        let logits = match from.blank {
+            Some(blank) if image => {
+                from.pushed.clear();
+                let own = from.logits[row * size..][..size].iter();
+                let other = &from.logits[blank * size..][..size];
+                from.pushed.extend(own.zip(other).map(|(o, b)| b + scale * (o - b)));
+                &mut from.pushed[..]
+            }
+            _ => &mut from.logits[row * size..][..size],
+        };
+        let how: &Sampler = match &self.job.media {
+            Some(how) if media => how,
+            _ => &self.job.sampling,
+        };
+        let allowed = mask.is_some().then_some(&*from.mask);
+        let (token, logprob) = self.drawing.draw(how, logits, allowed, from.scan);
+        self.said += 1;
+        self.own.ids.push(token);
+        if let Some(blank) = &mut self.blank {
+            blank.ids.push(token);
+        }
+        events.push(Event::Token { id: self.id, token, logprob });
+        let mut ended = self.job.stop_ids.contains(&token);
+        if let Some(mask) = mask {
+            mask.accept(token);
+            ended |= mask.done();
+        }
+        match () {
+            () if ended => Some(FinishReason::Stop),
+            () if self.said >= self.job.max_tokens => Some(FinishReason::Length),
+            () => None,
+        }
+    }
+}
