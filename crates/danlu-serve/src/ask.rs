@@ -159,16 +159,18 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// Most tokens of the reply, and whether that is less than the model could say.
+    /// Most tokens of the reply.
     fn room(&self) -> Answer<usize> {
         let model = &self.chosen.model;
         let most = model.context.saturating_sub(self.prompt.len());
-        let room = self.drawing.max_tokens.unwrap_or(most).min(most);
         let needed = match self.to {
             Some(Modality::Text) => 1,
             _ if self.raw => 1,
             to => Grammar::room(&model.vocabulary, to),
         };
+        // A picture is as long as every other; more would be kept free for nothing.
+        let useful = if self.to == Some(Modality::Image) { needed.min(most) } else { most };
+        let room = self.drawing.max_tokens.unwrap_or(useful).min(useful);
         if room >= needed {
             return Ok(room);
         }
@@ -195,21 +197,26 @@ impl Ask {
         Ok(Some(Box::new(ReplyMask(Grammar::new(v, self.to, room)))))
     }
 
-    fn jobs(&self) -> Answer<Vec<Job>> {
+    fn jobs(&self, lookup: bool) -> Answer<Vec<Job>> {
         let model = &self.chosen.model;
         let room = self.room()?;
         let pictures = self.to.is_none_or(|to| to == Modality::Image);
         let guided = pictures && self.drawing.guidance != 1.0 && model.vocabulary.image > 0;
         (0..self.drawing.replies)
             .map(|i| {
-                let mut sampling = self.drawing.sampler.clone();
-                sampling.seed = sampling.seed.wrapping_add(i as u64);
-                let usual = if self.to == Some(Modality::Text) { 0.0 } else { 0.7 };
-                sampling.temperature = self.drawing.temperature.unwrap_or(usual);
+                let sampler = |usual: f32| {
+                    let own = self.drawing.sampler.clone();
+                    let seed = own.seed.wrapping_add(i as u64);
+                    let temperature = self.drawing.temperature.unwrap_or(usual);
+                    Sampler { temperature, seed, ..own }
+                };
                 Ok(Job {
                     prompt: self.prompt.clone(),
                     max_tokens: room,
-                    sampling,
+                    sampling: sampler(0.0),
+                    media: Some(sampler(0.7)),
+                    // It changes nothing but the time.
+                    speculate: lookup && self.to == Some(Modality::Text),
                     stop_ids: vec![model.end()],
                     top_logprobs: self.top_logprobs,
                     mask: self.mask(room)?,
@@ -232,9 +239,10 @@ impl Ask {
                 .retry(5));
         }
         // Schemas are compiled here, off the threads that serve connections.
+        let lookup = app.options.lookup;
         let (ask, jobs) = app
             .work(move || {
-                let jobs = self.jobs()?;
+                let jobs = self.jobs(lookup)?;
                 Ok((self, jobs))
             })
             .await?;

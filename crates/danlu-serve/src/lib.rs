@@ -1,7 +1,7 @@
 //! The server: an OpenAI-compatible HTTP API and a page in front of models.
 //!
 //! Handlers are async and never touch a tensor; each model has one thread of its own
-//! ([`engine::ModelThread`]) that runs an [`engine::Engine`], a continuous batcher, and talks to the
+//! ([`engine::ModelThread`]) that runs an [`engine::Engine`], many replies at a time, and talks to the
 //! handlers by channels. This is the only crate with async code. What may go wrong on the network
 //! is in SECURITY.md, line by line with the test that holds it.
 
@@ -14,6 +14,7 @@ pub mod engine;
 #[doc(hidden)]
 pub mod fuzzing;
 mod http;
+pub mod load;
 pub mod logs;
 mod media;
 mod metrics;

@@ -47,6 +47,7 @@ struct Values {
     cancelled: u64,
     prompt_tokens: u64,
     generation_tokens: u64,
+    cached_tokens: u64,
     http: std::collections::BTreeMap<u16, u64>,
 }
 
@@ -84,9 +85,10 @@ impl Metrics {
         });
     }
 
-    pub(crate) fn tokens(&self, prompt: usize, generated: usize) {
+    pub(crate) fn tokens(&self, prompt: usize, cached: usize, generated: usize) {
         self.with(|v| {
             v.prompt_tokens += prompt as u64;
+            v.cached_tokens += cached as u64;
             v.generation_tokens += generated as u64;
         });
     }
@@ -115,6 +117,24 @@ impl Metrics {
                 ),
                 ("prompt_tokens_total", "counter", "Tokens read.", v.prompt_tokens as f64),
                 ("generation_tokens_total", "counter", "Tokens made.", v.generation_tokens as f64),
+                (
+                    "cached_prompt_tokens_total",
+                    "counter",
+                    "Tokens of prompts that were known and not read again.",
+                    v.cached_tokens as f64,
+                ),
+                (
+                    "guessed_tokens_total",
+                    "counter",
+                    "Tokens that were guessed.",
+                    v.usage.guessed[0] as f64,
+                ),
+                (
+                    "guesses_right_total",
+                    "counter",
+                    "Guessed tokens that were right.",
+                    v.usage.guessed[1] as f64,
+                ),
             ];
             for (name, kind, help, value) in single {
                 let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");

@@ -22,6 +22,9 @@ pub struct Options {
     pub max_queue: usize,
     /// Most replies at a time.
     pub max_batch: usize,
+    /// Whether replies of text guess what repeats an earlier text (prompt look-up decoding): they
+    /// are the same, and come sooner where it does.
+    pub lookup: bool,
     /// Most bytes of one body.
     pub max_body: usize,
     /// Most bytes of bodies in memory, all requests together.
@@ -48,6 +51,7 @@ impl Default for Options {
             max_connections: 1_024,
             max_queue: 64,
             max_batch: 8,
+            lookup: true,
             max_body: 32 << 20,
             max_buffered: 256 << 20,
             head_time: Duration::from_secs(10),

@@ -39,6 +39,8 @@ pub(crate) struct End {
 pub(crate) struct Usage {
     pub(crate) prompt: usize,
     pub(crate) completion: usize,
+    /// Tokens of the prompt that were known from an earlier one.
+    pub(crate) cached: usize,
 }
 
 impl Usage {
@@ -46,6 +48,7 @@ impl Usage {
     pub(crate) fn add(&mut self, other: Usage) {
         self.prompt = self.prompt.max(other.prompt);
         self.completion += other.completion;
+        self.cached = self.cached.max(other.cached);
     }
 
     pub(crate) fn json(self) -> Value {
@@ -53,6 +56,7 @@ impl Usage {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
         })
     }
 }
@@ -89,7 +93,7 @@ impl Reply {
             text: Detokeniser::new(stops.to_vec()),
             logprobs: Vec::new(),
             open: Vec::new(),
-            usage: Usage { prompt: prompt_tokens, completion: 0 },
+            usage: Usage { prompt: prompt_tokens, completion: 0, cached: 0 },
             ended: false,
             next: None,
         }
@@ -111,10 +115,20 @@ impl Reply {
             })?;
             let piece = match event {
                 None => return Err(ApiError::internal("the model's thread has ended")),
-                Some(Event::Failed { message, .. }) => return Err(ApiError::internal(message)),
-                Some(Event::Token { token, logprob, .. }) => self.token(token, logprob).await?,
-                Some(Event::Done { reason, prompt_tokens, completion_tokens, .. }) => {
-                    self.usage = Usage { prompt: prompt_tokens, completion: completion_tokens };
+                Some(Err(message)) => return Err(ApiError::internal(message)),
+                Some(Ok(Event::Token { token, logprob, .. })) => self.token(token, logprob).await?,
+                Some(Ok(Event::Done {
+                    reason,
+                    prompt_tokens,
+                    cached_tokens,
+                    completion_tokens,
+                    ..
+                })) => {
+                    self.usage = Usage {
+                        prompt: prompt_tokens,
+                        completion: completion_tokens,
+                        cached: cached_tokens,
+                    };
                     let reason = if reason == FinishReason::Length { "length" } else { "stop" };
                     self.end(reason)
                 }

@@ -74,6 +74,11 @@ impl Server {
         }
     }
 
+    /// What `/metrics` shows.
+    pub fn metrics(&self) -> String {
+        self.app.metrics.text()
+    }
+
     /// Takes no more requests; those that run may end. Then the server is gone.
     pub fn stop(self) {
         self.app.drain();

@@ -178,3 +178,32 @@ fn what_cannot_be_served_is_told_by_name() {
         assert!(!out.status.success() && text.contains(want), "{text}");
     }
 }
+
+#[test]
+fn streams_are_measured_here_and_at_any_server() {
+    let mut serving = serve(&["--weights", "q8_0"]);
+    let url = format!("http://{}/v1", serving.address);
+    let model = reference();
+    let here = ["--model", model.to_str().expect("UTF-8")];
+    let there = ["--url", &url, "--name", "reference"];
+    for server in [&here[..], &there] {
+        let out = Command::new(env!("CARGO_BIN_EXE_danlu"))
+            .args(["bench", "serve", "--json", "--streams", "2", "--requests", "5"])
+            .args(["--words", "20", "--shared", "10", "--tokens", "6"])
+            .args(server)
+            .output()
+            .expect("runs");
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((&value["requests"], &value["errors"]), (&5.into(), &0.into()), "{text}");
+        let number = |name: &str| value[name].as_f64().expect(name);
+        assert!((5.0..=30.0).contains(&number("completion_tokens")), "{text}");
+        assert!(number("first_token_p50_s") <= number("first_token_p95_s"));
+        assert!(number("first_token_p95_s") <= number("request_p95_s"));
+        assert!(number("tokens_per_second") > 0.0);
+        assert_eq!(value["load_seconds"].is_f64(), server[0] == "--model");
+    }
+    serving.child.kill().expect("kills");
+    serving.child.wait().expect("ends");
+}

@@ -33,8 +33,11 @@ pub enum Refusal {
     Gone,
 }
 
+/// What a reply is told: an event of the engine, or why there will be none, in a sentence.
+pub type Told = Result<Event, String>;
+
 enum Command {
-    Add { ticket: u64, job: Job, events: mpsc::Sender<Event> },
+    Add { ticket: u64, job: Box<Job>, events: mpsc::Sender<Told> },
     Cancel { ticket: u64 },
     Embed { text: Vec<u32>, answer: oneshot::Sender<Result<Vec<f32>>> },
 }
@@ -51,7 +54,7 @@ pub struct ModelThread {
 
 /// A reply in the making. Dropping it cancels it and gives its place back.
 pub struct Running {
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Told>,
     ticket: u64,
     commands: commands::Sender<Command>,
     _place: Place,
@@ -74,7 +77,7 @@ impl Drop for Running {
 
 impl Running {
     /// The next event; `None` after the last, or if the thread ended.
-    pub async fn next(&mut self) -> Option<Event> {
+    pub async fn next(&mut self) -> Option<Told> {
         self.events.recv().await
     }
 }
@@ -107,6 +110,7 @@ impl ModelThread {
         for (job, place) in jobs.into_iter().zip(places) {
             let (sender, events) = mpsc::channel(job.max_tokens + 2);
             let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+            let job = Box::new(job);
             self.commands
                 .send(Command::Add { ticket, job, events: sender })
                 .map_err(|_| Refusal::Gone)?;
@@ -142,7 +146,7 @@ impl ModelThread {
 
 struct Waiting {
     ticket: u64,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Told>,
     since: Instant,
     last: Option<Instant>,
 }
@@ -169,9 +173,7 @@ impl Loop {
             if self.jobs.is_empty() {
                 continue;
             }
-            // In the pool, so that the thread that hands out work also does some.
-            let step = AssertUnwindSafe(|| rayon::scope(|_| self.engine.step()));
-            match catch_unwind(step) {
+            match catch_unwind(AssertUnwindSafe(|| self.engine.step())) {
                 Ok(events) => events.into_iter().for_each(|event| self.tell(event)),
                 Err(_) => self.fail_all(),
             }
@@ -183,14 +185,13 @@ impl Loop {
         match command {
             Command::Add { ticket, job, events } => {
                 let since = Instant::now();
-                match self.engine.add(job) {
+                match self.engine.add(*job) {
                     Ok(id) => {
                         self.jobs.insert(id, Waiting { ticket, events, since, last: None });
                     }
                     Err(error) => {
-                        let (id, message) = (JobId(u64::MAX), error.to_string());
-                        // Nobody listens any more: nothing to tell.
-                        let _ = events.try_send(Event::Failed { id, message });
+                        // If nobody listens any more, there is nothing to tell.
+                        let _ = events.try_send(Err(error.to_string()));
                     }
                 }
             }
@@ -203,8 +204,7 @@ impl Loop {
                 }
             }
             Command::Embed { text, answer } => {
-                let made = AssertUnwindSafe(|| rayon::scope(|_| self.engine.embed(&text)));
-                let made = catch_unwind(made)
+                let made = catch_unwind(AssertUnwindSafe(|| self.engine.embed(&text)))
                     .unwrap_or_else(|_| Err(Error::Other("the model failed on this input".into())));
                 let _ = answer.send(made);
             }
@@ -213,7 +213,7 @@ impl Loop {
 
     fn tell(&mut self, event: Event) {
         let now = Instant::now();
-        let (Event::Token { id, .. } | Event::Done { id, .. } | Event::Failed { id, .. }) = event;
+        let (Event::Token { id, .. } | Event::Done { id, .. }) = event;
         let Some(waiting) = self.jobs.get_mut(&id) else { return };
         match &event {
             Event::Token { .. } => {
@@ -222,17 +222,13 @@ impl Loop {
                     Some(last) => self.metrics.next_token((now - last).as_secs_f64()),
                 }
                 // There is room; if the client has gone, its cancellation is on the way.
-                let _ = waiting.events.try_send(event);
+                let _ = waiting.events.try_send(Ok(event));
             }
-            Event::Done { reason, prompt_tokens, completion_tokens, .. } => {
+            Event::Done { reason, prompt_tokens, cached_tokens, completion_tokens, .. } => {
                 self.metrics.finished(*reason);
-                self.metrics.tokens(*prompt_tokens, *completion_tokens);
+                self.metrics.tokens(*prompt_tokens, *cached_tokens, *completion_tokens);
                 self.metrics.request_seconds((now - waiting.since).as_secs_f64());
-                let _ = waiting.events.try_send(event);
-                self.jobs.remove(&id);
-            }
-            Event::Failed { .. } => {
-                let _ = waiting.events.try_send(event);
+                let _ = waiting.events.try_send(Ok(event));
                 self.jobs.remove(&id);
             }
         }
@@ -242,9 +238,9 @@ impl Loop {
     fn fail_all(&mut self) {
         tracing::error!(jobs = self.jobs.len(), "a step of the model panicked");
         self.engine.reset();
-        for (id, waiting) in self.jobs.drain() {
+        for (_, waiting) in self.jobs.drain() {
             let message = "the model failed on a request of this batch".to_string();
-            let _ = waiting.events.try_send(Event::Failed { id, message });
+            let _ = waiting.events.try_send(Err(message));
         }
     }
 

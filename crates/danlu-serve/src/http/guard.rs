@@ -3,6 +3,7 @@
 
 use super::error::{Answer, ApiError};
 use super::keys::Permit;
+use super::rest::{Patience, Rest};
 use crate::app::App;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
@@ -16,7 +17,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Longest time that the rest of a refused body is read for.
+const REST: Duration = Duration::from_secs(5);
 
 /// What the accept loop knows of a request's connection.
 #[derive(Debug, Clone)]
@@ -66,6 +70,12 @@ pub(crate) async fn guard(
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let unread = !matches!(request.body().size_hint().exact(), Some(0));
+    let patience = Patience {
+        bytes: 2 * app.options.max_body,
+        time: app.options.body_time.min(REST),
+        waits: request.headers().contains_key(header::EXPECT),
+    };
+    let request = request.map(|body| Body::new(Rest::new(body, patience)));
     let (mut response, permit) = match check(&app, &connection, &request) {
         Err(error) => (error.into_response(), None),
         Ok(permit) => {

@@ -5,4 +5,5 @@ pub(crate) mod error;
 pub(crate) mod fields;
 pub(crate) mod guard;
 pub(crate) mod keys;
+pub(crate) mod rest;
 pub(crate) mod sse;

@@ -71,7 +71,10 @@ fn a_stream_says_what_the_whole_says() {
     assert!(events.iter().all(|e| e["object"] == "chat.completion.chunk"));
     assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
     let last = &events[events.len() - 1];
-    assert_eq!((&last["choices"], &last["usage"]), (&json!([]), &whole["usage"]));
+    assert_eq!(last["choices"], json!([]));
+    for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(last["usage"][count], whole["usage"][count], "{count}");
+    }
     let reason = &events[events.len() - 2]["choices"][0]["finish_reason"];
     assert_eq!(reason, &whole["choices"][0]["finish_reason"]);
     server.stop();
@@ -92,7 +95,8 @@ fn log_probabilities_sum_to_at_most_one_and_the_best_is_first() {
             .map(|t| t["logprob"].as_f64().expect("a number"))
             .collect();
         assert_eq!(top.len(), 20);
-        assert_eq!(json!(top[0]), one["logprob"], "at temperature 0 the best is taken");
+        let own = one["logprob"].as_f64().expect("a number");
+        assert!(own <= top[0], "at most as likely as the likeliest");
         assert!(top.windows(2).all(|w| w[0] >= w[1]));
         assert!(top.iter().map(|l| l.exp()).sum::<f64>() < 1.0001);
         assert!(one["bytes"].is_array() && one["token"].is_string());
@@ -293,13 +297,21 @@ fn models_state_and_the_page() {
 
 #[test]
 fn adapters_are_asked_by_name_in_one_batch() {
-    use danlu_serve::engine::{Batch, BatchOptions};
+    use danlu_core::{LoraConfig, Target};
+    use danlu_model::adapters::{Adapter, Delta};
     use danlu_serve::{Catalogue, Server};
     let mut server = Server::start(options(), |host| {
         let tokenisers = tokenisers();
-        // Other weights stand for an adapter: what matters is whose answer comes.
-        let engine = Batch::new(transformer(&tokenisers, 7), BatchOptions::default())
-            .with_adapter("other", transformer(&tokenisers, 8))?;
+        let mut engine = scheduler(&tokenisers, 8);
+        let mut adapted = transformer(&tokenisers, 7);
+        let (width, place) = (24, (0, Target::OProj));
+        let b = (0..width).map(|i| i as f32 - 9.0).collect();
+        let delta = Delta { a: vec![1.0; width], b, magnitude: None };
+        let config = LoraConfig { rank: 1, targets: vec![place.1], ..Default::default() };
+        let deltas = [(place, delta)].into_iter().collect();
+        let adapter = Adapter { config, info: Default::default(), deltas };
+        adapted.attach(&adapter, &danlu_ops::cpu_device())?;
+        engine.add_adapter("other", &adapted)?;
         let adapters = vec!["other".to_string()];
         let one = host.host("tiny", tokenisers, CONTEXT, Box::new(engine), adapters)?;
         Catalogue::new(vec![one])

@@ -82,6 +82,47 @@ fn bodies_over_the_limit_are_refused_with_and_without_a_length() {
 }
 
 #[test]
+fn a_client_that_sends_all_before_it_listens_hears_why_it_was_refused() {
+    let server = serve(Options { max_body: 4 << 20, ..options() });
+    let a = server.address;
+    for (kind, size, status) in [
+        ("text/plain", 4 << 20, 415),
+        ("application/json", 7 << 20, 413),
+        ("application/json", 3 << 20, 400),
+    ] {
+        let mut stream = connect(a);
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\n\
+             content-length: {size}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("writes");
+        for _ in 0..16 {
+            // Time enough for a refusal, and a reset, to come between.
+            std::thread::sleep(Duration::from_millis(5));
+            stream.write_all(&vec![b'x'; size / 16]).expect("is read");
+        }
+        read(&mut stream).expect("an answer").error(status);
+        let mut rest = Vec::new();
+        assert_eq!(stream.read_to_end(&mut rest).expect("a plain end"), 0);
+    }
+    // What waits to be told to send is not told to.
+    let mut stream = connect(a);
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\n\
+                expect: 100-continue\r\ncontent-length: 1000\r\n\r\n";
+    stream.write_all(head.as_bytes()).expect("writes");
+    read(&mut stream).expect("an answer").error(415);
+    // And there is an end to it.
+    let mut stream = connect(a);
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\n\
+                content-length: 100000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).expect("writes");
+    let piece = vec![b'x'; 1 << 20];
+    assert!((0..100).any(|_| stream.write_all(&piece).is_err()), "more than the limit is not read");
+    assert_healthy(a);
+    server.stop();
+}
+
+#[test]
 fn a_body_in_three_million_chunks_is_refused() {
     let server = serve(Options { body_time: Duration::from_secs(20), ..options() });
     let mut bytes = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n\

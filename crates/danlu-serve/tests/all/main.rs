@@ -6,5 +6,6 @@ mod http;
 mod json;
 mod life;
 mod media;
+mod shared;
 mod structured;
 mod support;

@@ -3,8 +3,9 @@
 use danlu_core::recipe::{AudioRecipe, ImageRecipe, ModelRecipe};
 use danlu_model::Tokenisers;
 use danlu_model::arch::{Transformer, TransformerConfig};
+use danlu_model::engine::{EngineOptions, Scheduler};
 use danlu_model::modality::{AudioTokeniser, ImageTokeniser, TextTokeniser};
-use danlu_serve::engine::{Batch, BatchOptions, Engine};
+use danlu_serve::engine::Engine;
 use danlu_serve::{Catalogue, Options, Server};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -41,8 +42,13 @@ pub(crate) fn transformer(tokenisers: &Tokenisers, seed: u64) -> Transformer {
 
 /// The tiny model as an engine.
 pub(crate) fn engine(tokenisers: &Tokenisers, width: usize) -> Box<dyn Engine> {
-    let options = BatchOptions { width, chunk: 32 };
-    Box::new(Batch::new(transformer(tokenisers, 7), options))
+    Box::new(scheduler(tokenisers, width))
+}
+
+/// The same, to add adapters to.
+pub(crate) fn scheduler(tokenisers: &Tokenisers, width: usize) -> Scheduler {
+    let options = EngineOptions { batch: width, chunk: 32, ..EngineOptions::default() };
+    Scheduler::new(&transformer(tokenisers, 7), &options).expect("there is room")
 }
 
 /// Options of tests: any port, and patience of a second or so.

@@ -1,3 +1,5 @@
+mod serve;
+
 use crate::answer::model_folder;
 use danlu_core::recipe::Recompute;
 use danlu_core::{BaseFormat, Error, LoraConfig, Result};
@@ -23,6 +25,9 @@ enum What {
     /// Decode random prompts: tokens a second of one reply, of several together and of reading a
     /// prompt, and the share of what the memory's rate allows
     Decode(DecodeArgs),
+    /// Answer streams over HTTP: tokens a second end to end, time to the first token, errors and
+    /// memory, of a model here or of any server
+    Serve(serve::Args),
     /// Each operation of training by itself, forward and backward
     Ops {
         /// Repetitions; the median counts
@@ -142,11 +147,11 @@ struct DecodeArgs {
     json: bool,
 }
 
-fn weight_format(name: &str) -> std::result::Result<WeightFormat, String> {
+pub(super) fn weight_format(name: &str) -> std::result::Result<WeightFormat, String> {
     WeightFormat::parse(name).ok_or_else(|| "f32, f16, q8_0, q4_0 or q4_k".into())
 }
 
-fn cache_format(name: &str) -> std::result::Result<CacheFormat, String> {
+pub(super) fn cache_format(name: &str) -> std::result::Result<CacheFormat, String> {
     CacheFormat::parse(name).ok_or_else(|| "f32, f16 or q8".into())
 }
 
@@ -169,6 +174,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         What::Train(args) => run_train(args),
         What::Decode(args) => run_decode(args),
         What::Tune(args) => run_tune(args),
+        What::Serve(args) => serve::run(args),
         What::Ops { repeats, json } => table(json, danlu_train::bench::ops(repeats)),
         What::Gemm { repeats, json } => table(json, danlu_train::bench::gemm(repeats)),
     }

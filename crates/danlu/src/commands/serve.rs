@@ -1,9 +1,10 @@
+use super::bench::{cache_format, weight_format};
 use super::merge::adapter_folder;
 use crate::answer::model_folder;
 use danlu_core::{Error, Result};
 use danlu_model::Model;
 use danlu_model::adapters::Adapter;
-use danlu_serve::engine::{Batch, BatchOptions};
+use danlu_model::engine::{CacheFormat, EngineOptions, PAGE, Scheduler, WeightFormat};
 use danlu_serve::{Catalogue, Host, Hosted, Options, Server};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::time::Duration;
 ///   danlu serve                                        the model in models/reference; page at http://127.0.0.1:8080/
 ///   danlu serve --model runs/mine --port 9000
 ///   danlu serve --adapter formal=runs/formal           the base, and beside it what danlu tune made
+///   danlu serve --model smollm2 --weights q8_0         an imported model, in eight bits
 ///   danlu serve --new-key alice                        prints a key, and its table for the file of keys
 ///   danlu serve --host 0.0.0.0 --keys keys.toml        for others, with keys
 ///
@@ -48,6 +50,20 @@ pub(crate) struct Args {
     /// those of the loop alone if the server has no keys and listens there)
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
+    /// How weights are kept: f32, f16, q8_0, q4_0 or q4_k; fewer bits answer faster and less exactly.
+    /// Those of a folder that keeps few bits (danlu compress) stay as they are
+    #[arg(long, default_value = "f32", value_name = "FORMAT", value_parser = weight_format)]
+    weights: WeightFormat,
+    /// How keys and values of the context are kept: f32, f16 or q8
+    #[arg(long, default_value = "f16", value_name = "FORMAT", value_parser = cache_format)]
+    cache: CacheFormat,
+    /// Most tokens whose keys and values are kept, of all replies and known prompts together
+    /// (default: those of every reply at once, of 2,048 at most where the context is longer)
+    #[arg(long, value_name = "TOKENS")]
+    cache_tokens: Option<usize>,
+    /// Do not guess what repeats an earlier text; replies are the same
+    #[arg(long)]
+    no_lookup: bool,
     /// Most replies at a time
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     max_batch: u16,
@@ -90,16 +106,23 @@ pub(crate) fn run(args: Args) -> Result<()> {
         allowed_hosts: args.allow_host,
         max_batch: width,
         max_queue: args.max_queue as usize,
+        lookup: !args.no_lookup,
         max_connections: args.max_connections as usize,
         max_body: (args.max_body as usize) << 20,
         reply_time: Duration::from_secs(args.timeout),
         drain_time: Duration::from_secs(args.drain),
         ..Options::default()
     };
+    let engine = Engine {
+        weights: args.weights,
+        cache: args.cache,
+        cache_tokens: args.cache_tokens,
+        batch: width,
+    };
     danlu_serve::logs::start();
     let server = Server::start(options, move |host| {
         let mut adapters = args.adapter;
-        let all = folders.iter().map(|folder| hosted(host, folder, &mut adapters, width));
+        let all = folders.iter().map(|folder| hosted(host, folder, &mut adapters, engine));
         let all = all.collect::<Result<_>>()?;
         if let Some((name, _)) = adapters.first() {
             let wanted = "an adapter that was learnt on one of the models";
@@ -125,16 +148,48 @@ fn named_stack(text: &str) -> Result<Stack, String> {
     }
 }
 
+/// How a model is kept and how much it answers at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Engine {
+    pub(super) weights: WeightFormat,
+    pub(super) cache: CacheFormat,
+    pub(super) cache_tokens: Option<usize>,
+    pub(super) batch: usize,
+}
+
+impl Engine {
+    /// As the scheduler of a model with this context is told it. A `guided` reply reads two
+    /// prompts, so that a model of such has room for two contexts at least.
+    fn options(self, context: usize, guided: bool) -> EngineOptions {
+        let usual = self.batch * context.min(USUAL);
+        let least = context * if guided { 2 } else { 1 } + 2 * PAGE;
+        EngineOptions {
+            weights: self.weights,
+            cache: self.cache,
+            cache_tokens: Some(self.cache_tokens.unwrap_or(usual).max(least)),
+            batch: self.batch,
+            ..EngineOptions::default()
+        }
+    }
+}
+
+/// Tokens of a conversation that room is kept for where a model's context is longer.
+const USUAL: usize = 2_048;
+
 /// Loads a model with those adapters that were learnt on it, which are taken out of the list, and
 /// starts its thread.
-fn hosted(host: &Host, folder: &Path, adapters: &mut Vec<Stack>, width: usize) -> Result<Hosted> {
+pub(super) fn hosted(
+    host: &Host,
+    folder: &Path,
+    adapters: &mut Vec<Stack>,
+    engine: Engine,
+) -> Result<Hosted> {
     let device = danlu_ops::cpu_device();
     let model = Model::load(folder, &device)?;
     let context = model.transformer.config.context;
-    let options = BatchOptions { width, ..BatchOptions::default() };
-    // The copies share the base's weights.
-    let plain = model.transformer.clone();
-    let mut batch = Batch::new(model.transformer, options);
+    let guided = model.tokenisers.vocabulary().image > 0;
+    let plain = model.transformer;
+    let mut scheduler = Scheduler::new(&plain, &engine.options(context, guided))?;
     let base = if adapters.is_empty() { String::new() } else { Model::weights_hash(folder)? };
     let (mut names, mut others) = (Vec::new(), Vec::new());
     for (name, folders) in std::mem::take(adapters) {
@@ -149,15 +204,15 @@ fn hosted(host: &Host, folder: &Path, adapters: &mut Vec<Stack>, width: usize) -
             transformer.attach(adapter, &device)?;
             beneath.push(adapter.hash());
         }
-        batch = batch.with_adapter(&name, transformer)?;
+        scheduler.add_adapter(&name, &transformer)?;
         names.push(name);
     }
     *adapters = others;
-    host.host(&self::name(folder), model.tokenisers, context, Box::new(batch), names)
+    host.host(&self::name(folder), model.tokenisers, context, Box::new(scheduler), names)
 }
 
 /// How requests call the model of a folder: the folder's name, or its run's.
-fn name(folder: &Path) -> String {
+pub(super) fn name(folder: &Path) -> String {
     let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
     let own = whole.file_name().map(|n| n.to_string_lossy().into_owned());
     let run = whole.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
