@@ -1,7 +1,7 @@
 """Good, bad, slow and cancelled requests at a server for some minutes; the standard library alone.
 
-Fails if a good request is neither answered nor refused with 429, if a bad one is answered with
-anything but a client error or a closed connection, or if the server's resident memory grows after the first minute.
+Fails if a good request is neither answered nor refused with 429, if a bad one is answered with anything but
+a client error, or if the server's resident memory grows: the median of the last minute over that of the second.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import http.client
 import json
 import random
 import socket
+import statistics
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ parser.add_argument("model")
 parser.add_argument("--minutes", type=float, default=10)
 parser.add_argument("--threads", type=int, default=24)
 parser.add_argument("--pid", type=int, help="process whose memory is watched")
-parser.add_argument("--grow", type=float, default=1.1, help="most that memory may grow after warm-up")
+parser.add_argument("--grow", type=float, default=1.1, help="most that memory may grow")
 options = parser.parse_args()
 address = urlparse(options.url)
 counts, wrong, times = Counter(), [], []
@@ -111,9 +112,15 @@ def cancelled(rng):
 def slow(rng):
     connection, data = raw(rng, chat(rng, stream=True))
     if rng.random() < 0.5:
-        for byte in data[: rng.randrange(20, 120)]:
-            connection.sendall(bytes([byte]))
-            time.sleep(0.02)
+        start = time.monotonic()
+        try:
+            for byte in data[: rng.randrange(20, 120)]:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+        except ConnectionError:
+            # A head may take ten seconds, and does where this machine is slow itself.
+            if time.monotonic() - start < 9:
+                raise
         connection.close()
         return "slow, never finished"
     connection.sendall(data)
@@ -139,9 +146,6 @@ def work(seed):
             name = kind(rng)
         except OSError as error:
             name = f"{kind.__name__.upper()} BROKEN {error!r}"
-            if kind is bad and isinstance(error, ConnectionError):
-                # Refused by its head, before its body was sent to the end.
-                name = "bad refused and closed"
         with lock:
             counts[name.split(" ")[0] if name[:4].isupper() else name] += 1
             if name[:3].isupper():
@@ -160,7 +164,7 @@ for thread in threads:
     thread.start()
 sizes = []
 while any(t.is_alive() for t in threads):
-    time.sleep(5)
+    time.sleep(1)
     if options.pid:
         sizes.append(memory())
 for thread in threads:
@@ -171,10 +175,10 @@ for name, count in sorted(counts.items()):
 if times:
     print(f"good answers: median {times[len(times) // 2]:.2f} s, 95 % {times[int(len(times) * 0.95)]:.2f} s")
 if sizes:
-    early = max(sizes[: max(1, 60 // 5)])
-    print(f"memory: {sizes[0]:.0f} MB at first, {early:.0f} MB at most in the first minute, "
-          f"{max(sizes):.0f} MB at most, {sizes[-1]:.0f} MB at the end")
-    if max(sizes) > early * options.grow:
-        wrong.append(f"memory grew from {early:.0f} to {max(sizes):.0f} MB")
+    minutes = [statistics.median(sizes[i : i + 60]) for i in range(0, len(sizes), 60) if len(sizes) - i >= 30]
+    print("memory by the minute (medians, MB):", *(f"{m:.0f}" for m in minutes), f"; at most {max(sizes):.0f}")
+    early = minutes[min(1, len(minutes) - 1)] if minutes else sizes[0]
+    if minutes and minutes[-1] > early * options.grow:
+        wrong.append(f"memory grew from {early:.0f} to {minutes[-1]:.0f} MB")
 print("\n".join(wrong[:20]) or "nothing went wrong")
 raise SystemExit(bool(wrong))
