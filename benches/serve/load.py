@@ -21,7 +21,7 @@ parser.add_argument("model")
 parser.add_argument("--minutes", type=float, default=10)
 parser.add_argument("--threads", type=int, default=24)
 parser.add_argument("--pid", type=int, help="process whose memory is watched")
-parser.add_argument("--grow", type=float, default=1.1, help="most that memory may grow")
+parser.add_argument("--grow", type=float, default=1.25, help="most that memory may grow")
 options = parser.parse_args()
 address = urlparse(options.url)
 counts, wrong, times = Counter(), [], []
