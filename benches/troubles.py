@@ -159,6 +159,9 @@ def main():
             else:
                 losses = f"loss {seen['loss']:.3f}, clean {clean['loss']:.3f}"
                 print(f"seed {seed}: {kind} not seen; {losses}", file=sys.stderr)
+            ratios = " ".join(f"{100 * (x['loss'] / clean['loss'] - 1):+.2f} %" for x in (seen, off))
+            count = len(seen["incidents"])
+            print(f"seed {seed}: {kind}: {count} incidents, loss with and without the guard {ratios}", file=sys.stderr)
             t["lost"] += not seen["ok"]
             t["with"].append(seen["loss"] / clean["loss"] if seen["ok"] else float("inf"))
             t["without"].append(off["loss"] / clean["loss"] if off["ok"] else float("inf"))

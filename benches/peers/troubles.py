@@ -1,16 +1,19 @@
 """Tiny trainings in PyTorch with clipping alone, troubled as `../troubles.py` troubles Danlu's.
 
-    OMP_NUM_THREADS=1 python troubles.py [--seeds 10] [--steps 150]
+    OMP_NUM_THREADS=1 python troubles.py [--seeds 10] [--steps 150] [--data text|chain]
 
 A clean run, the learning rate times 20 from the middle on, ten steps of tokens that are 70 % noise,
 and one weight that is no number. AdamW, gradients clipped to a norm of 1, warm-up and a straight line
 down at the end: what a careful script does. Prints the loss on held-out batches as a multiple of the
-clean run's. It is another task than Danlu's, so only the multiples can be compared.
+clean run's. It is another task than Danlu's, so only the multiples can be compared: the bytes of the
+sample pack's English texts, or the chain of `chain.py`.
 """
 
 import argparse
+import json
 import math
 import statistics
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -58,18 +61,30 @@ def train(kind, seed, steps, data):
     return loss if math.isfinite(loss) else math.inf
 
 
+def text(steps, rows, window):
+    """The bytes of the sample pack's English texts as `[steps, rows, window + 1]` ids."""
+    path = Path(__file__).resolve().parents[2] / "packs/sample/texts-en.jsonl"
+    bytes_ = "\n".join(json.loads(line)["text"] for line in path.read_text().splitlines()).encode()
+    ids = np.frombuffer(bytes_, dtype=np.uint8).astype(np.int64)
+    return ids[: steps * rows * (window + 1)].reshape(steps, rows, window + 1)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--data", choices=["text", "chain"], default="text")
     args = parser.parse_args()
-    data = chain.batches(512, args.steps + 8, 4, 160)
+    if args.data == "text":
+        data = text(args.steps + 8, 4, 160)
+    else:
+        data = chain.batches(512, args.steps + 8, 4, 160)
     found = {kind: [] for kind in KINDS}
     for seed in range(args.seeds):
         losses = {kind: train(kind, seed, args.steps, data) for kind in KINDS}
         for kind in KINDS:
             found[kind].append(losses[kind] / losses["clean"])
-    print(f"{args.seeds} seeds, {args.steps} steps; held-out loss over that of the clean run")
+    print(f"{args.data}, {args.seeds} seeds, {args.steps} steps; held-out loss over that of the clean run")
     for kind in KINDS[1:]:
         print(f"{kind:18} median {statistics.median(found[kind]):.3f}, worst {max(found[kind]):.3f}")
 

@@ -8,7 +8,7 @@ mod running;
 pub use running::{CheckpointRecipe, GuardRecipe, TrackRecipe};
 
 use crate::{Error, Result};
-use running::is_default;
+pub(crate) use running::is_default;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

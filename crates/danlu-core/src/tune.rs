@@ -1,6 +1,6 @@
 //! How a base is adapted, written as typed TOML: on what, with which adapter, towards what.
 
-use crate::recipe::{Schedule, explain_unknown_key};
+use crate::recipe::{CheckpointRecipe, GuardRecipe, Schedule, explain_unknown_key, is_default};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -39,6 +39,12 @@ pub struct TuneRecipe {
     pub objective: Objective,
     /// The loop.
     pub train: TuneTrain,
+    /// Which checkpoints are written and kept.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub checkpoint: CheckpointRecipe,
+    /// What watches the tuning, and what it may do.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub guard: GuardRecipe,
 }
 
 /// Bits of a base that does not learn.
@@ -372,6 +378,8 @@ impl TuneRecipe {
         if let Some(lora) = &self.lora {
             lora.check()?;
         }
+        self.checkpoint.check()?;
+        self.guard.check()?;
         if self.base.is_some() && self.lora.as_ref().is_none_or(|l| l.dora) {
             let wanted = "`[lora]` without `dora`, for weights of few bits do not learn";
             return Err(Error::parameter("base", wanted, "another"));

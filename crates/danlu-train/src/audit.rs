@@ -2,12 +2,20 @@
 //! when it goes on from a checkpoint, and a check that no sample was doubled or lost.
 
 use crate::checkpoint;
+use crate::learn;
 use crate::run::{Run, append, entries};
+use crate::tokenisers;
 use danlu_core::{Batch, Error, Result};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
-/// Name of the log.
+/// Name of the log of what a run is for.
 pub(crate) const LOG: &str = "audit";
+
+/// Name of the log of a tokeniser.
+pub(crate) fn log_of(tokeniser: &str) -> String {
+    format!("{tokeniser}-{LOG}")
+}
 
 /// The samples of one step. Sample `i` is a function of the recipe's seed and `i`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,9 +36,11 @@ pub struct AuditLine {
     pub content: String,
 }
 
-/// What the audit of a run says.
+/// What the audit of a part of a run says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Audit {
+    /// The tokeniser; empty for what the run is for.
+    pub of: String,
     /// Steps that were trained.
     pub steps: u64,
     /// Samples that they were trained on.
@@ -52,21 +62,32 @@ pub(crate) fn content(batches: &[Batch]) -> String {
     hash.finalize().to_hex()[..16].to_string()
 }
 
-/// Adds the line of a step.
-pub(crate) fn log(run: &Run, line: &AuditLine) -> Result<()> {
-    append(&run.log(LOG), line)
+/// Adds the line of a step to a log.
+pub(crate) fn log(run: &Run, log: &str, line: &AuditLine) -> Result<()> {
+    append(&run.log(log), line)
 }
 
-/// Goes over the log of a run, and compares its end with the run's newest checkpoint.
-pub fn audit(run: &Run) -> Result<Audit> {
-    let path = run.log(LOG);
-    let lines: Vec<AuditLine> = entries(&path)?;
-    let Some(first) = lines.first() else {
-        return Err(Error::file(&path, "a line for every step", "none"));
-    };
+/// Goes over the logs of a run, of the tokenisers that it learnt and of what it is for, and compares
+/// the end of each with the newest checkpoint if there is one still.
+pub fn audit(run: &Run) -> Result<Vec<Audit>> {
+    let mut all = Vec::new();
+    for part in tokenisers::PARTS {
+        all.extend(audit_log(run, part, &log_of(part), &learn::checkpoints(run, part))?);
+    }
+    all.extend(audit_log(run, "", LOG, &run.checkpoints())?);
+    if all.is_empty() {
+        return Err(Error::file(run.log(LOG), "a line for every step", "none"));
+    }
+    Ok(all)
+}
+
+fn audit_log(run: &Run, of: &str, log: &str, checkpoints: &Path) -> Result<Option<Audit>> {
+    let lines: Vec<AuditLine> = entries(&run.log(log))?;
+    let Some(first) = lines.first() else { return Ok(None) };
     let mut audit = check(&lines);
+    audit.of = of.into();
     let (step, next) = (first.step - 1, first.from);
-    if let Some(state) = checkpoint::newest_state(&run.checkpoints()) {
+    if let Some(state) = checkpoint::newest_state(checkpoints) {
         let line = lines.iter().find(|l| l.step == state.step);
         let found = line.map(|l| l.to).or((state.step == step).then_some(next));
         if found != Some(state.next) {
@@ -78,7 +99,7 @@ pub fn audit(run: &Run) -> Result<Audit> {
             ));
         }
     }
-    Ok(audit)
+    Ok(Some(audit))
 }
 
 fn check(lines: &[AuditLine]) -> Audit {

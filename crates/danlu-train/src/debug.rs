@@ -3,7 +3,7 @@
 use crate::audit::{self, AuditLine};
 use crate::checkpoint::newest_state;
 use crate::codes::CodeTable;
-use crate::guard::by_group;
+use crate::guard::{Subject, by_group};
 use crate::optim::{gradients, squares};
 use crate::pretrain::{LogLine, forward, mean};
 use crate::run::{Run, entries};
@@ -112,7 +112,7 @@ pub fn replay(
     }
     let from = session.state.step;
     if let Some(now) = newest_state(&run.checkpoints()).and_then(|s| s.guard) {
-        let memory = session.memory_mut();
+        let memory = session.memory();
         (memory.eases, memory.left_out) = (now.eases, now.left_out);
     }
     watcher.tell(Event::Phase {
@@ -131,10 +131,7 @@ pub fn replay(
         }
         match line.is_some_and(|l| l.skipped) {
             true => session.skip(),
-            false => {
-                let grads = std::mem::take(&mut pass.grads);
-                session.apply(grads, &pass.squares);
-            }
+            false => session.apply(&mut pass),
         }
         watcher
             .tell(Event::Step { done: done as usize, figures: format!("loss {:.3}", pass.loss) });

@@ -3,10 +3,13 @@
 //!
 //! `hold:renamed@2=/tmp/reached` writes the file when the place `renamed` is passed for the second
 //! time and then waits to be killed. `fail:tensors` makes writing tensors of a checkpoint fail.
-//! `rate@40=20` multiplies the learning rate by 20 from step 40 on, `noise:60@900=0.5` makes half
-//! of the tokens of the 60 samples from sample 900 on random, and `nan:model.layers.1@40` puts one
-//! NaN into the first matrix of that name before step 40. Several are separated by `;`.
+//! `rate@40=20` multiplies the learning rate by 20 from step 40 on (`rate:image@40=20` that of the
+//! image tokeniser), `noise:60@900=0.5` makes half of the tokens of the 60 samples from sample 900 on
+//! random, and `nan:model.layers.1@40` puts one NaN into the first parameter of that name before step
+//! 40. Several are separated by `;`.
 
+use danlu_core::Rng;
+use danlu_model::Module;
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -57,19 +60,42 @@ pub(crate) fn fails(what: &str) -> bool {
     faults().iter().any(|f| f.kind == "fail" && f.what == what)
 }
 
-/// The trouble of this kind that has begun by `step`: what it is about, the step that it began with,
-/// and its value.
-pub(crate) fn since(kind: &str, step: u64) -> Option<(&'static str, u64, f32)> {
-    let begun = faults().iter().find(|f| f.kind == kind && f.at <= step)?;
-    Some((&begun.what, begun.at, begun.value.parse().unwrap_or(0.0)))
+/// What the learning rate of a part of a run is multiplied with at `step`.
+pub(crate) fn rate(phase: &str, step: u64) -> f32 {
+    let begun = |f: &&Fault| f.kind == "rate" && f.what == phase && f.at <= step;
+    faults().iter().find(begun).map_or(1.0, |f| f.value.parse().unwrap_or(1.0))
 }
 
-/// What trouble of this kind is about, if it is due at `step` and has not been before.
-pub(crate) fn once(kind: &str, step: u64) -> Option<&'static str> {
+/// Makes some of the ids of sample `index` random, if it is one of those.
+pub(crate) fn noise(ids: &mut [u32], index: u64, seed: u64, vocabulary: usize) {
+    for fault in faults().iter().filter(|f| f.kind == "noise") {
+        let count: u64 = fault.what.parse().unwrap_or(0);
+        let share: f32 = fault.value.parse().unwrap_or(0.0);
+        if (fault.at..fault.at + count).contains(&index) {
+            let mut rng = Rng::new(seed ^ 0x6e_6f69_7365, index);
+            for id in ids.iter_mut().skip(1) {
+                if rng.unit() < share {
+                    *id = rng.below(vocabulary) as u32;
+                }
+            }
+        }
+    }
+}
+
+/// Puts one value that is no number into the first parameter that a fault of this step names, once.
+pub(crate) fn poison(module: &mut dyn Module, step: u64) {
     static DONE: Mutex<bool> = Mutex::new(false);
-    let due = faults().iter().find(|f| f.kind == kind && f.at == step)?;
-    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    (!std::mem::replace(&mut *done, true)).then_some(&due.what)
+    for fault in faults().iter().filter(|f| f.kind == "nan" && f.at == step) {
+        let all = module.parameters_mut();
+        let Some(p) = all.into_iter().find(|p| p.name.contains(&fault.what)) else { continue };
+        let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut *done, true) {
+            let mut values = p.values();
+            values[0] = f32::NAN;
+            p.set(values);
+            p.tensor = p.tensor.clone().require_grad();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -93,6 +119,8 @@ mod tests {
         ];
         assert_eq!(all, want);
         assert!(parse("").is_empty());
-        assert_eq!((since("rate", 1000), once("nan", 3), fails("tensors")), (None, None, false));
+        let mut ids = [1, 2, 3];
+        noise(&mut ids, 7, 1, 100);
+        assert_eq!((rate("", 1000), ids, fails("tensors")), (1.0, [1, 2, 3], false));
     }
 }

@@ -2,6 +2,7 @@
 //! one file each, `incidents/001.json`, and a section of the run page.
 
 use crate::run::{Run, read};
+use crate::tokenisers;
 use danlu_core::{Error, Result};
 use danlu_model::io::write_atomically;
 use serde::{Deserialize, Serialize};
@@ -51,7 +52,10 @@ pub struct Seen {
 /// One incident.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Incident {
-    /// From 1.
+    /// The part of the run: the name of a tokeniser; empty for what the run is for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub phase: String,
+    /// From 1 in each part.
     pub number: u64,
     /// Step at which it was noticed.
     pub step: u64,
@@ -77,9 +81,11 @@ impl Incident {
     /// In a line.
     pub fn headline(&self) -> String {
         let layer = self.layer.as_ref().map_or(String::new(), |l| format!(", first in {l}"));
+        let of = if self.phase.is_empty() { "" } else { " of " };
         format!(
-            "incident {} at step {}: probably {}{layer}; {}",
+            "incident {}{of}{} at step {}: probably {}{layer}; {}",
             self.number,
+            self.phase,
             self.step,
             self.cause.words(),
             self.action
@@ -91,30 +97,43 @@ impl Incident {
         let folder = run.incidents();
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         let json = serde_json::to_string_pretty(self).map_err(|e| Error::Other(e.to_string()))?;
-        write_atomically(&path(run, self.number), json.as_bytes())
+        write_atomically(&path(run, &self.phase, self.number), json.as_bytes())
     }
 }
 
-fn path(run: &Run, number: u64) -> PathBuf {
-    run.incidents().join(format!("{number:03}.json"))
+fn path(run: &Run, phase: &str, number: u64) -> PathBuf {
+    let of = if phase.is_empty() { String::new() } else { format!("{phase}-") };
+    run.incidents().join(format!("{of}{number:03}.json"))
 }
 
 /// The incidents of a run, the first first.
 pub fn incidents(run: &Run) -> Result<Vec<Incident>> {
     let mut all = Vec::new();
-    while path(run, all.len() as u64 + 1).exists() {
-        let file = path(run, all.len() as u64 + 1);
+    for phase in tokenisers::PARTS.into_iter().chain([""]) {
+        all.extend(of_phase(run, phase)?);
+    }
+    Ok(all)
+}
+
+/// Those of one part of a run.
+pub(crate) fn of_phase(run: &Run, phase: &str) -> Result<Vec<Incident>> {
+    let mut all = Vec::new();
+    for number in 1.. {
+        let file = path(run, phase, number);
+        if !file.exists() {
+            break;
+        }
         let one = serde_json::from_str(&read(&file)?);
         all.push(one.map_err(|e| Error::file(&file, "an incident", e))?);
     }
     Ok(all)
 }
 
-/// Removes the incidents after the first `keep`: the run goes on from before them.
-pub(crate) fn forget(run: &Run, keep: u64) -> Result<()> {
-    let all = incidents(run)?.len() as u64;
+/// Removes the incidents after the first `keep` of a part: the run goes on from before them.
+pub(crate) fn forget(run: &Run, phase: &str, keep: u64) -> Result<()> {
+    let all = of_phase(run, phase)?.len() as u64;
     for number in keep + 1..=all {
-        let file = path(run, number);
+        let file = path(run, phase, number);
         std::fs::remove_file(&file).map_err(|e| Error::io(&file, e))?;
     }
     Ok(())

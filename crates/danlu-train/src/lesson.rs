@@ -5,6 +5,7 @@
 //! a number that depends on the model as it is: so those numbers are worked out first, without
 //! gradients, and are the weights of the batch.
 
+use crate::fault;
 use crate::pretrain::{Losses, forward};
 use crate::tune::Learner;
 use crate::watch::{Event, Watcher};
@@ -98,7 +99,11 @@ impl<'a> Lessons<'a> {
         let t = &self.recipe.train;
         let packer = Packer { rows: t.rows, window: t.window, pad: self.pad() };
         let batch = packer.pack(next, &mut |i| match self.item(i) {
-            Item::Document(document) => Ok(Some(document.clone())),
+            Item::Document(document) => {
+                let mut document = document.clone();
+                self.noise(&mut document, i);
+                Ok(Some(document))
+            }
             _ => Ok(None),
         })?;
         let total: f32 = batch.weights.iter().sum();
@@ -113,7 +118,9 @@ impl<'a> Lessons<'a> {
         let mut documents = Vec::new();
         for i in next..next + pairs as u64 {
             if let Item::Pair(both) = self.item(i) {
-                documents.extend(both.clone());
+                let mut both = both.clone();
+                both.iter_mut().for_each(|d| self.noise(d, i));
+                documents.extend(both);
             }
         }
         let mut batch = side_by_side(&documents);
@@ -207,6 +214,11 @@ impl<'a> Lessons<'a> {
         let loss = Some(t.beta as f64 * divergence - reward);
         let next = next + t.questions as u64;
         Ok(Lesson { batch, scale: 1.0 / counted.max(1.0), next, loss, figures })
+    }
+
+    fn noise(&self, document: &mut Document, index: u64) {
+        let vocabulary = self.model.tokenisers.vocabulary().size();
+        fault::noise(&mut document.ids, index, self.recipe.seed, vocabulary);
     }
 
     fn pad(&self) -> u32 {

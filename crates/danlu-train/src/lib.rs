@@ -14,6 +14,8 @@ pub mod doctor;
 mod fault;
 pub mod guard;
 mod incident;
+mod incident_page;
+mod learn;
 pub mod lesson;
 mod marginal;
 mod media_page;
@@ -28,6 +30,7 @@ pub mod tokenisers;
 pub mod track;
 pub mod tune;
 mod tune_page;
+mod tuning;
 mod watch;
 
 pub use audit::{Audit, AuditLine, audit};

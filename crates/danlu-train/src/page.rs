@@ -1,6 +1,6 @@
 //! The run's page: curves by modality and task, samples as they improve, the recipe.
 
-use crate::incident::{Seen, incidents};
+use crate::incident_page::went_wrong;
 use crate::marginal::Marginals;
 use crate::pretrain::{Health, LogLine, Losses, SampleLine};
 use crate::run::{Run, entries, read};
@@ -207,37 +207,6 @@ fn inside(page: &mut Page, log: &[LogLine]) {
             chart(page, title, unit, some.iter().map(|name| points(name)).collect());
         }
     }
-}
-
-/// Incidents, with the steps before each.
-fn went_wrong(page: &mut Page, run: &Run) -> Result<()> {
-    let all = incidents(run)?;
-    if all.is_empty() {
-        return Ok(());
-    }
-    page.section("What went wrong");
-    for i in all {
-        page.note(NoteKind::Warning, &i.headline());
-        page.text(&i.evidence.join("\n"));
-        page.text(if i.outcome.is_empty() {
-            "What comes of it is still open."
-        } else {
-            &i.outcome
-        });
-        let points = |of: fn(&Seen) -> Option<f64>| -> Vec<(f64, f64)> {
-            i.history.iter().map(|s| (s.step as f64, of(s).unwrap_or(f64::NAN))).collect()
-        };
-        let series = |name: &str, points, dashed| Series { name: name.into(), points, dashed };
-        let title = format!("Loss before incident {}", i.number);
-        let losses = vec![
-            series("loss", points(|s| s.loss), false),
-            series("expected", points(|s| s.expected), true),
-        ];
-        chart(page, &title, "nats a token", losses);
-        let title = format!("Gradient norm before incident {}", i.number);
-        chart(page, &title, "norm", vec![series("norm", points(|s| s.norm), false)]);
-    }
-    Ok(())
 }
 
 fn media(run: &Run, file: &str, label: &str) -> Option<Part> {

@@ -3,11 +3,10 @@
 use crate::audit;
 use crate::checkpoint::{self, Facts, State, Writer};
 use crate::codes::CodeTable;
-use crate::guard::{self, Pace, Trouble, Verdict};
-use crate::incident;
+use crate::guard::{self, Done, Pace, Subject};
 use crate::marginal::Marginals;
 use crate::page::run_page;
-use crate::run::{Run, append, drop_after};
+use crate::run::{Run, append};
 use crate::session::{Pass, Session};
 use crate::text_loss::{HeldOut, nats_per_byte};
 use crate::track::{self, End, Trackers};
@@ -254,19 +253,15 @@ fn steps(
 ) -> Result<Model> {
     let r = &recipe.train;
     let facts = facts(recipe, run)?;
+    let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints())?;
+    fetched.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
     checkpoint::same_data(&run.checkpoints(), &facts)?;
     let mut session = Session::open(recipe, run, corpus, &tokenisers, codes, u64::MAX, watcher)?;
     let names = session.source.mixture.names();
     let first = session.state.step as usize;
-    forget_after(run, &mut session)?;
+    let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts)?;
+    guard::begin(&recipe.guard, run, &mut session, &mut writer)?;
     *trackers = Trackers::open(recipe, run, session.state.step, watcher);
-    let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts);
-    if recipe.guard.on && session.memory().marks.is_empty() {
-        // So that there is a state to go back to from the first step on.
-        let step = session.state.step;
-        session.memory_mut().mark(step);
-        writer.begin(session.snapshot()?)?;
-    }
 
     let marginals = marginals(&session.source, &session.vocabulary)?;
     let json = serde_json::to_string(&marginals).map_err(|e| Error::Other(e.to_string()))?;
@@ -290,57 +285,22 @@ fn steps(
     });
     let mut clock = Instant::now();
     let mut pace = Pace::default();
-    let mut bad_in_a_row = 0;
     while (session.state.step as usize) < r.steps {
         let step = session.state.step as usize;
         let started = Instant::now();
         let mut pass = session.pass()?;
         let share = session.share();
-        let verdict = guard::judge(&recipe.guard, &mut session, &pass)?;
-        let skipped = matches!(verdict, Verdict::Skip(_));
-        let trouble = match verdict {
-            Verdict::Go => {
-                let on = recipe.guard.on;
-                let before = on.then(|| guard::before(&session.model, step as u64));
-                let usual = session.usual_share();
-                let grads = std::mem::take(&mut pass.grads);
-                session.apply(grads, &pass.squares);
-                let moved = |b| guard::moved(&recipe.guard, &mut session, b, usual, &pass);
-                before.and_then(moved)
-            }
-            Verdict::Skip(trouble) => {
-                session.skip();
-                let memory = session.memory_mut();
-                let incident = guard::record_skip(run, memory, trouble.clone(), pass.samples)?;
-                watcher.tell(Event::Note(incident.headline()));
-                if memory.skipped > recipe.guard.bad_steps as u64 {
-                    let why = format!("{} steps in a row were skipped for it", memory.skipped);
-                    return Err(guard::give_up(run, memory, &trouble, &why));
-                }
-                None
-            }
-            Verdict::Back(trouble) => Some(trouble),
-        };
-        if let Some(trouble) = trouble {
-            let written = writer.wait();
-            written.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
-            go_back(recipe, run, &mut session, trouble, &pass, watcher)?;
+        let what = guard::step(&recipe.guard, run, &mut session, &mut pass, &mut writer, watcher)?;
+        if what == Done::Back {
             trackers.back(session.state.step, watcher);
             continue;
-        }
-        bad_in_a_row = if skipped { bad_in_a_row + 1 } else { 0 };
-        if bad_in_a_row > 20 && !recipe.guard.on {
-            let what = "over 20 steps in a row without a finite gradient";
-            return Err(Error::Other(what.into()));
         }
         session.state.tokens += pass.tokens as u64;
         session.state.seconds += clock.elapsed().as_secs_f64();
         clock = Instant::now();
         let done = step + 1;
-        audit::log(run, &pass.audit(done as u64, skipped))?;
-        if let Some(told) = guard::conclude(run, session.memory_mut(), done as u64)? {
-            watcher.tell(Event::Note(format!("incident {}: {}", told.number, told.outcome)));
-        }
+        audit::log(run, audit::LOG, &pass.audit(done as u64, what == Done::Skipped))?;
+        guard::conclude(run, &mut session, watcher)?;
         let speed = pass.tokens as f64 / started.elapsed().as_secs_f64();
         let looks_inside = recipe.guard.look > 0 && done.is_multiple_of(recipe.guard.look);
         let mut line = LogLine {
@@ -362,7 +322,7 @@ fn steps(
         let scheduled = done.is_multiple_of(r.checkpoint);
         let looks = last || done.is_multiple_of(r.validate);
         if scheduled && recipe.guard.on {
-            session.memory_mut().mark(done as u64);
+            session.memory().mark(done as u64);
         }
         if stop || scheduled || writer.due() || looks {
             let before = writer.begin(session.snapshot()?);
@@ -429,53 +389,6 @@ fn steps(
     let model = Model { transformer, tokenisers, info };
     model.save(&run.model(), Dtype::F32)?;
     Ok(model)
-}
-
-/// Removes what logs and incidents say of steps after the one that a session stands at.
-fn forget_after(run: &Run, session: &mut Session<'_>) -> Result<()> {
-    let step = session.state.step;
-    for name in ["train", "samples", audit::LOG] {
-        drop_after(&run.log(name), step)?;
-    }
-    incident::forget(run, session.memory().incidents)
-}
-
-/// Answers trouble by going back to an earlier checkpoint, or stops the run.
-fn go_back(
-    recipe: &Recipe,
-    run: &Run,
-    session: &mut Session<'_>,
-    trouble: Trouble,
-    pass: &Pass,
-    watcher: &mut dyn Watcher,
-) -> Result<()> {
-    let before = session.memory().clone();
-    if before.rollbacks >= recipe.guard.rollbacks as u64 {
-        let why = format!("it has gone back {} times already", before.rollbacks);
-        return Err(guard::give_up(run, &before, &trouble, &why));
-    }
-    let mut found = false;
-    for step in guard::targets(&before, trouble.from[0]) {
-        match session.restore(step) {
-            Ok(()) => {
-                found = true;
-                break;
-            }
-            Err(e) => watcher.tell(Event::Note(e.to_string())),
-        }
-    }
-    if !found {
-        let why = "there is no checkpoint to go back to";
-        return Err(guard::give_up(run, &before, &trouble, why));
-    }
-    let step = session.state.step;
-    checkpoint::folder::drop_after(&run.checkpoints(), step)?;
-    for name in ["train", "samples", audit::LOG] {
-        drop_after(&run.log(name), step)?;
-    }
-    let incident = guard::record_back(&recipe.guard, run, before, session, trouble, pass)?;
-    watcher.tell(Event::Note(incident.headline()));
-    Ok(())
 }
 
 /// What is seen inside the model after a step.

@@ -1,11 +1,11 @@
 //! A pretraining that is open: data, model, optimiser, and where it stands. The loop in
 //! [`crate::pretrain`] and the replay in [`crate::debug`] take the same steps through it.
 
-use crate::audit::{AuditLine, content};
+use crate::audit::{self, AuditLine, content};
 use crate::checkpoint::{self, Snapshot, State};
 use crate::codes::CodeTable;
 use crate::fault;
-use crate::guard::{self, Memory};
+use crate::guard::{self, Figures, Limits, Memory, Subject};
 use crate::memory;
 use crate::optim::{Optimiser, gradients, rate_at, squares};
 use crate::pretrain::{REPLIES, Source, Sums, fingerprint, forward, frozen, mean, mean_span};
@@ -13,7 +13,7 @@ use crate::run::Run;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
 use danlu_core::recipe::{Optimiser as Kind, Recipe};
-use danlu_core::{Batch, Control, Document, Error, Result, Rng, Vocabulary};
+use danlu_core::{Batch, Control, Document, Error, Result, Vocabulary};
 use danlu_data::{Corpus, Mixture, Packer, picture_classes, sound_classes};
 use danlu_model::arch::LayerView;
 use danlu_model::prompt::Template;
@@ -174,30 +174,8 @@ impl<'a> Session<'a> {
     }
 
     /// What the guard remembers.
-    pub(crate) fn memory(&mut self) -> &Memory {
-        self.memory_mut()
-    }
-
-    pub(crate) fn memory_mut(&mut self) -> &mut Memory {
-        self.state.guard.get_or_insert_default()
-    }
-
-    /// A copy for a checkpoint.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot> {
-        Snapshot::take(&self.state, &self.model, &self.optimiser, self.average.as_deref())
-    }
-
-    /// Goes back to the checkpoint of a step.
-    pub(crate) fn restore(&mut self, step: u64) -> Result<()> {
-        self.state = checkpoint::load_step(
-            &self.checkpoints,
-            step,
-            &self.state.fingerprint,
-            &mut self.model,
-            &mut self.optimiser,
-            self.average.as_mut(),
-        )?;
-        Ok(())
+    pub(crate) fn memory(&mut self) -> &mut Memory {
+        guard::memory_of(self)
     }
 
     /// The batches of a step that begins with sample `next`, and the sample after them.
@@ -223,16 +201,7 @@ impl<'a> Session<'a> {
 
     fn document(&self, index: u64) -> Result<Document> {
         let mut document = self.source.document(index)?;
-        if let Some((count, from, share)) = fault::since("noise", index)
-            && index < from + count.parse().unwrap_or(0)
-        {
-            let mut rng = Rng::new(self.recipe.seed ^ 0x6e_6f69_7365, index);
-            for id in document.ids.iter_mut().skip(1) {
-                if rng.unit() < share {
-                    *id = rng.below(self.vocabulary.size()) as u32;
-                }
-            }
-        }
+        fault::noise(&mut document.ids, index, self.recipe.seed, self.vocabulary.size());
         Ok(document)
     }
 
@@ -240,15 +209,7 @@ impl<'a> Session<'a> {
     /// but for the index of the next sample.
     pub(crate) fn pass(&mut self) -> Result<Pass> {
         let (step, z_loss) = (self.state.step, self.recipe.train.z_loss);
-        if let Some(name) = fault::once("nan", step) {
-            let all = self.model.parameters_mut();
-            if let Some(p) = all.into_iter().find(|p| p.name.contains(name)) {
-                let mut values = p.values();
-                values[0] = f32::NAN;
-                p.set(values);
-                p.tensor = p.tensor.clone().require_grad();
-            }
-        }
+        fault::poison(&mut self.model, step);
         let before = self.state.next;
         let from = self.state.guard.as_ref().map_or(before, |m| m.after_left_out(before));
         let (batches, to) = self.batches(from)?;
@@ -301,34 +262,6 @@ impl<'a> Session<'a> {
         rate_at(&self.recipe.train, self.state.step as usize) * ease
     }
 
-    /// The same without what the guard has lowered for good.
-    pub(crate) fn usual_share(&self) -> f32 {
-        let ramp = self.state.guard.as_ref().map_or(1.0, |m| m.ramp(self.state.step));
-        rate_at(&self.recipe.train, self.state.step as usize) * ramp
-    }
-
-    /// Takes the step: moves the weights and their average.
-    pub(crate) fn apply(&mut self, grads: Vec<Tensor<2>>, squares: &[f64]) {
-        let r = &self.recipe.train;
-        let wrong = fault::since("rate", self.state.step).map_or(1.0, |(_, _, times)| times);
-        let share = self.share() * wrong;
-        let (rates, scale) = ([r.rate * share, r.muon_rate * share], self.scale());
-        self.optimiser.step_known(&mut self.model, grads, squares, rates, scale);
-        if let Some(average) = &mut self.average {
-            for (a, p) in average.iter_mut().zip(self.model.parameters()) {
-                let now = p.tensor.clone().inner();
-                *a = a.clone().mul_scalar(r.ema) + now.mul_scalar(1.0 - r.ema);
-            }
-        }
-        self.state.step += 1;
-    }
-
-    /// Goes past the step without moving the weights.
-    pub(crate) fn skip(&mut self) {
-        self.optimiser.step += 1;
-        self.state.step += 1;
-    }
-
     /// The model without gradient records, as it is trained.
     pub(crate) fn plain(&self) -> Transformer {
         frozen(&self.model, None)
@@ -343,11 +276,6 @@ impl<'a> Session<'a> {
         batches.iter().map(loss).sum::<f64>() / batches.len().max(1) as f64
     }
 
-    /// Loss of the step that begins with sample `from`.
-    pub(crate) fn loss_of_samples(&self, from: u64) -> Result<f64> {
-        Ok(self.loss_of(&self.batches(from)?.0))
-    }
-
     /// What runs through the layers for a batch, of which the first `rows` rows alone are taken.
     pub(crate) fn view(&self, batch: &Batch, rows: usize) -> Vec<LayerView> {
         let end = (rows * self.recipe.train.window).min(batch.ids.len());
@@ -356,30 +284,93 @@ impl<'a> Session<'a> {
         let starts: Arc<[u32]> = inside.chain([end as u32]).collect();
         self.plain().view(&ids, &starts)
     }
+}
 
-    /// The layer in which values stop being finite first: on the way forward, or, if all are finite
-    /// there, on the way back.
-    pub(crate) fn first_not_finite(
-        &self,
-        pass: &Pass,
-        evidence: &mut Vec<String>,
-    ) -> Option<String> {
-        for batch in &pass.batches {
-            let layers = self.view(batch, self.recipe.train.rows);
-            if let Some(at) = layers.iter().position(|l| l.bad > 0) {
-                let before = at.checked_sub(1).map_or(0.0, |i| layers[i].largest);
-                evidence.push(format!(
-                    "{} of the values that come out of {} are not finite; the largest before it is \
-                     {before:.3e}",
-                    layers[at].bad, layers[at].name
-                ));
-                return Some(layers[at].name.clone());
+impl Subject for Session<'_> {
+    type Pass = Pass;
+
+    fn phase(&self) -> &'static str {
+        ""
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { least: 0.0, norm: 20.0, update: 0.25 }
+    }
+
+    fn logs(&self) -> Vec<String> {
+        ["train", "samples", audit::LOG].map(String::from).into()
+    }
+
+    fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    fn module(&mut self) -> Box<dyn Module + '_> {
+        Box::new(&mut self.model)
+    }
+
+    fn figures(pass: &Pass) -> Figures<'_> {
+        let &Pass { loss, norm, samples, .. } = pass;
+        Figures { loss, norm, tasks: &pass.tasks, samples }
+    }
+
+    fn usual_share(&self) -> f32 {
+        let ramp = self.state.guard.as_ref().map_or(1.0, |m| m.ramp(self.state.step));
+        rate_at(&self.recipe.train, self.state.step as usize) * ramp
+    }
+
+    /// Moves the weights and their average.
+    fn apply(&mut self, pass: &mut Pass) {
+        let r = &self.recipe.train;
+        let share = self.share() * fault::rate("", self.state.step);
+        let (rates, scale) = ([r.rate * share, r.muon_rate * share], self.scale());
+        let grads = std::mem::take(&mut pass.grads);
+        self.optimiser.step_known(&mut self.model, grads, &pass.squares, rates, scale);
+        if let Some(average) = &mut self.average {
+            for (a, p) in average.iter_mut().zip(self.model.parameters()) {
+                let now = p.tensor.clone().inner();
+                *a = a.clone().mul_scalar(r.ema) + now.mul_scalar(1.0 - r.ema);
             }
         }
-        let groups = guard::by_group(&self.model, &pass.squares);
-        let (name, _) = groups.into_iter().rev().find(|(_, squares)| !squares.is_finite())?;
-        evidence.push(format!("all values are finite forward; gradients of {name} are not"));
-        Some(name)
+        self.state.step += 1;
+    }
+
+    fn skip(&mut self) {
+        self.optimiser.step += 1;
+        self.state.step += 1;
+    }
+
+    fn loss_again(&mut self, pass: &Pass) -> Result<f64> {
+        Ok(self.loss_of(&pass.batches))
+    }
+
+    fn loss_of_samples(&mut self, from: u64) -> Result<f64> {
+        Ok(self.loss_of(&self.batches(from)?.0))
+    }
+
+    fn first_not_finite(&mut self, pass: &Pass, evidence: &mut Vec<String>) -> Option<String> {
+        let (plain, squares) = (self.plain(), &pass.squares);
+        guard::first_not_finite(&plain, &pass.batches, &self.model, squares, evidence)
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot> {
+        Snapshot::take(&self.state, &self.model, &self.optimiser, self.average.as_deref())
+    }
+
+    fn restore(&mut self, step: u64) -> Result<()> {
+        self.state = checkpoint::load_step(
+            &self.checkpoints,
+            step,
+            &self.state.fingerprint,
+            &mut self.model,
+            &mut self.optimiser,
+            self.average.as_mut(),
+        )?;
+        Ok(())
     }
 }
 

@@ -1,11 +1,10 @@
-//! Learns the three tokenisers. One loop each, with a checkpoint to resume from.
+//! Learns the three tokenisers: what each learns from, and by which loss. [`crate::learn`] has the loop.
 
-use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
-use crate::optim::Optimiser;
-use crate::run::{Run, append};
+use crate::learn::{Course, Examples, forget, learn};
+use crate::run::Run;
 use crate::watch::{Event, Watcher};
 use burn::tensor::{Tensor, TensorData};
-use danlu_core::recipe::{CheckpointRecipe, Recipe, TrackRecipe};
+use danlu_core::recipe::Recipe;
 use danlu_core::{Error, Picture, Result, Rng, Sound};
 use danlu_data::{Corpus, Split, picture_classes, sound_classes};
 use danlu_media::{alter_picture, alter_sound, restyle_picture, revoice_sound};
@@ -18,7 +17,11 @@ use danlu_model::{Module, Tokenisers};
 use danlu_ops::HeadLoss;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
+use std::ops::Range;
+
+/// What is learnt by steps, by its name in files, in the order in which it is.
+pub(crate) const PARTS: [&str; 4] =
+    ["image", "audio", ImageTokeniser::SEMANTIC, AudioTokeniser::SEMANTIC];
 
 /// One line of a tokeniser's log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +51,8 @@ pub fn train_all(
         Some(audio) => train_audio_semantic(recipe, run, corpus, audio, watcher)?,
         None => None,
     };
+    // All are saved.
+    PARTS.iter().try_for_each(|part| forget(run, part))?;
     Ok(Tokenisers { image_semantic, audio_semantic, text, foreign: None, chat: None, image, audio })
 }
 
@@ -128,23 +133,37 @@ pub fn train_image(
     let r = &recipe.image;
     let mut module = ImageTokeniser::new(r.into(), recipe.seed, &device.clone().autodiff());
     module.to_device(&device.clone().autodiff());
-    let loss = |module: &ImageTokeniser, step: usize| -> Tensor<1> {
-        let batch: Vec<Picture> = (0..r.batch)
+    let draw = |_: &ImageTokeniser, samples: Range<u64>| {
+        let batch: Vec<Picture> = samples
             .into_par_iter()
             .map(|i| {
-                let mut rng = Rng::new(recipe.seed, (1 << 50) + (step * r.batch + i) as u64);
+                let mut rng = Rng::new(recipe.seed, (1 << 50) + i);
                 let picture = *rng.pick(&pictures);
                 if rng.unit() < 0.5 { picture.clone() } else { alter_picture(picture, &mut rng) }
             })
             .collect();
         let batch: Vec<&Picture> = batch.iter().collect();
-        let wanted = ImageTokeniser::pixels(&batch, &device.clone().autodiff());
+        let inputs = ImageTokeniser::pixels(&batch, &device.clone().autodiff());
+        Examples { inputs, classes: Vec::new() }
+    };
+    let loss = |module: &ImageTokeniser, examples: &Examples<4>| {
+        let wanted = examples.inputs.clone();
         let made = module.decode(module.fsq.quantise(module.encode(wanted.clone())));
         let difference = made - wanted;
         // Absolute differences keep edges, squares keep areas.
         difference.clone().abs().mean() + difference.powf_scalar(2.0).mean()
     };
-    learn("image tokeniser", run, "image", &mut module, r.steps, r.rate, loss, watcher, recipe)?;
+    let course = Course {
+        what: "image tokeniser",
+        name: "image",
+        steps: r.steps,
+        batch: r.batch,
+        rate: r.rate,
+        least: 0.05,
+        draw: &draw,
+        loss: &loss,
+    };
+    learn(&course, &mut module, recipe, run, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), Dtype::F32)?;
     Ok(Some(module))
@@ -187,11 +206,11 @@ pub fn train_audio(
     let mut module = AudioTokeniser::new(config, recipe.seed, &device.clone().autodiff());
     module.to_device(&device.clone().autodiff());
     let width = r.mels * r.frames;
-    let loss = |module: &AudioTokeniser, step: usize| -> Tensor<1> {
-        let rows: Vec<f32> = (0..r.batch)
+    let draw = |module: &AudioTokeniser, samples: Range<u64>| {
+        let rows: Vec<f32> = samples
             .into_par_iter()
             .flat_map_iter(|i| {
-                let mut rng = Rng::new(recipe.seed, (1 << 52) + (step * r.batch + i) as u64);
+                let mut rng = Rng::new(recipe.seed, (1 << 52) + i);
                 let sound = *rng.pick(&sounds);
                 let samples = if rng.unit() < 0.5 {
                     sound.samples.clone()
@@ -209,15 +228,29 @@ pub fn train_audio(
                 rows
             })
             .collect();
-        let wanted = Tensor::<3>::from_data(
+        let inputs = Tensor::<3>::from_data(
             TensorData::new(rows, [r.batch, r.clip, width]),
             &device.clone().autodiff(),
         );
+        Examples { inputs, classes: Vec::new() }
+    };
+    let loss = |module: &AudioTokeniser, examples: &Examples<3>| {
+        let wanted = examples.inputs.clone();
         let codes = module.fsq.quantise(module.encode(wanted.clone()));
         let difference = module.decode(codes, r.batch) - wanted;
         difference.clone().abs().mean() + difference.powf_scalar(2.0).mean()
     };
-    learn("audio tokeniser", run, "audio", &mut module, r.steps, r.rate, loss, watcher, recipe)?;
+    let course = Course {
+        what: "audio tokeniser",
+        name: "audio",
+        steps: r.steps,
+        batch: r.batch,
+        rate: r.rate,
+        least: 0.05,
+        draw: &draw,
+        loss: &loss,
+    };
+    learn(&course, &mut module, recipe, run, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), Dtype::F32)?;
     Ok(Some(module))
@@ -258,21 +291,30 @@ pub fn train_image_semantic(
     let tracked = device.clone().autodiff();
     let mut module = Recogniser::new(config, recipe.seed, &tracked);
     module.to_device(&tracked);
-    let loss = |module: &Recogniser, step: usize| -> Tensor<1> {
-        let batch: Vec<(Picture, u32)> = (0..r.batch)
+    let draw = |_: &Recogniser, samples: Range<u64>| {
+        let batch: Vec<(Picture, u32)> = samples
             .into_par_iter()
             .map(|i| {
-                let mut rng = Rng::new(recipe.seed, (1 << 53) + (step * r.batch + i) as u64);
+                let mut rng = Rng::new(recipe.seed, (1 << 53) + i);
                 let &(picture, class) = rng.pick(&shown);
                 (restyle_picture(picture, &mut rng), class)
             })
             .collect();
-        let (pictures, targets): (Vec<&Picture>, Vec<u32>) =
+        let (pictures, classes): (Vec<&Picture>, Vec<u32>) =
             batch.iter().map(|(p, c)| (p, *c)).unzip();
-        recognition_loss(module, ImageTokeniser::pixels(&pictures, &tracked), targets)
+        Examples { inputs: ImageTokeniser::pixels(&pictures, &tracked), classes }
     };
-    let phase = "recogniser of pictures";
-    learn(phase, run, name, &mut module, r.steps, r.rate, loss, watcher, recipe)?;
+    let course = Course {
+        what: "recogniser of pictures",
+        name,
+        steps: r.steps,
+        batch: r.batch,
+        rate: r.rate,
+        least: 0.5,
+        draw: &draw,
+        loss: &recognition_loss,
+    };
+    learn(&course, &mut module, recipe, run, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), name, Dtype::F32)?;
     Ok(Some(module))
@@ -315,11 +357,11 @@ pub fn train_audio_semantic(
     let tracked = device.clone().autodiff();
     let mut module = Recogniser::new(config, recipe.seed, &tracked);
     module.to_device(&tracked);
-    let loss = |module: &Recogniser, step: usize| -> Tensor<1> {
-        let batch: Vec<(Vec<f32>, u32)> = (0..r.batch)
+    let draw = |module: &Recogniser, samples: Range<u64>| {
+        let batch: Vec<(Vec<f32>, u32)> = samples
             .into_par_iter()
             .map(|i| {
-                let mut rng = Rng::new(recipe.seed, (1 << 54) + (step * r.batch + i) as u64);
+                let mut rng = Rng::new(recipe.seed, (1 << 54) + i);
                 let &(sound, class) = rng.pick(&heard);
                 let samples = revoice_sound(sound, &mut rng).samples;
                 let mut rows = audio.rows(&samples);
@@ -328,26 +370,35 @@ pub fn train_audio_semantic(
             })
             .collect();
         let rows: Vec<&[f32]> = batch.iter().map(|(rows, _)| rows.as_slice()).collect();
-        let targets = batch.iter().map(|(_, class)| *class).collect();
-        recognition_loss(module, module.frames(&rows, &tracked), targets)
+        let classes = batch.iter().map(|(_, class)| *class).collect();
+        Examples { inputs: module.frames(&rows, &tracked), classes }
     };
-    let phase = "recogniser of speech";
-    learn(phase, run, name, &mut module, r.steps, r.rate, loss, watcher, recipe)?;
+    let course = Course {
+        what: "recogniser of speech",
+        name,
+        steps: r.steps,
+        batch: r.batch,
+        rate: r.rate,
+        least: 0.5,
+        draw: &draw,
+        loss: &recognition_loss,
+    };
+    learn(&course, &mut module, recipe, run, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), name, Dtype::F32)?;
     Ok(Some(module))
 }
 
-/// Cross-entropy of the classes `targets` of `x`.
-fn recognition_loss(module: &Recogniser, x: Tensor<4>, targets: Vec<u32>) -> Tensor<1> {
-    let n = targets.len();
+/// Cross-entropy of the classes of examples.
+fn recognition_loss(module: &Recogniser, examples: &Examples<4>) -> Tensor<1> {
+    let n = examples.classes.len();
     let spec = HeadLoss {
-        targets: targets.into(),
+        targets: examples.classes.as_slice().into(),
         weights: vec![1.0; n].into(),
         scale: 1.0 / n as f32,
         z_loss: 1e-4,
     };
-    danlu_ops::head_loss(module.embed(x), module.table(), &spec).0
+    danlu_ops::head_loss(module.embed(examples.inputs.clone()), module.table(), &spec).0
 }
 
 /// Blanks out a band of frequencies and a stretch of time, in half of the calls each (SpecAugment,
@@ -366,100 +417,4 @@ fn mask(frames: &mut [f32], mels: usize, rng: &mut Rng) {
         let first = rng.below(count - stretch.min(count) + 1);
         frames[first * mels..(first + stretch).min(count) * mels].fill(0.0);
     }
-}
-
-/// Learning rate of Muon as a multiple of AdamW's.
-const MUON_RATE: f32 = 10.0;
-
-/// The loop that autoencoders and recognisers share: warm-up, then a straight line to nothing. AdamW,
-/// with Muon for the matrices inside a recogniser's scales.
-#[allow(clippy::too_many_arguments)]
-fn learn<M: Module>(
-    phase: &str,
-    run: &Run,
-    name: &str,
-    module: &mut M,
-    steps: usize,
-    rate: f32,
-    loss: impl Fn(&M, usize) -> Tensor<1>,
-    watcher: &mut dyn Watcher,
-    recipe: &Recipe,
-) -> Result<()> {
-    let mut optimiser = Optimiser::new(module, [0.9, 0.99], 1e-8, 0.01, 1.0)
-        .with_muon(module, |name| name.starts_with("scales."));
-    let folder = run.tokenisers().join(format!("{name}-checkpoints"));
-    let kept = Recipe {
-        checkpoint: CheckpointRecipe::default(),
-        track: TrackRecipe::default(),
-        ..recipe.clone()
-    };
-    let fingerprint = blake3::hash(kept.to_toml().as_bytes()).to_hex().to_string();
-    let facts = Facts { seed: recipe.seed, recipe: fingerprint.clone(), ..Facts::default() };
-    let mut writer = Writer::new(&folder, &recipe.checkpoint, facts);
-    let mut faults = Vec::new();
-    let found = checkpoint::load(&folder, &fingerprint, module, &mut optimiser, None, &mut faults)?;
-    faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
-    let first = found.as_ref().map_or(0, |s| s.step as usize);
-    let before = found.map_or(0.0, |s| s.seconds);
-    watcher.tell(Event::Phase { name: phase.into(), steps, done: first });
-    let start = Instant::now();
-    let mut smooth = None;
-    let mut bad = 0;
-    for step in first..steps {
-        let value = loss(module, step);
-        let number: f32 = value.clone().inner().into_scalar();
-        let grads = value.backward();
-        let grads = module
-            .parameters()
-            .iter()
-            .map(|p| {
-                let grad = p.tensor.grad(&grads);
-                grad.unwrap_or_else(|| Tensor::zeros(p.tensor.dims(), &danlu_ops::cpu_device()))
-            })
-            .collect();
-        let warm = ((step + 1) as f32 / 100.0).min(1.0);
-        let left = (steps - step) as f32 / steps as f32;
-        let rate = rate * warm * left.min(1.0);
-        let norm = optimiser.step(module, grads, [rate, MUON_RATE * rate], 1.0);
-        if !norm.is_finite() {
-            bad += 1;
-            optimiser.step += 1;
-            watcher.tell(Event::Note(format!("{phase}: step {step} skipped, loss {number}")));
-            if bad > 20 {
-                return Err(Error::Other(format!("{phase}: over 20 steps without a finite loss")));
-            }
-        }
-        let s = smooth.map_or(number, |s: f32| s * 0.98 + number * 0.02);
-        smooth = Some(s);
-        let done = step + 1;
-        if done % 20 == 0 || done == steps {
-            append(&run.log(name), &LogLine { step: done, loss: s })?;
-        }
-        watcher.tell(Event::Step { done, figures: format!("loss {s:.4}") });
-        let stop = watcher.stop();
-        if stop || (done % 1000 == 0 || writer.due()) && done < steps {
-            let state = State {
-                step: done as u64,
-                seconds: before + start.elapsed().as_secs_f64(),
-                ..State::new(fingerprint.clone())
-            };
-            let begun = writer.begin(Snapshot::take(&state, module, &optimiser, None)?);
-            begun.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
-        }
-        if stop {
-            writer.wait()?;
-            return Err(Error::Other(format!(
-                "{phase}: stopped at step {done}; a checkpoint is in {}",
-                folder.display()
-            )));
-        }
-    }
-    // Not needed any more, whole or not.
-    let _ = writer.wait();
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-    }
-    let loss = smooth.map_or(String::new(), |s| format!("loss {s:.4}"));
-    watcher.tell(Event::PhaseDone { result: loss });
-    Ok(())
 }

@@ -3,14 +3,15 @@
 //! What a step learns from is made by [`lesson`](crate::lesson): replies, preferences or rewarded
 //! tries. Each is a batch whose positions have weights, so the loop does not know which.
 
-use crate::audit::{self, AuditLine};
-use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
-use crate::distil::{self, Teacher};
-use crate::lesson::{Held, Lessons};
-use crate::optim::{Optimiser, gradients, warm_rate};
-use crate::pretrain::{Losses, forward};
-use crate::run::{Run, append, drop_after};
+use crate::audit;
+use crate::checkpoint::{self, Facts, Writer};
+use crate::distil::Teacher;
+use crate::guard::{self, Done, Subject};
+use crate::lesson::Held;
+use crate::pretrain::Losses;
+use crate::run::{Run, append};
 use crate::tune_page::tune_page;
+use crate::tuning::Tuning;
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::CheckpointRecipe;
 use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Result, TuneRecipe};
@@ -112,8 +113,13 @@ impl Learner {
         plain
     }
 
+    /// Every parameter, learnt or not, of the model and of its adapters.
+    pub(crate) fn every(&mut self) -> Vec<&Parameter> {
+        self.transformer.every_mut().into_iter().map(|p| &*p).collect()
+    }
+
     /// Gives the dropout of the adapter that learns the dice of a step; `None`: none is dropped.
-    fn shake(&mut self, seed: Option<u64>) {
+    pub(crate) fn shake(&mut self, seed: Option<u64>) {
         let Some(share) = self.lora.as_ref().map(|l| l.dropout).filter(|&d| d > 0.0) else {
             return;
         };
@@ -188,98 +194,58 @@ pub fn tune(
     if let Some(teacher) = &teacher {
         data.insert("teacher".into(), teacher.hash.clone());
     }
-    let mut lessons = Lessons::read(recipe, &model, watcher)?;
     let held_out = Held::read(recipe, &model, watcher)?;
-
-    let mut learner =
-        Learner::new(&model.transformer, recipe.lora.as_ref(), recipe.base, recipe.seed)?;
-    let mut optimiser =
-        Optimiser::new(&*learner.module(), [0.9, 0.999], 1e-8, r.weight_decay, r.clip);
     let fingerprint = fingerprint(recipe, &base, &parents, &data);
-    let mut faults = Vec::new();
-    let found = checkpoint::load(
-        &run.checkpoints(),
-        &fingerprint,
-        &mut *learner.module(),
-        &mut optimiser,
-        None,
-        &mut faults,
-    )?;
-    faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
-    let mut state = found.unwrap_or_else(|| State::new(fingerprint.clone()));
-    for name in ["train", audit::LOG] {
-        drop_after(&run.log(name), state.step)?;
-    }
+    let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints())?;
+    fetched.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
+    let mut tuning = Tuning::open(recipe, run, &model, teacher, &fingerprint, watcher)?;
     let facts = Facts { seed: recipe.seed, recipe: fingerprint, ..Facts::default() };
-    let mut writer = Writer::new(&run.checkpoints(), &CheckpointRecipe::default(), facts);
+    let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts)?;
+    guard::begin(&recipe.guard, run, &mut tuning, &mut writer)?;
 
-    let learns = learner.module().size() as f64 / 1e6;
-    let first = state.step as usize;
+    let learns = tuning.learner.module().size() as f64 / 1e6;
+    let done = tuning.state.step as usize;
     let name = format!("{learns:.2} M parameters learn");
-    watcher.tell(Event::Phase { name, steps: r.steps, done: first });
-    let (begun, before) = (Instant::now(), state.seconds);
-    let mut bad_in_a_row = 0;
-    for step in first..r.steps {
+    watcher.tell(Event::Phase { name, steps: r.steps, done });
+    let mut clock = Instant::now();
+    while (tuning.state.step as usize) < r.steps {
         let started = Instant::now();
-        let lesson = lessons.next(&learner, state.next, step)?;
-        learner.shake(Some(recipe.seed ^ (step as u64) << 8));
-        let (value, number) = match &teacher {
-            Some(teacher) => distil::loss(&learner.transformer, teacher, &lesson.batch),
-            None => {
-                let loss = forward(&learner.transformer, &lesson.batch, lesson.scale, 0.0).0;
-                let number: f32 = loss.clone().inner().into_scalar();
-                (loss, f64::from(number))
-            }
-        };
-        let grads = value.backward();
-        let grads = gradients(&*learner.module(), grads);
-        let share = warm_rate(r.schedule, [r.steps, r.warmup, step], r.final_rate, 0.2);
-        let norm = optimiser.step(&mut *learner.module(), grads, [r.rate * share, 0.0], 1.0);
-        learner.shake(None);
-        state.step += 1;
-        let (from, to) = (state.next, lesson.next);
-        let content = audit::content(std::slice::from_ref(&lesson.batch));
-        let skipped = !norm.is_finite();
-        let trained = AuditLine { step: state.step, from, to, left_out: vec![], skipped, content };
-        audit::log(run, &trained)?;
-        state.next = lesson.next;
-        state.tokens += lesson.batch.tokens as u64;
-        state.seconds = before + begun.elapsed().as_secs_f64();
-        if norm.is_finite() {
-            bad_in_a_row = 0;
-        } else {
-            optimiser.step += 1;
-            bad_in_a_row += 1;
-            watcher.tell(Event::Note(format!(
-                "step {step} skipped: loss {number}, gradient norm {norm}, rows up to {}",
-                state.next
-            )));
-            if bad_in_a_row > 20 {
-                return Err(Error::Other(
-                    "over 20 steps in a row without a finite gradient".into(),
-                ));
-            }
+        let mut pass = tuning.pass()?;
+        let share = tuning.share();
+        let what = guard::step(&recipe.guard, run, &mut tuning, &mut pass, &mut writer, watcher)?;
+        if what == Done::Back {
+            continue;
         }
-        let done = step + 1;
+        let done = tuning.state.step as usize;
+        audit::log(run, audit::LOG, &pass.audit(done as u64, what == Done::Skipped))?;
+        guard::conclude(run, &mut tuning, watcher)?;
+        let tokens = pass.lesson.batch.tokens;
+        tuning.state.tokens += tokens as u64;
+        tuning.state.seconds += clock.elapsed().as_secs_f64();
+        clock = Instant::now();
         let (stop, last) = (watcher.stop(), done == r.steps);
-        let looks = last || done % r.validate == 0;
-        if stop || looks || done % r.checkpoint == 0 || writer.due() {
-            let taken = Snapshot::take(&state, &*learner.module(), &optimiser, None)?;
-            writer.begin(taken).unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+        let scheduled = done.is_multiple_of(r.checkpoint);
+        let looks = last || done.is_multiple_of(r.validate);
+        if scheduled && recipe.guard.on {
+            guard::memory_of(&mut tuning).mark(done as u64);
+        }
+        if stop || looks || scheduled || writer.due() {
+            let begun = writer.begin(tuning.snapshot()?);
+            begun.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
         }
         let mut line = TuneLine {
             step: done,
-            tokens: state.tokens,
-            loss: lesson.loss.unwrap_or(number),
-            figures: lesson.figures,
+            tokens: tuning.state.tokens,
+            loss: pass.lesson.loss.unwrap_or(pass.sum),
+            figures: pass.lesson.figures,
             held_out: Losses::new(),
-            norm,
+            norm: pass.norm,
             rate: share,
-            speed: lesson.batch.tokens as f64 / started.elapsed().as_secs_f64(),
+            speed: tokens as f64 / started.elapsed().as_secs_f64(),
         };
         if looks {
             writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
-            line.held_out = held_out.measure(&learner.plain());
+            line.held_out = held_out.measure(&tuning.learner.plain());
         }
         append(&run.log("train"), &line)?;
         if looks {
@@ -294,6 +260,7 @@ pub fn tune(
             )));
         }
     }
+    let Tuning { learner, state, .. } = tuning;
     writer.wait()?;
     let result = format!("{} tokens in {:.0} s", state.tokens, state.seconds);
     watcher.tell(Event::PhaseDone { result });
@@ -370,6 +337,7 @@ fn fingerprint(
     if let Objective::Distil { teacher, .. } = &mut bare.objective {
         *teacher = PathBuf::new();
     }
+    bare.checkpoint = CheckpointRecipe::default();
     hash.update(bare.to_toml().as_bytes());
     hash.update(format!("{base} {parents:?} {data:?}").as_bytes());
     hash.finalize().to_hex().to_string()

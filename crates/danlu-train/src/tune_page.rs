@@ -1,5 +1,6 @@
 //! The page of a tuning: where it stands, curves, the recipe.
 
+use crate::incident_page::went_wrong;
 use crate::run::{Run, entries, read};
 use crate::tune::TuneLine;
 use danlu_core::{Error, Result, TuneRecipe};
@@ -49,6 +50,7 @@ pub(crate) fn tune_page(run: &Run, recipe: &TuneRecipe) -> Result<()> {
     }
     chart("Gradient norm before clipping", "norm", vec![line("norm", points(&|l| Some(l.norm)))]);
     chart("Speed", "tokens/s", vec![line("tokens/s", points(&|l| Some(l.speed)))]);
+    went_wrong(&mut page, run)?;
     page.section("Recipe");
     page.code("Every value of this run", "toml", &read(&run.recipe())?);
     page.write(run.page()).map_err(|e| Error::io(run.page(), e))

@@ -17,11 +17,16 @@ pub struct CheckpointRecipe {
     pub minutes: f32,
     /// Tensors are split into files of at most this many megabytes.
     pub shard_mb: usize,
+    /// Address of a place in an object store where each is copied to, `s3://bucket/run` (with access
+    /// by the environment: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`, ...) or `file:///path`. A run without
+    /// checkpoints goes on from the newest there. Needs a build with the feature `object-store`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 impl Default for CheckpointRecipe {
     fn default() -> Self {
-        Self { keep: 2, best: false, minutes: 0.0, shard_mb: 512 }
+        Self { keep: 2, best: false, minutes: 0.0, shard_mb: 512, store: None }
     }
 }
 
@@ -87,18 +92,22 @@ pub struct TrackRecipe {
     pub dashboard: bool,
 }
 
-pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
 impl CheckpointRecipe {
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         for (name, value) in
             [("checkpoint.keep", self.keep), ("checkpoint.shard_mb", self.shard_mb)]
         {
             if value == 0 {
                 return Err(Error::parameter(name, "at least 1", value));
             }
+        }
+        if let Some(store) = self.store.as_ref().filter(|s| !s.contains("://")) {
+            let wanted = "an address such as s3://bucket/run";
+            return Err(Error::parameter("checkpoint.store", wanted, format!("{store:?}")));
         }
         if !(0.0..=1e6).contains(&self.minutes) {
             return Err(Error::parameter("checkpoint.minutes", "0 to 1000000", self.minutes));
@@ -108,7 +117,7 @@ impl CheckpointRecipe {
 }
 
 impl GuardRecipe {
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let bounded = [
             ("guard.deviations", self.deviations, 1.0, 1e6),
             ("guard.lower", self.lower as f64, 1e-3, 1.0),
@@ -128,7 +137,7 @@ impl GuardRecipe {
 }
 
 impl TrackRecipe {
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         match &self.mlflow {
             Some(address) if !address.starts_with("http://") => {
                 let wanted = "an address such as http://127.0.0.1:5000";
@@ -167,6 +176,7 @@ mod tests {
         for (more, want) in [
             ("[checkpoint]\nkeep=0\n", "checkpoint.keep"),
             ("[checkpoint]\nminutes=-1\n", "checkpoint.minutes"),
+            ("[checkpoint]\nstore='bucket'\n", "checkpoint.store"),
             ("[checkpoint]\nkep=3\n", "did you mean `keep`"),
             ("[track]\nmlflow='localhost'\n", "track.mlflow"),
             ("[guard]\nlower=0\n", "guard.lower"),

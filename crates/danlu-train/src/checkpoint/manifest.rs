@@ -63,14 +63,19 @@ impl Manifest {
     /// Reads the manifest in a checkpoint's folder.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST);
-        let manifest: Self = serde_json::from_str(&read(&path)?)
-            .map_err(|e| Error::file(&path, "the manifest of a checkpoint", e))?;
+        Self::parse(&path, &read(&path)?)
+    }
+
+    /// Takes a manifest out of the text of `path`.
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self> {
+        let manifest: Self = serde_json::from_str(text)
+            .map_err(|e| Error::file(path, "the manifest of a checkpoint", e))?;
         if manifest.format != FORMAT {
-            return Err(Error::file(&path, format!("format {FORMAT}"), manifest.format));
+            return Err(Error::file(path, format!("format {FORMAT}"), manifest.format));
         }
         if manifest.seal != manifest.hash() {
             let wanted = format!("a manifest with BLAKE3 {}", manifest.seal);
-            return Err(Error::file(&path, wanted, manifest.hash()));
+            return Err(Error::file(path, wanted, manifest.hash()));
         }
         Ok(manifest)
     }

@@ -8,6 +8,8 @@ pub(crate) mod folder;
 mod load;
 mod manifest;
 mod shards;
+#[cfg_attr(not(feature = "object-store"), path = "no_store.rs")]
+mod store;
 mod writer;
 
 pub use load::{accept_data, adopt, load, load_step, load_until, newest_state, same_data};
@@ -18,10 +20,23 @@ pub use writer::Writer;
 use crate::guard::Memory;
 use crate::optim::Optimiser;
 use burn::tensor::Tensor;
+use danlu_core::recipe::CheckpointRecipe;
 use danlu_core::{Error, Result};
 use danlu_model::io::NamedTensor;
 use danlu_model::params::Module;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Where a folder of checkpoints is empty and the recipe names a store, fetches the newest from there;
+/// what is to be told.
+pub fn fetch(recipe: &CheckpointRecipe, folder: &Path) -> Result<Option<String>> {
+    let Some(address) = recipe.store.as_ref().filter(|_| folder::list(folder).is_empty()) else {
+        return Ok(None);
+    };
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let found = store::Store::open(address)?.fetch(folder)?;
+    Ok(found.map(|step| format!("fetched the checkpoint of step {step} from {address}")))
+}
 
 /// What a checkpoint holds beside tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +58,9 @@ pub struct State {
     /// What the guard remembers; `None` where none has watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<Memory>,
+    /// A loss that is smoothed from step to step for the log, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smooth: Option<f32>,
 }
 
 impl State {
@@ -56,6 +74,7 @@ impl State {
             seconds: 0.0,
             from: Vec::new(),
             guard: None,
+            smooth: None,
         }
     }
 }

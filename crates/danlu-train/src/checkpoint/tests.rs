@@ -40,17 +40,17 @@ fn state(step: u64) -> State {
     State { step, next: 10 * step, seconds: 0.1, ..State::new("print".into()) }
 }
 
-struct Folder(PathBuf);
+pub(super) struct Folder(pub(super) PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("danlu-ckpt-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         Self(path)
     }
 
-    fn save(&self, steps: &[u64], recipe: &CheckpointRecipe) {
-        let mut writer = Writer::new(&self.0, recipe, Facts::default());
+    pub(super) fn save(&self, steps: &[u64], recipe: &CheckpointRecipe) {
+        let mut writer = Writer::new(&self.0, recipe, Facts::default()).expect("opens");
         for &step in steps {
             let (module, optimiser) = two(step);
             let taken = Snapshot::take(&state(step), &module, &optimiser, None).expect("copies");
@@ -65,7 +65,7 @@ impl Folder {
     }
 
     /// What is loaded: the step, and what was said of others.
-    fn load(&self) -> Result<(u64, Vec<String>)> {
+    pub(super) fn load(&self) -> Result<(u64, Vec<String>)> {
         let (mut module, mut optimiser) = two(0);
         let mut faults = Vec::new();
         let found = load(&self.0, "print", &mut module, &mut optimiser, None, &mut faults)?;
@@ -92,13 +92,22 @@ fn shard(folder: &Path, step: u64, number: usize) -> PathBuf {
     folder.join(format!("step-{step:08}/tensors-{number:05}-of-00002.safetensors"))
 }
 
+/// A checkpoint of a step, of a training of this fingerprint, with bits of its own.
+#[cfg(feature = "object-store")]
+pub(super) fn of_print(folder: &Folder, step: u64, print: &str) -> PathBuf {
+    let (module, optimiser) = two(step + 100);
+    let state = State { fingerprint: print.into(), ..state(step) };
+    let taken = Snapshot::take(&state, &module, &optimiser, None).expect("copies");
+    folder::write(&folder.0, &taken, &Facts::default(), usize::MAX).expect("writes")
+}
+
 #[test]
 fn the_newest_stay_and_the_best_if_asked() {
     let folder = Folder::new("keep");
     let recipe = CheckpointRecipe { keep: 2, best: true, ..CheckpointRecipe::default() };
     folder.save(&[1, 2, 3], &recipe);
     assert_eq!(folder.names(), ["step-00000002", "step-00000003"]);
-    let writer = Writer::new(&folder.0, &recipe, Facts::default());
+    let writer = Writer::new(&folder.0, &recipe, Facts::default()).expect("opens");
     writer.rate(2, 0.75).expect("points");
     writer.rate(3, 0.9).expect("is no better");
     assert_eq!(best(&folder.0), Some(("step-00000002".into(), 0.75)));
@@ -193,7 +202,7 @@ fn a_save_that_fails_says_what_is_left_and_leaves_it() {
     let folder = Folder::new("fails");
     let recipe = CheckpointRecipe::default();
     folder.save(&[1], &recipe);
-    let mut writer = Writer::new(&folder.0, &recipe, Facts::default());
+    let mut writer = Writer::new(&folder.0, &recipe, Facts::default()).expect("opens");
     let (module, optimiser) = two(2);
     let taken = || Snapshot::take(&state(2), &module, &optimiser, None).expect("copies");
     // A file stands where the folder of the unfinished checkpoint would be.

@@ -1,10 +1,12 @@
 //! Writes checkpoints while the training goes on.
 
 use super::manifest::Facts;
+use super::store::Store;
 use super::{Snapshot, folder};
 use danlu_core::recipe::CheckpointRecipe;
 use danlu_core::{Error, Result};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -16,15 +18,26 @@ pub struct Writer {
     folder: PathBuf,
     recipe: CheckpointRecipe,
     facts: Facts,
-    job: Option<(u64, JoinHandle<Result<()>>)>,
+    store: Option<Arc<Store>>,
+    job: Option<(u64, JoinHandle<Result<Saved>>)>,
     last: Instant,
 }
 
+/// A checkpoint that is on the disk, and why it is not in the store, if it should be and is not.
+type Saved = Option<Error>;
+
 impl Writer {
-    /// For the checkpoints in `folder` of a run that is made of `facts`.
-    pub fn new(folder: &Path, recipe: &CheckpointRecipe, facts: Facts) -> Self {
+    /// For the checkpoints in `folder` of a run that is made of `facts`. Opens the recipe's object
+    /// store if it names one.
+    pub fn new(folder: &Path, recipe: &CheckpointRecipe, facts: Facts) -> Result<Self> {
+        let store = recipe.store.as_deref().map(Store::open).transpose()?.map(Arc::new);
         let (folder, recipe) = (folder.to_path_buf(), recipe.clone());
-        Self { folder, recipe, facts, job: None, last: Instant::now() }
+        Ok(Self { folder, recipe, facts, store, job: None, last: Instant::now() })
+    }
+
+    /// Where it writes.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Whether the recipe wants one by the clock.
@@ -40,7 +53,11 @@ impl Writer {
         let step = snapshot.state.step;
         let (folder, recipe, facts) =
             (self.folder.clone(), self.recipe.clone(), self.facts.clone());
-        let job = std::thread::spawn(move || save(&folder, &recipe, &facts, &snapshot));
+        let store = self.store.clone();
+        let job = std::thread::spawn(move || -> Result<Saved> {
+            let whole = save(&folder, &recipe, &facts, &snapshot)?;
+            Ok(store.and_then(|store| store.copy(&whole).err()))
+        });
         self.job = Some((step, job));
         before
     }
@@ -50,13 +67,23 @@ impl Writer {
     pub fn wait(&mut self) -> Result<()> {
         let Some((step, job)) = self.job.take() else { return Ok(()) };
         let result = job.join().unwrap_or_else(|_| Err(Error::Other("its writer panicked".into())));
-        result.map_err(|e| {
+        let saved = result.map_err(|e| {
             let newest = folder::list(&self.folder).pop();
             let newest = newest.map_or("there is none before it".into(), |path| {
                 format!("the newest is still {}", path.display())
             });
             Error::Other(format!("the checkpoint of step {step} was not written: {e}; {newest}"))
-        })
+        })?;
+        let told = |e| format!("the checkpoint of step {step} is written, but not copied: {e}");
+        saved.map_or(Ok(()), |e| Err(Error::Other(told(e))))
+    }
+
+    /// Removes the checkpoints after `step`: training has gone back before them. What is to be told
+    /// if the store does not let them go.
+    pub fn drop_after(&self, step: u64) -> Result<Option<String>> {
+        folder::drop_after(&self.folder, step)?;
+        let failed = self.store.as_ref().and_then(|store| store.drop_after(step).err());
+        Ok(failed.map(|e| format!("checkpoints after step {step} are still in the store: {e}")))
     }
 
     /// Says that the checkpoint of `step`, which has been written, had this validation loss. If it
@@ -83,8 +110,9 @@ fn save(
     recipe: &CheckpointRecipe,
     facts: &Facts,
     snapshot: &Snapshot,
-) -> Result<()> {
-    folder::write(folder, snapshot, facts, recipe.shard_mb << 20)?;
+) -> Result<PathBuf> {
+    let whole = folder::write(folder, snapshot, facts, recipe.shard_mb << 20)?;
     let best = folder::best(folder).filter(|_| recipe.best).map(|(name, _)| name);
-    folder::prune(folder, recipe.keep, &best.into_iter().collect::<Vec<_>>())
+    folder::prune(folder, recipe.keep, &best.into_iter().collect::<Vec<_>>())?;
+    Ok(whole)
 }

@@ -1,7 +1,12 @@
 //! What the guard takes for trouble, on made-up losses.
 
+use super::answer::{outcome, record_skip, targets};
+use super::judge::Outlook;
 use super::*;
+use crate::incident::Seen;
+use crate::run::Run;
 use danlu_core::Rng;
+use danlu_core::recipe::GuardRecipe;
 use std::path::PathBuf;
 
 /// Losses of three tasks that fall with the step, with noise and now and then a hard step.
@@ -19,6 +24,13 @@ fn tasks(step: u64, rng: &mut Rng, more: f64) -> Vec<(String, f64, f64)> {
     if all.is_empty() { vec![("say".into(), 3.0 + down + more, 50.0)] } else { all }
 }
 
+/// What is expected of tasks and a gradient norm.
+fn outlook(memory: &Memory, tasks: &[(String, f64, f64)], norm: f64) -> Outlook {
+    Outlook::of(memory, &Figures { loss: 0.0, norm, tasks, samples: [0, 0] })
+}
+
+const LIMITS: Limits = Limits { least: 0.0, norm: 20.0, update: 0.25 };
+
 fn norm(rng: &mut Rng) -> f64 {
     (0.5 * rng.normal() as f64).exp()
 }
@@ -31,17 +43,33 @@ fn noise_is_no_trouble_and_a_jump_is() {
         let mut memory = Memory::default();
         let mut in_a_row = 0;
         for step in 0..300 {
-            let outlook = Outlook::of(&memory, &tasks(step, &mut rng, 0.0), norm(&mut rng));
-            let alarm = outlook.alarm(&r, &memory);
+            let seen = outlook(&memory, &tasks(step, &mut rng, 0.0), norm(&mut rng));
+            let alarm = seen.alarm(&r, &LIMITS, &memory);
             in_a_row = if alarm.suspicious { in_a_row + 1 } else { 0 };
             assert!(!alarm.far && !alarm.norm && in_a_row < 4, "seed {seed}, step {step}");
-            outlook.learn(&mut memory, &tasks(step, &mut rng, 0.0));
+            seen.learn(&mut memory, &tasks(step, &mut rng, 0.0));
         }
-        let outlook = Outlook::of(&memory, &tasks(300, &mut rng, 3.0), 1.0);
-        assert!(outlook.alarm(&r, &memory).far, "seed {seed}: {:.1}", outlook.deviations);
-        let outlook = Outlook::of(&memory, &tasks(300, &mut rng, 0.0), 200.0);
-        assert!(outlook.alarm(&r, &memory).norm, "seed {seed}: {:.1}", outlook.norm_jump);
+        let seen = outlook(&memory, &tasks(300, &mut rng, 3.0), 1.0);
+        assert!(seen.alarm(&r, &LIMITS, &memory).far, "seed {seed}: {:.1}", seen.deviations);
+        let patient = Limits { least: 3.5, ..LIMITS };
+        assert!(!seen.alarm(&r, &patient, &memory).far, "seed {seed}: by less than is wanted");
+        let seen = outlook(&memory, &tasks(300, &mut rng, 0.0), 200.0);
+        assert!(seen.alarm(&r, &LIMITS, &memory).norm, "seed {seed}: {:.1}", seen.norm_jump);
     }
+}
+
+#[test]
+fn a_gradient_of_nothing_says_nothing_about_the_next() {
+    let r = GuardRecipe::default();
+    let mut memory = Memory::default();
+    let tasks = [("divergence".to_string(), 0.1, 10.0)];
+    for step in 0..100 {
+        let seen = outlook(&memory, &tasks, if step % 3 == 0 { 0.5 } else { 0.0 });
+        let alarm = seen.alarm(&r, &LIMITS, &memory);
+        assert!(!alarm.norm && !alarm.far, "step {step}");
+        seen.learn(&mut memory, &tasks);
+    }
+    assert!((memory.norm.value - 0.5f64.ln()).abs() < 1e-9, "{:?}", memory.norm);
 }
 
 #[test]
@@ -81,20 +109,25 @@ fn steps_skipped_in_a_row_are_one_incident_with_an_outcome() {
         leave_out: true,
     };
     for step in [7, 8, 9] {
-        record_skip(&run, &mut memory, trouble(step), [10 * step, 10 * step + 10]).expect("saves");
+        record_skip(&run, "", &mut memory, trouble(step), [10 * step, 10 * step + 10])
+            .expect("saves");
     }
-    assert!(conclude(&run, &mut memory, 30).expect("reads").is_none(), "it still skips");
+    assert!(outcome(&run, "", &mut memory, 30).expect("reads").is_none(), "it still skips");
     memory.skipped = 0;
     let seen = Seen { step: 12, loss: Some(2.5), expected: None, norm: None, ratio: None };
     memory.remember(seen);
-    let told = conclude(&run, &mut memory, 12).expect("reads").expect("is due");
+    let told = outcome(&run, "", &mut memory, 12).expect("reads").expect("is due");
     assert_eq!((told.number, told.began, told.step, told.samples), (1, 8, 10, [70, 100]));
     assert_eq!(told.action, "skipped 3 steps");
     assert!(told.outcome.contains("2.5"), "{}", told.outcome);
-    record_skip(&run, &mut memory, trouble(20), [200, 210]).expect("saves");
+    record_skip(&run, "", &mut memory, trouble(20), [200, 210]).expect("saves");
     let all = crate::incident::incidents(&run).expect("reads");
     assert_eq!(all.iter().map(|i| i.number).collect::<Vec<_>>(), [1, 2]);
-    crate::incident::forget(&run, 1).expect("removes");
-    assert_eq!(crate::incident::incidents(&run).expect("reads"), [told]);
+    // Those of a tokeniser have numbers of their own.
+    let mut other = Memory::default();
+    let of = record_skip(&run, "image", &mut other, trouble(4), [40, 50]).expect("saves");
+    assert!(of.headline().starts_with("incident 1 of image at step 5"), "{}", of.headline());
+    crate::incident::forget(&run, "", 1).expect("removes");
+    assert_eq!(crate::incident::incidents(&run).expect("reads"), [of, told]);
     std::fs::remove_dir_all(&folder).expect("removes");
 }

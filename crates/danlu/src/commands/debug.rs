@@ -57,12 +57,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 fn check(run: &Run) -> Result<()> {
-    let found = audit(run)?;
-    println!(
-        "audit: {} steps on {} samples, {} steps skipped, {} samples left out on purpose",
-        found.steps, found.samples, found.skipped, found.left_out
-    );
-    match &found.faults[..] {
+    let mut faults = Vec::new();
+    for found in audit(run)? {
+        let of = if found.of.is_empty() { "" } else { " of " };
+        println!(
+            "audit{of}{}: {} steps on {} samples, {} steps skipped, {} samples left out on purpose",
+            found.of, found.steps, found.samples, found.skipped, found.left_out
+        );
+        faults.extend(found.faults.iter().map(|fault| format!("{fault}{of}{}", found.of)));
+    }
+    match &faults[..] {
         [] => println!("no sample was doubled or lost"),
         faults => return Err(Error::Other(faults.join("\n"))),
     }

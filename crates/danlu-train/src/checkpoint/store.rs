@@ -1,0 +1,260 @@
+//! A copy of every checkpoint in an object store, and back from there.
+//!
+//! Shards are objects named by their hash, so none is ever written over. The manifest comes last, and
+//! only where there is none or one of the same training. Whatever interrupts this, a reader finds the
+//! manifest of a whole checkpoint or none.
+
+use super::folder::{self, name};
+use super::manifest::{MANIFEST, Manifest};
+use danlu_core::{Error, Result};
+use object_store::path::Path as Key;
+use object_store::{
+    Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    UpdateVersion, WriteMultipart,
+};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::future::Future;
+use std::io::Read;
+use std::path::Path;
+
+/// Bytes of a part of an upload.
+const PART: usize = 8 << 20;
+
+/// Parts on their way at the same time.
+const PARTS: usize = 4;
+
+/// A place in an object store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    address: String,
+    inner: Box<dyn ObjectStore>,
+    prefix: Key,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Store {
+    /// `s3://bucket/path` with what the environment says of access (`AWS_ACCESS_KEY_ID`,
+    /// `AWS_ENDPOINT`, ...), or `file:///path`.
+    pub(crate) fn open(address: &str) -> Result<Self> {
+        let wrong = |e: &dyn std::fmt::Display| {
+            Error::parameter("checkpoint.store", "the address of an object store", e)
+        };
+        let url = url::Url::parse(address).map_err(|e| wrong(&e))?;
+        if let ("file", Ok(folder)) = (url.scheme(), url.to_file_path()) {
+            std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        }
+        let environment = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
+        let (inner, prefix) =
+            object_store::parse_url_opts(&url, environment).map_err(|e| wrong(&e))?;
+        Self::of(address, inner, prefix)
+    }
+
+    fn of(address: &str, inner: Box<dyn ObjectStore>, prefix: Key) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| Error::io(address, e))?;
+        Ok(Self { address: address.to_string(), inner, prefix, runtime })
+    }
+
+    fn wait<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T> {
+        self.runtime.block_on(work).map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, e: StoreError) -> Error {
+        Error::file(&self.address, "an object store that works", e)
+    }
+
+    fn key(&self, checkpoint: &str, object: &str) -> Key {
+        self.prefix.clone().join(checkpoint).join(object)
+    }
+
+    /// Copies a whole checkpoint, and removes those that are not in its folder any more.
+    pub(crate) fn copy(&self, whole: &Path) -> Result<()> {
+        let manifest = Manifest::read(whole)?;
+        let checkpoint = name(manifest.state.step);
+        for shard in &manifest.shards {
+            let key = self.key(&checkpoint, &shard.blake3);
+            match self.runtime.block_on(self.inner.head(&key)) {
+                Ok(there) if there.size == shard.bytes => {}
+                Ok(_) | Err(StoreError::NotFound { .. }) => {
+                    self.upload(&whole.join(&shard.file), &key)?;
+                }
+                Err(e) => return Err(self.failed(e)),
+            }
+        }
+        self.put_manifest(&self.key(&checkpoint, MANIFEST), &manifest)?;
+        let local = whole.parent().unwrap_or(Path::new("."));
+        self.remove(|step| !local.join(name(step)).exists())
+    }
+
+    fn upload(&self, path: &Path, key: &Key) -> Result<()> {
+        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let upload = self.wait(self.inner.put_multipart(key))?;
+        // The parts are sent by tasks of the runtime.
+        let _inside = self.runtime.enter();
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
+        let mut piece = vec![0; PART];
+        loop {
+            let n = file.read(&mut piece).map_err(|e| Error::io(path, e))?;
+            if n == 0 {
+                break;
+            }
+            self.wait(upload.wait_for_capacity(PARTS))?;
+            upload.write(&piece[..n]);
+        }
+        self.wait(upload.finish()).map(drop)
+    }
+
+    /// Puts a manifest where there is none. One of the same training that is there already has to be
+    /// of a checkpoint that a training that went back has left, and is replaced.
+    fn put_manifest(&self, key: &Key, manifest: &Manifest) -> Result<()> {
+        let json = manifest.to_json()?;
+        let put = |mode: PutMode| {
+            let options = PutOptions { mode, ..PutOptions::default() };
+            let payload = PutPayload::from(json.clone());
+            self.runtime.block_on(self.inner.put_opts(key, payload, options))
+        };
+        let there = match put(PutMode::Create) {
+            Ok(_) => return Ok(()),
+            Err(StoreError::AlreadyExists { .. }) => self.wait(self.inner.get(key))?,
+            Err(e) => return Err(self.failed(e)),
+        };
+        let version =
+            UpdateVersion { e_tag: there.meta.e_tag.clone(), version: there.meta.version.clone() };
+        let bytes = self.wait(there.bytes())?;
+        let path = format!("{key} in {}", self.address);
+        let before = Manifest::parse(path.as_ref(), &String::from_utf8_lossy(&bytes))?;
+        let (found, own) = (&before.state.fingerprint, &manifest.state.fingerprint);
+        if found != own {
+            let wanted = format!("none, or a checkpoint of this training ({own})");
+            return Err(Error::file(&path, wanted, format!("one of {found}")));
+        }
+        if before.shards == manifest.shards {
+            return Ok(());
+        }
+        match put(PutMode::Update(version)) {
+            // A folder has no versions: it is emptied first, so that nobody else's is written over.
+            Err(StoreError::NotImplemented { .. }) => {
+                self.wait(self.inner.delete(key))?;
+                put(PutMode::Create)
+            }
+            done => done,
+        }
+        .map(drop)
+        .map_err(|e| self.failed(e))
+    }
+
+    /// Steps that there is a manifest of, ascending.
+    fn steps(&self) -> Result<BTreeSet<u64>> {
+        let listed = self.wait(self.inner.list_with_delimiter(Some(&self.prefix)))?;
+        let mut all = BTreeSet::new();
+        for place in listed.common_prefixes {
+            let last = place.filename().unwrap_or_default();
+            let Some(step) = folder::step_of(Path::new(last)) else { continue };
+            match self.runtime.block_on(self.inner.head(&self.key(last, MANIFEST))) {
+                Ok(_) => drop(all.insert(step)),
+                Err(StoreError::NotFound { .. }) => {}
+                Err(e) => return Err(self.failed(e)),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes the checkpoints after `step`: training has gone back before them.
+    pub(crate) fn drop_after(&self, step: u64) -> Result<()> {
+        self.remove(|s| s > step)
+    }
+
+    fn remove(&self, which: impl Fn(u64) -> bool) -> Result<()> {
+        for old in self.steps()?.into_iter().filter(|&step| which(step)) {
+            let checkpoint = name(old);
+            // Without its manifest it is no checkpoint any more.
+            self.wait(self.inner.delete(&self.key(&checkpoint, MANIFEST)))?;
+            let place = self.prefix.clone().join(checkpoint.as_str());
+            let left = self.wait(self.inner.list_with_delimiter(Some(&place)))?;
+            for object in left.objects {
+                self.wait(self.inner.delete(&object.location))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches the newest checkpoint into a folder; its step. `None` if there is none.
+    pub(crate) fn fetch(&self, to: &Path) -> Result<Option<u64>> {
+        let Some(step) = self.steps()?.pop_last() else { return Ok(None) };
+        let checkpoint = name(step);
+        let part = to.join(format!("{checkpoint}.part"));
+        std::fs::create_dir_all(&part).map_err(|e| Error::io(&part, e))?;
+        let get = |object: &str| -> Result<Vec<u8>> {
+            let found = self.wait(self.inner.get(&self.key(&checkpoint, object)))?;
+            Ok(self.wait(found.bytes())?.to_vec())
+        };
+        let manifest = get(MANIFEST)?;
+        let path = format!("{checkpoint}/{MANIFEST} in {}", self.address);
+        for shard in Manifest::parse(path.as_ref(), &String::from_utf8_lossy(&manifest))?.shards {
+            let file = Path::new(&shard.file).file_name().unwrap_or_default();
+            danlu_model::io::write_atomically(&part.join(file), &get(&shard.blake3)?)?;
+        }
+        danlu_model::io::write_atomically(&part.join(MANIFEST), &manifest)?;
+        let whole = to.join(&checkpoint);
+        std::fs::rename(&part, &whole).map_err(|e| Error::io(&whole, e))?;
+        Ok(Some(step))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Folder, of_print};
+    use super::*;
+    use danlu_core::recipe::CheckpointRecipe;
+
+    /// A store in memory, and one in a folder.
+    fn stores(folder: &Folder) -> [Store; 2] {
+        let file = Store::open(&format!("file://{}/runs/a", folder.0.display()));
+        [Store::open("memory:///runs/a").expect("opens"), file.expect("opens")]
+    }
+
+    #[test]
+    fn what_is_copied_comes_back_and_another_training_is_refused() {
+        let (local, remote) = (Folder::new("store-local"), Folder::new("store-remote"));
+        local.save(&[1, 2, 3, 4], &CheckpointRecipe::default());
+        for store in stores(&remote) {
+            assert_eq!(store.fetch(&local.0).expect("lists"), None);
+            [3, 4].iter().for_each(|&s| store.copy(&local.0.join(name(s))).expect("copies"));
+            assert_eq!(store.steps().expect("lists"), BTreeSet::from([3, 4]));
+            let back = Folder::new("store-back");
+            std::fs::create_dir_all(&back.0).expect("makes");
+            assert_eq!(store.fetch(&back.0).expect("fetches"), Some(4));
+            assert_eq!(back.load().expect("loads"), (4, vec![]));
+            // The same bits again: nothing to do. Of another training: refused.
+            store.copy(&local.0.join(name(4))).expect("the same");
+            let other = Folder::new("store-other");
+            let error = store.copy(&of_print(&other, 4, "other")).expect_err("another").to_string();
+            assert!(error.contains("manifest.json") && error.contains("other"), "{error}");
+            // The same step of the same training with other bits: it had gone back.
+            let again = Folder::new("store-again");
+            store.copy(&of_print(&again, 4, "print")).expect("replaces it");
+            assert_eq!(
+                store.steps().expect("lists"),
+                BTreeSet::from([4]),
+                "3 is not there any more"
+            );
+            store.copy(&local.0.join(name(3))).expect("copies");
+            assert_eq!(store.steps().expect("lists"), BTreeSet::from([3, 4]));
+            store.drop_after(3).expect("removes");
+            assert_eq!(store.steps().expect("lists"), BTreeSet::from([3]));
+            // Without its manifest a checkpoint is none.
+            let key = store.key(&name(3), MANIFEST);
+            store.wait(store.inner.delete(&key)).expect("removes");
+            assert!(store.steps().expect("lists").is_empty());
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_named() {
+        for address in ["ftp://x/y", "nowhere"] {
+            let error = Store::open(address).expect_err("unknown").to_string();
+            assert!(error.contains("checkpoint.store"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Faults with the real binary, killed and damaged from outside, and troubles of training that the
+//! guard must answer. What comes of each is held against an undisturbed run, bit for bit.
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+mod regimes;
+mod saves;
+mod troubles;

@@ -1,0 +1,115 @@
+//! Killed at every place of a save, stopped, out of room, on damaged checkpoints and changed data.
+
+use crate::lab::{Lab, newest, root, signal, text, wait};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+#[test]
+fn killed_anywhere_in_a_save_a_run_ends_as_if_nothing_had_been() {
+    let lab = Lab::new("kill", "steps = 60\ncheckpoint = 2\nvalidate = 100");
+    // Every place of a save, one kill after the other in the same run; each is passed a second time
+    // before it is held, so that there is something to lose.
+    let places = [
+        "shard-written",
+        "shard-synced",
+        "manifest-written",
+        "manifest-synced",
+        "part-synced",
+        "renamed",
+        "parent-synced",
+        "pointer-written",
+        "pointer-synced",
+        "pointed",
+        "pruning",
+    ];
+    lab.kill_at(&mut lab.train("a"), places[0], 2);
+    for place in &places[1..] {
+        lab.kill_at(&mut lab.resume("a"), place, 2);
+    }
+    lab.ok(&mut lab.resume("a"));
+    lab.same_as_base("a");
+
+    // Tokenisers too, with a checkpoint by the clock after every step or so.
+    let clock = std::fs::read_to_string(lab.0.join("tiny.toml")).unwrap()
+        + "[checkpoint]\nminutes = 0.00001\n";
+    std::fs::write(lab.0.join("clock.toml"), clock).unwrap();
+    let (recipe, out) = (lab.path("clock.toml"), lab.path("t"));
+    let mut learn = lab.danlu(&["tokenizer", "train", &recipe, "--out", &out]);
+    lab.kill_at(&mut learn, "pointed", 3);
+    lab.kill_at(&mut lab.danlu(&["tokenizer", "train", "--resume", &out]), "renamed", 5);
+    lab.ok(&mut lab.danlu(&["tokenizer", "train", "--resume", &out]));
+    for file in ["image", "audio", "image-semantic"] {
+        let read = |run: &str| {
+            std::fs::read(lab.0.join(run).join(format!("tokenisers/{file}.safetensors"))).unwrap()
+        };
+        assert!(read("t") == read("base"), "{file} was learnt otherwise");
+    }
+
+    // Stopped for a while, then asked to stop: it goes on, saves and says how to go on.
+    let mut child = lab.train("b").stderr(Stdio::piped()).spawn().unwrap();
+    let run = lab.0.join("b");
+    wait("a checkpoint", || newest(&run).is_some_and(|p| !p.ends_with("step-00000000")));
+    signal(&child, "-STOP");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "a stopped process is still there");
+    signal(&child, "-CONT");
+    signal(&child, "-INT");
+    let out = child.wait_with_output().unwrap();
+    let said = text(&out.stderr);
+    assert!(!out.status.success() && said.contains("stopped at step"), "{said}");
+    assert!(said.contains("danlu train --resume"), "{said}");
+    child = lab.resume("b").stderr(Stdio::null()).spawn().unwrap();
+    assert!(child.wait().unwrap().success());
+    lab.same_as_base("b");
+}
+
+#[test]
+fn damage_lack_of_room_and_changed_data_are_told_and_cost_nothing() {
+    let lab = Lab::new("damage", "steps = 24\ncheckpoint = 3\nvalidate = 100");
+    // A byte of the newest checkpoint is another one: the one before is taken.
+    lab.kill_at(&mut lab.train("a"), "pointed", 4);
+    let shard = newest(&lab.0.join("a")).unwrap().join("tensors-00001-of-00001.safetensors");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&shard, &bytes).unwrap();
+    let said = lab.ok(&mut lab.resume("a"));
+    assert!(
+        said.contains("tensors-00001-of-00001.safetensors: expected a shard with BLAKE3"),
+        "{said}"
+    );
+    assert!(said.contains("instead") && said.contains("going on from step"), "{said}");
+    lab.same_as_base("a");
+
+    // No checkpoint can be written: said each time, and the run goes on to its end.
+    let said = lab.ok(lab.train("b").env("DANLU_FAULT", "fail:tensors"));
+    assert!(said.contains("the checkpoint of step 3 was not written"), "{said}");
+    assert!(lab.model("b") == lab.model("base"));
+
+    // No file may grow over what a checkpoint takes: what was there stays, and can be gone on from.
+    lab.kill_at(&mut lab.train("c"), "pointed", 3);
+    let whole = newest(&lab.0.join("c")).unwrap();
+    let blocks =
+        std::fs::metadata(whole.join("tensors-00001-of-00001.safetensors")).unwrap().len() / 1024;
+    let line =
+        format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" train --resume \"$1\"", blocks * 3 / 4);
+    let full = Command::new("bash")
+        .args(["-c", &line, env!("CARGO_BIN_EXE_danlu"), &lab.path("c")])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let said = text(&full.stderr);
+    assert!(said.contains("was not written") && said.contains("the newest is still"), "{said}");
+    assert!(whole.join("manifest.json").exists(), "the checkpoint before is gone");
+    lab.ok(&mut lab.resume("c"));
+    lab.same_as_base("c");
+
+    // A sample file with another answer is not the data that the run was trained on.
+    lab.kill_at(&mut lab.train("d"), "pointed", 3);
+    let rows = lab.0.join("rows.jsonl");
+    let changed = std::fs::read_to_string(&rows).unwrap().replacen("\"red\"", "\"blue\"", 1);
+    std::fs::write(&rows, changed).unwrap();
+    lab.fails(&mut lab.resume("d"), &["rows.jsonl", "BLAKE3", "--changed-data"]);
+    lab.ok(lab.resume("d").arg("--changed-data"));
+    assert!(lab.model("d") != lab.model("base"), "it was trained on other data");
+}

@@ -1,0 +1,68 @@
+//! Troubles of pretraining that the guard must name and answer.
+
+use crate::lab::Lab;
+
+#[test]
+fn troubles_are_named_and_answered_and_resumption_decides_alike() {
+    let lab = Lab::new("trouble", "steps = 70\ncheckpoint = 10\nvalidate = 100\nrate = 4e-3");
+    assert!(lab.incidents("base").is_empty(), "{:?}", lab.incidents("base"));
+
+    // A weight that is no number: named, and undone without a trace.
+    let fault = "nan:layers.1.mlp.down@47";
+    let said = lab.ok(lab.train("nan").env("DANLU_FAULT", fault));
+    let found = lab.incidents("nan");
+    assert_eq!(found.len(), 1, "{said}");
+    assert_eq!(found[0]["cause"], "hardware", "{found:?}");
+    assert_eq!(found[0]["layer"], "model.layers.1.mlp.down_proj.weight");
+    assert!(found[0]["step"].as_u64().unwrap() <= 50, "{found:?}");
+    assert!(found[0]["outcome"].as_str().unwrap().contains("went on"), "{found:?}");
+    assert!(lab.model("nan") == lab.model("base"));
+    let page = std::fs::read_to_string(lab.0.join("nan/index.html")).unwrap();
+    assert!(page.contains("What went wrong"), "the page tells of it");
+
+    // A rate that is twenty times too high from a step on.
+    let fault = "rate@45=20";
+    lab.ok(lab.train("rate").env("DANLU_FAULT", fault));
+    let found = lab.incidents("rate");
+    assert!(!found.is_empty(), "not seen");
+    assert_eq!(found[0]["cause"], "rate_too_high", "{found:?}");
+    let noticed = found[0]["step"].as_u64().unwrap();
+    assert!((46..=56).contains(&noticed), "{found:?}");
+
+    // The same, killed after it and gone on with: the same decisions and the same bits.
+    lab.kill_at_with(&mut lab.train("again"), "pointed", 7, fault);
+    lab.ok(lab.resume("again").env("DANLU_FAULT", fault));
+    assert!(lab.model("again") == lab.model("rate"), "a resumed guard decided otherwise");
+
+    // Samples whose tokens are noise.
+    let audit = std::fs::read_to_string(lab.0.join("base/audit.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(audit.lines().nth(45).unwrap()).unwrap();
+    let fault = format!("noise:25@{}=0.8", line["from"]);
+    lab.ok(lab.train("noise").env("DANLU_FAULT", &fault));
+    let found = lab.incidents("noise");
+    assert!(!found.is_empty(), "not seen");
+    assert_eq!(found[0]["cause"], "bad_data", "{found:?}");
+    assert!((46..=56).contains(&found[0]["step"].as_u64().unwrap()), "{found:?}");
+    let said = lab.ok(&mut lab.danlu(&["debug", &lab.path("noise"), "--audit"]));
+    assert!(said.contains("no sample was doubled or lost"), "{said}");
+
+    // A step taken again has the bits that were logged, and shows its layers and samples.
+    let said = lab.ok(&mut lab.danlu(&["debug", &lab.path("base"), "--step", "66"]));
+    for wanted in ["bit for bit", "model.layers.1", "entropy", "name_en"] {
+        assert!(said.contains(wanted), "{wanted:?} in {said}");
+    }
+    lab.fails(
+        &mut lab.danlu(&["debug", &lab.path("base"), "--step", "71"]),
+        &["--step", "1 to 70"],
+    );
+
+    // The doctor finds nothing wrong with it, and refuses what cannot fit.
+    let recipe = lab.path("tiny.toml");
+    let said = lab.ok(&mut lab.danlu(&["doctor", &recipe, "--out", &lab.path("base")]));
+    for wanted in ["machine", "every file of the packs has its hash", "memory: about", "are free"] {
+        assert!(said.contains(wanted), "{wanted:?} in {said}");
+    }
+    let huge = std::fs::read_to_string(&recipe).unwrap().replace("rows = 2", "rows = 40000000");
+    std::fs::write(lab.0.join("huge.toml"), huge).unwrap();
+    lab.fails(&mut lab.danlu(&["doctor", &lab.path("huge.toml")]), &["cannot work", "available"]);
+}
