@@ -53,16 +53,19 @@ fn tokenisers_are_watched_and_go_on_with_the_same_bits() {
         "image.jsonl",
     ];
 
-    // Killed in a save, twice, with a weight that is no number on the way: found, undone, no trace.
+    // Killed in a save, twice, with a weight that is no number on the way: found, and undone without a trace.
     let fault = "nan:encoder.first@24";
     lab.kill_at_with(&mut learn(&often, "parts"), "pointed", 12, fault);
     lab.kill_at_with(&mut resume("parts"), "part-synced", 30, fault);
     lab.ok(resume("parts").env("DANLU_FAULT", fault));
     lab.same(["whole", "parts"], &files);
     let found = lab.incidents_of("parts", "image-");
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!((&found[0]["cause"], &found[0]["phase"]), (&"hardware".into(), &"image".into()));
-    assert_eq!(found[0]["layer"], "encoder.first.0.norm.weight", "{found:?}");
+    // Each process that comes by that step meets it once.
+    assert!((1..=3).contains(&found.len()), "{found:?}");
+    for one in &found {
+        assert_eq!((&one["cause"], &one["phase"]), (&"hardware".into(), &"image".into()));
+        assert_eq!(one["layer"], "encoder.first.0.norm.weight", "{one:?}");
+    }
 
     // A rate that is twenty times too high from a step on.
     lab.ok(learn(&long, "rate").env("DANLU_FAULT", "rate:image@80=20"));
