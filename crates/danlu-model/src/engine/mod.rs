@@ -8,6 +8,7 @@
 
 mod cache;
 mod decoder;
+mod draft;
 mod draw;
 mod generate;
 mod grammar;
@@ -22,6 +23,7 @@ mod tests;
 pub use danlu_ops::quant::WeightFormat;
 pub use danlu_ops::{CacheFormat, PAGE};
 pub use decoder::Decoder;
+pub use draft::Draft;
 pub use generate::{Generator, Request, generate};
 pub use grammar::{Grammar, ReplyMask};
 pub use job::{

@@ -3,6 +3,7 @@
 
 use super::cache::Cache;
 use super::decoder::{Adapted, Additions, Decoder, Want};
+use super::draft::{Draft, Wanted};
 use super::job::{BitMask, EngineOptions, Event, Job, JobId, Usage};
 use super::lookup;
 use super::reply::{Drawn, Named, Reply, Waiting};
@@ -27,6 +28,7 @@ pub struct Scheduler {
     guessed: [u64; 2],
     adapters: BTreeMap<String, Named>,
     roots: u64,
+    draft: Option<Draft>,
 }
 
 impl std::fmt::Debug for Scheduler {
@@ -42,6 +44,8 @@ struct Part {
     ids: Vec<u32>,
     /// How many of the ids are guesses.
     guesses: usize,
+    /// Whether the guesses are the small model's.
+    drafted: bool,
     /// First row of its logits, if it has read all.
     logits: Option<usize>,
 }
@@ -83,7 +87,18 @@ impl Scheduler {
             guessed: [0; 2],
             adapters: BTreeMap::new(),
             roots: 0,
+            draft: None,
         })
+    }
+
+    /// Has a small model guess for the jobs that speculate, where look-up finds nothing. The replies
+    /// are the same.
+    ///
+    /// # Errors
+    /// If it is of other ids.
+    pub fn with_draft(self, draft: Draft) -> Result<Self> {
+        draft.check(&self.decoder)?;
+        Ok(Self { draft: Some(draft), ..self })
     }
 
     /// The decoder.
@@ -312,7 +327,9 @@ impl Scheduler {
                 self.cache.advance(&mut reply.own, 1);
             }
             self.guessed[1] += right as u64;
-            reply.guessing.note(guesses.len(), right);
+            if !part.drafted {
+                reply.guessing.note(guesses.len(), right);
+            }
         }
         for (at, reason) in done.into_iter().rev() {
             let reply = &self.running[at];
@@ -379,7 +396,14 @@ impl Scheduler {
             // The blank prompt is short: it is read whole, beside the end of the own one.
             if let (Some(blank), true) = (&reply.blank, all) {
                 let ids = blank.fresh().to_vec();
-                parts.push(Part { reply: i, blank: true, ids, guesses: 0, logits: None });
+                parts.push(Part {
+                    reply: i,
+                    blank: true,
+                    ids,
+                    guesses: 0,
+                    drafted: false,
+                    logits: None,
+                });
             }
             let mut ids = fresh[..take].to_vec();
             // Guidance mixes two passes: nothing is guessed there.
@@ -391,9 +415,31 @@ impl Scheduler {
             };
             let guesses = guess.len();
             ids.extend(guess);
-            parts.push(Part { reply: i, blank: false, ids, guesses, logits: None });
+            parts.push(Part { reply: i, blank: false, ids, guesses, drafted: false, logits: None });
         }
+        self.ask_draft(&mut parts, most);
         parts
+    }
+
+    /// Adds what the small model guesses to the parts of which look-up knew nothing.
+    fn ask_draft(&mut self, parts: &mut [Part], most: usize) {
+        let Some(draft) = &mut self.draft else { return };
+        let (mut wanted, mut of) = (Vec::new(), Vec::new());
+        for (i, part) in parts.iter().enumerate() {
+            let reply = &self.running[part.reply];
+            let read = part.ids.len() == reply.own.fresh().len();
+            if !reply.job.speculate || !read || part.guesses > 0 || reply.blank.is_some() {
+                continue;
+            }
+            let room = reply.job.max_tokens - reply.said - 1;
+            wanted.push(Wanted { id: reply.id, ids: &reply.own.ids, most: room.min(most) });
+            of.push(i);
+        }
+        for (i, guess) in of.into_iter().zip(draft.guess(&wanted)) {
+            parts[i].guesses = guess.len();
+            parts[i].drafted = true;
+            parts[i].ids.extend(guess);
+        }
     }
 
     fn close(&mut self, at: usize) {

@@ -166,6 +166,43 @@ fn guesses_are_right_where_a_reply_repeats_itself() {
 }
 
 #[test]
+fn a_small_model_guesses_and_changes_no_reply() {
+    let model = model(true, true);
+    let jobs = || {
+        (0..6u64).map(|i| {
+            let sampling = if i < 3 { Sampler::default() } else { hot(i) };
+            let prompt = ids(9 + 40 * (i as usize % 2), i);
+            Job { sampling, speculate: i != 5, ..Job::new(prompt, 25) }
+        })
+    };
+    let plain = || Scheduler::new(&model, &options(WeightFormat::Q8_0)).expect("fits");
+    let wanted = run_all(&mut plain(), jobs()).expect("runs");
+    let small = |seed: u64| {
+        let config = TransformerConfig { depth: 1, ..model.config.clone() };
+        Transformer::new(config, seed, &danlu_ops::cpu_device())
+    };
+    // One that knows nothing, and the model itself; for as many replies as there are, and for fewer.
+    for (draft, knows) in [(small(9), false), (model.clone(), true)] {
+        for batch in [1, 8] {
+            let draft = Draft::new(Decoder::new(&draft, WeightFormat::Q8_0), batch);
+            let mut scheduler = plain().with_draft(draft).expect("of the same ids");
+            assert_eq!(run_all(&mut scheduler, jobs()).expect("runs"), wanted, "{knows} {batch}");
+            let [made, right] = scheduler.usage().guessed;
+            assert!(made > 0 && right <= made);
+            if knows && batch == 8 {
+                // Greedy replies are guessed to the last; the others where the likeliest is drawn.
+                assert!(3 * right > made, "{right} of {made}");
+            }
+        }
+    }
+    let config = TransformerConfig { vocabulary: 7, ..model.config.clone() };
+    let other = Transformer::new(config, 1, &danlu_ops::cpu_device());
+    let draft = Draft::new(Decoder::new(&other, WeightFormat::F32), 1);
+    let error = plain().with_draft(draft).expect_err("other ids").to_string();
+    assert!(error.contains("draft") && error.contains('7'), "{error}");
+}
+
+#[test]
 fn known_prompts_are_not_read_again_and_cancelled_jobs_leave_nothing() {
     let model = model(true, true);
     let mut scheduler = Scheduler::new(&model, &options(WeightFormat::F32)).expect("fits");

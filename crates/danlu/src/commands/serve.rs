@@ -4,7 +4,10 @@ use crate::answer::model_folder;
 use danlu_core::{Error, Result};
 use danlu_model::Model;
 use danlu_model::adapters::Adapter;
-use danlu_model::engine::{CacheFormat, EngineOptions, PAGE, Scheduler, WeightFormat};
+use danlu_model::compress::{Rounding, quantise};
+use danlu_model::engine::{
+    CacheFormat, Decoder, Draft, EngineOptions, PAGE, Scheduler, WeightFormat,
+};
 use danlu_serve::{Catalogue, Host, Hosted, Options, Server};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -64,6 +67,10 @@ pub(crate) struct Args {
     /// Do not guess what repeats an earlier text; replies are the same
     #[arg(long)]
     no_lookup: bool,
+    /// A small model of the same ids (danlu compress makes some) that guesses where nothing is
+    /// repeated; replies are the same
+    #[arg(long, value_name = "DIR", conflicts_with = "no_lookup")]
+    draft: Option<PathBuf>,
     /// Most replies at a time
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     max_batch: u16,
@@ -119,10 +126,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
         cache_tokens: args.cache_tokens,
         batch: width,
     };
+    let draft = args.draft.map(|folder| model_folder(Some(folder))).transpose()?;
     danlu_serve::logs::start();
     let server = Server::start(options, move |host| {
         let mut adapters = args.adapter;
-        let all = folders.iter().map(|folder| hosted(host, folder, &mut adapters, engine));
+        let draft = draft.as_deref();
+        let all = folders.iter().map(|folder| hosted(host, folder, &mut adapters, engine, draft));
         let all = all.collect::<Result<_>>()?;
         if let Some((name, _)) = adapters.first() {
             let wanted = "an adapter that was learnt on one of the models";
@@ -183,13 +192,23 @@ pub(super) fn hosted(
     folder: &Path,
     adapters: &mut Vec<Stack>,
     engine: Engine,
+    draft: Option<&Path>,
 ) -> Result<Hosted> {
     let device = danlu_ops::cpu_device();
     let model = Model::load(folder, &device)?;
     let context = model.transformer.config.context;
     let guided = model.tokenisers.vocabulary().image > 0;
-    let plain = model.transformer;
+    let mut plain = model.transformer;
+    if plain.frozen_format().is_none() {
+        // In place, so that the two forms of the weights are not in memory together.
+        quantise(&mut plain, engine.weights, Rounding::Nearest, &mut |_| {})?;
+    }
     let mut scheduler = Scheduler::new(&plain, &engine.options(context, guided))?;
+    if let Some(folder) = draft {
+        let small = Model::load(folder, &device)?.transformer;
+        let draft = Draft::new(Decoder::new(&small, engine.weights), engine.batch);
+        scheduler = scheduler.with_draft(draft)?;
+    }
     let base = if adapters.is_empty() { String::new() } else { Model::weights_hash(folder)? };
     let (mut names, mut others) = (Vec::new(), Vec::new());
     for (name, folders) in std::mem::take(adapters) {

@@ -120,7 +120,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         };
         let start = Instant::now();
         let mut server = Server::start(options, move |host| {
-            Catalogue::new(vec![hosted(host, &folder, &mut Vec::new(), engine)?])
+            Catalogue::new(vec![hosted(host, &folder, &mut Vec::new(), engine, None)?])
         })?;
         server.loaded()?;
         let load_seconds = start.elapsed().as_secs_f64();
