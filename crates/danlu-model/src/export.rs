@@ -157,11 +157,12 @@ pub fn to_gguf(
         Packing::F32 => 0usize,
         Packing::F16 => 1,
         Packing::Q4_0 => 2,
+        Packing::Q4_1 => 3,
         Packing::Q8_0 => 7,
         Packing::Bf16 => 32,
-        Packing::Q4_1 | Packing::Q4K | Packing::Q6K => {
+        Packing::Q4K | Packing::Q6K => {
             let found = packing.name();
-            return Err(Error::parameter("--type", "f32, f16, bf16, q8_0 or q4_0", found));
+            return Err(Error::parameter("--type", "f32, f16, bf16, q8_0, q4_1 or q4_0", found));
         }
     };
     let info = &model.info;
@@ -211,7 +212,7 @@ pub fn to_gguf(
         let table = matches!(name.as_str(), "token_embd.weight" | "output.weight");
         let own = match packing {
             _ if part.shape.len() == 1 => Packing::F32,
-            Packing::Q4_0 if table => Packing::Q8_0,
+            Packing::Q4_0 | Packing::Q4_1 if table => Packing::Q8_0,
             other => other,
         };
         let whole = part.shape.last().is_some_and(|w| w.is_multiple_of(own.block()));

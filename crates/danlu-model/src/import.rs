@@ -174,19 +174,24 @@ impl Source {
         };
         let mut transformer = Transformer::blank(config, device);
         fill(&mut transformer, &*weights)?;
-        let mut hash = blake3::Hasher::new();
-        for path in &self.files {
-            let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-            hash.update_reader(&mut file).map_err(|e| Error::io(path, e))?;
-        }
         let origin = Origin {
             file: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            hash: hash.finalize().to_hex().to_string(),
+            hash: files_hash(&self.files)?,
             licence: self.licence,
         };
         let info = ModelInfo { name: self.name, origin: Some(origin), ..Default::default() };
         Ok(Model { transformer, tokenisers, info })
     }
+}
+
+/// BLAKE3 of the files of a checkpoint's weights, one after the other.
+pub(crate) fn files_hash(files: &[PathBuf]) -> Result<String> {
+    let mut hash = blake3::Hasher::new();
+    for path in files {
+        let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        hash.update_reader(&mut file).map_err(|e| Error::io(path, e))?;
+    }
+    Ok(hash.finalize().to_hex().to_string())
 }
 
 /// A small JSON object; empty if there is no such file.

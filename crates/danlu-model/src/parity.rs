@@ -1,12 +1,15 @@
 //! Whether two models, or two forms of one, say the same: ids of texts and conversations, then logits
 //! at every position. Knows nothing of files.
 
+mod form;
+
+pub use form::Form;
+
 use crate::modality::Tokenisers;
 use crate::model::Model;
 use crate::prompt::{FileCodes, Template};
 use danlu_core::{Error, Message, Part, Result, Role, Sample};
 use serde::Serialize;
-use std::sync::Arc;
 
 /// What both models read where no probe is given: languages, code, digits and odd characters.
 pub const PROBE: &[&str] = &[
@@ -35,9 +38,9 @@ impl Limits {
     /// The same numbers but for the order of sums.
     pub const SAME: Limits = Limits { agreement: 1.0, distance: 2e-3, divergence: 1e-6 };
     /// 16-bit weights.
-    pub const HALF: Limits = Limits { agreement: 0.95, distance: 1.0, divergence: 0.01 };
+    pub const HALF: Limits = Limits { agreement: 0.98, distance: 1.0, divergence: 1e-3 };
     /// 8-bit weights.
-    pub const EIGHT: Limits = Limits { agreement: 0.9, distance: 4.0, divergence: 0.03 };
+    pub const EIGHT: Limits = Limits { agreement: 0.9, distance: 5.0, divergence: 0.01 };
     /// 4-bit weights.
     pub const FOUR: Limits = Limits { agreement: 0.6, distance: 20.0, divergence: 0.6 };
 }
@@ -72,13 +75,6 @@ fn conversation(tokenisers: &Tokenisers, text: &str) -> Result<Vec<u32>> {
     Template::new(tokenisers).prompt(&sample, &mut FileCodes(tokenisers))
 }
 
-/// Logits `[tokens, vocabulary]` of ids, row-major.
-fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
-    let starts = Arc::from([0, ids.len() as u32]);
-    let all = model.transformer.logits(&Arc::from(ids), &starts);
-    all.into_data().try_into_vec().expect("logits are f32")
-}
-
 /// Holds a model against a reference on texts and on conversations about them.
 pub fn compare(
     reference: &Model,
@@ -86,12 +82,28 @@ pub fn compare(
     texts: &[String],
     limits: &Limits,
 ) -> Result<Comparison> {
-    let sizes = [reference, other].map(|m| m.transformer.config.vocabulary);
+    compare_forms(&mut Form::Train(reference), &mut Form::Train(other), texts, limits)
+}
+
+/// Holds a form of a model against a reference on texts and on conversations about them. Where one
+/// is the decode engine, the positions are those that it gives, and log-probabilities are compared
+/// instead of logits.
+pub fn compare_forms(
+    reference: &mut Form<'_>,
+    other: &mut Form<'_>,
+    texts: &[String],
+    limits: &Limits,
+) -> Result<Comparison> {
+    let decodes = reference.decodes() || other.decodes();
+    let (one, two) = (reference.model(), other.model());
+    let sizes = [one, two].map(|m| m.transformer.config.vocabulary);
     if sizes[0] != sizes[1] {
         let wanted = format!("a vocabulary of {} tokens, as the first model has", sizes[0]);
         return Err(Error::parameter("parity", wanted, sizes[1]));
     }
-    let context = reference.transformer.config.context.min(other.transformer.config.context);
+    let context = one.transformer.config.context.min(two.transformer.config.context);
+    // The engine draws one token more than it is asked for.
+    let context = context - usize::from(decodes);
     let mut c = Comparison {
         positions: 0,
         same_ids: true,
@@ -106,12 +118,21 @@ pub fn compare(
         let plain = |m: &Model| Ok(m.tokenisers.text.encode(text));
         let chat = |m: &Model| conversation(&m.tokenisers, text);
         for ids in [&plain as &dyn Fn(&Model) -> Result<Vec<u32>>, &chat] {
-            let mut wanted = ids(reference)?;
-            c.same_ids &= wanted == ids(other)?;
+            let mut wanted = ids(one)?;
+            c.same_ids &= wanted == ids(two)?;
             wanted.truncate(context);
-            if !wanted.is_empty() {
-                c.take(&logits(reference, &wanted), &logits(other, &wanted), sizes[0]);
+            if wanted.is_empty() {
+                continue;
             }
+            let mut rows = [reference.rows(&wanted)?, other.rows(&wanted)?];
+            let first = rows[0].first.max(rows[1].first);
+            let [a, b] = rows.each_mut().map(|r| &mut r.values[(first - r.first) * sizes[0]..]);
+            if decodes {
+                for rows in [&mut *a, &mut *b] {
+                    rows.chunks_exact_mut(sizes[0]).for_each(normalise);
+                }
+            }
+            c.take(a, b, sizes[0]);
         }
     }
     if c.positions == 0 {
@@ -155,13 +176,21 @@ fn likeliest(row: &[f32]) -> usize {
     row.iter().enumerate().fold(0, |best, (i, v)| if *v > row[best] { i } else { best })
 }
 
+/// The logarithm of the sum of the exponentials.
+fn normaliser(row: &[f32]) -> f64 {
+    let most = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+    let sum: f64 = row.iter().map(|v| f64::from(v - most).exp()).sum();
+    f64::from(most) + sum.ln()
+}
+
+/// Makes log-probabilities of logits.
+fn normalise(row: &mut [f32]) {
+    let z = normaliser(row) as f32;
+    row.iter_mut().for_each(|v| *v -= z);
+}
+
 /// Of the distribution of `b` from that of `a`, in nats.
 fn divergence(a: &[f32], b: &[f32]) -> f64 {
-    let normaliser = |row: &[f32]| {
-        let most = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
-        let sum: f64 = row.iter().map(|v| f64::from(v - most).exp()).sum();
-        f64::from(most) + sum.ln()
-    };
     let (za, zb) = (normaliser(a), normaliser(b));
     let each = a.iter().zip(b).map(|(&a, &b)| {
         let (la, lb) = (f64::from(a) - za, f64::from(b) - zb);
@@ -173,8 +202,11 @@ fn divergence(a: &[f32], b: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::tests::noisy;
+    use crate::engine::WeightFormat;
     use crate::model::tests::tiny_model;
     use crate::params::Module;
+    use danlu_core::LoraConfig;
 
     fn texts() -> Vec<String> {
         PROBE.iter().map(|t| t.to_string()).collect()
@@ -188,6 +220,47 @@ mod tests {
         assert_eq!((same.agreement, same.distance, same.divergence), (1.0, 0.0, 0.0));
         let other = compare(&a, &b, &texts(), &Limits::SAME).expect("compares");
         assert!(!other.near && !other.same_bits && other.divergence > 0.0, "{other:?}");
+    }
+
+    /// A model with two adapters, the second on the first.
+    fn stacked() -> Model {
+        let mut model = tiny_model(1);
+        let device = danlu_ops::cpu_device();
+        for (rank, seed, name) in [(3, 5, "industry"), (2, 6, "scenario")] {
+            let adapter = noisy(&LoraConfig { rank, ..Default::default() }, seed, name);
+            model.transformer.attach(&adapter, &device).expect("attaches");
+        }
+        model
+    }
+
+    #[test]
+    fn stacked_merged_swapped_and_decoded_adapters_pass_the_gate() {
+        let (base, model) = (tiny_model(1), stacked());
+        let gate = |form: &mut Form<'_>, limits: &Limits| {
+            compare_forms(&mut Form::Train(&model), form, &texts(), limits).expect("compares")
+        };
+        let mut merged = stacked();
+        merged.transformer.merge().expect("merges");
+        let found = gate(&mut Form::Train(&merged), &Limits::SAME);
+        assert!(found.near && !found.same_bits, "{found:?}");
+        // Off and on again, to the bit; off, it is the base.
+        let mut swapped = stacked();
+        let taken = swapped.transformer.detach();
+        assert!(compare(&base, &swapped, &texts(), &Limits::SAME).expect("compares").same_bits);
+        assert!(!gate(&mut Form::Train(&swapped), &Limits::FOUR).near, "they say nothing");
+        swapped.transformer.reattach(taken);
+        assert!(gate(&mut Form::Train(&swapped), &Limits::SAME).same_bits);
+        // The decode engine with adapters merged in, and with adapters beside the base.
+        let f32 = WeightFormat::F32;
+        for form in [Form::decode(&model, f32), Form::beside(&model, f32)] {
+            let found = gate(&mut form.expect("has adapters"), &Limits::SAME);
+            assert!(found.near && found.positions > 100, "{found:?}");
+        }
+        assert!(!gate(&mut Form::decode(&base, f32).expect("decodes"), &Limits::FOUR).near);
+        let mut eight = Form::decode(&model, WeightFormat::Q8_0).expect("decodes");
+        let found = gate(&mut eight, &Limits::EIGHT);
+        assert!(found.near && found.distance > 1e-3, "{found:?}");
+        assert!(Form::beside(&base, f32).is_err(), "no adapters");
     }
 
     #[test]

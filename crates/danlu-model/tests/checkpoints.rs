@@ -103,6 +103,51 @@ fn what_is_exported_comes_back_bit_for_bit() {
     }
 }
 
+/// A model of Qwen2 with the way that its tokeniser cuts text, and the composing of characters before.
+fn with_normaliser(normaliser: serde_json::Value) -> Model {
+    const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let mut model = imported("qwen2");
+    let text = model.tokenisers.text.to_json().unwrap();
+    let mut all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    all["normalizer"] = normaliser;
+    all["pre_tokenizer"] = serde_json::json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": false},
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]});
+    model.tokenisers.text =
+        TextTokeniser::parse("tokenizer.json".as_ref(), all.to_string().as_bytes()).unwrap();
+    model
+}
+
+#[test]
+fn composed_characters_stay_composed_through_gguf() {
+    let at = temporary("nfc");
+    std::fs::create_dir_all(&at).unwrap();
+    let device = danlu_ops::cpu_device();
+    let ids = |m: &Model, text: &str| m.tokenisers.text.encode(text);
+    let (apart, one) = ("e\u{301}", "\u{e9}");
+    for (normaliser, composed) in [
+        (serde_json::json!({"type": "NFC"}), true),
+        (serde_json::json!({"type": "Sequence", "normalizers": [{"type": "NFC"}]}), true),
+        (serde_json::Value::Null, false),
+    ] {
+        let model = with_normaliser(normaliser);
+        assert_eq!(ids(&model, apart) == ids(&model, one), composed);
+        let file = at.join("model.gguf");
+        export::to_gguf(&model, &file, Packing::F32, None).unwrap();
+        let back = import::open(&file, &device).unwrap();
+        assert_eq!(ids(&back, apart), ids(&model, apart));
+        // A file of others says nothing of it: what their models do is taken.
+        let mut bytes = std::fs::read(&file).unwrap();
+        let key = b"danlu.tokenizer.normalizer";
+        let found = bytes.windows(key.len()).position(|w| w == key).unwrap();
+        bytes[found] = b'x';
+        std::fs::write(&file, bytes).unwrap();
+        let back = import::open(&file, &device).unwrap();
+        assert_eq!(ids(&back, apart), ids(&back, one), "Qwen2 composes");
+    }
+    std::fs::remove_dir_all(&at).unwrap();
+}
+
 fn role(name: &str) -> Role {
     match name {
         "system" => Role::System,

@@ -149,9 +149,35 @@ fn adapters_learn_go_on_stack_and_merge() {
     let said = works(&[&merge[..], &[merged.as_str()]].concat());
     assert!(said.contains("100.00 % agree"), "{said}");
     assert_eq!(ask("ball?", &[], &merged), stacked);
+    // Plain text is measured passage by passage; what an adapter learnt shows there, too.
+    let texts = write(&at, "texts.jsonl", "{\"text\":\"green blue\"}\n{\"text\":\"red\"}\n");
+    let said = works(&["eval", "--model", model, "--text", &texts, "--json", &path("t.json")]);
+    assert!(said.contains("bits a byte"), "{said}");
+    let bytes = std::fs::read(at.join("t.json")).unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let of = |i: usize| (found[i]["bytes"].as_u64(), found[i]["bits_per_byte"].as_f64().unwrap());
+    assert_eq!((of(0).0, of(1).0), (Some(10), Some(3)));
+    assert!(of(0).1 > 0.0 && of(1).1 > 0.0 && of(0).1 != of(1).1, "{found}");
+
+    // The gate's other forms: swapped, and the decode engine.
+    let parity = ["parity", model, &merged, "--adapter", &whole, "--adapter", &second, "--form"];
+    let said = works(&[&parity[..], &["merged,swapped,decode"]].concat());
+    assert_eq!(said.matches("near").count(), 4, "{said}");
+    let alone = ["parity", model, "--adapter", &whole, "--form", "beside,decode", "--json"];
+    assert_eq!(works(&alone).matches("\"near\":true").count(), 2);
+    fails(&["parity", model, "--form", "merged"], &["--adapter"]);
+    fails(&["parity", model, &merged], &["parity"]);
+    // Without what is ours beside it, the folder is PEFT's, and is taken in again.
+    let (peft, own) = (path("whole/adapter"), path("own"));
+    std::fs::remove_file(at.join("whole/adapter/danlu.json")).unwrap();
+    let said = works(&["import", &peft, "--base", model, "--out", &own]);
+    assert!(said.contains("rank 8 on 14 projections"), "{said}");
+    assert_eq!(ask("sky?", &[&own], model), ask("sky?", &[&peft], model));
+    fails(&["import", &own, "--base", &merged, "--out", &path("no")], &["a base with hash"]);
+    fails(&["import", &peft, "--out", &path("no")], &["--base"]);
     fails(
-        &["generate", "sky?", "--model", &merged, "--adapter", &whole],
-        &["colours", "a base with hash"],
+        &["generate", "sky?", "--model", &merged, "--adapter", &own],
+        &["`adapter`", "a base with hash"],
     );
     let info = std::fs::read_to_string(at.join("merged/danlu.json")).unwrap();
     assert_eq!(info.matches("\"from\"").count(), 1, "{info}");

@@ -82,6 +82,58 @@ const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 const INFO: &str = "danlu.json";
 const PREFIX: &str = "base_model.model.";
+/// Longest configuration, in bytes.
+const LONGEST: u64 = 1 << 20;
+/// Keys of PEFT's configuration that change what is computed, in ways that we do not have.
+const OTHERWISE: [&str; 7] = [
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "arrow_config",
+];
+/// How `init_lora_weights` begins where the base's weights were changed as well.
+const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
+
+/// The bytes of a small file.
+fn small(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::{Error, ErrorKind, Read};
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LONGEST {
+        let what = format!("over {LONGEST} bytes, too many for a configuration");
+        return Err(Error::new(ErrorKind::InvalidData, what));
+    }
+    Ok(bytes)
+}
+
+/// What PEFT says of an adapter, but for what would be computed otherwise, which is refused.
+fn peft_config(path: &Path) -> Result<PeftConfig> {
+    let bytes = small(path).map_err(|e| Error::io(path, e))?;
+    let wrong = |e| Error::file(path, "PEFT's configuration of a LoRA", e);
+    let all: serde_json::Value = serde_json::from_slice(&bytes).map_err(wrong)?;
+    for key in OTHERWISE {
+        let value = &all[key];
+        let empty = value.as_array().is_some_and(Vec::is_empty)
+            || value.as_object().is_some_and(serde_json::Map::is_empty);
+        if !(value.is_null() || value == false || empty) {
+            return Err(Error::file(path, format!("no `{key}`"), value));
+        }
+    }
+    let begun = all["init_lora_weights"].as_str().unwrap_or_default();
+    if CHANGES_BASE.iter().any(|c| begun.starts_with(c)) {
+        let wanted = "`init_lora_weights` that leaves the base as it is";
+        return Err(Error::file(path, wanted, format!("`{begun}`")));
+    }
+    serde_json::from_value(all).map_err(wrong)
+}
+
+/// What an adapter's folder calls its base, if it says.
+pub(super) fn base_named(folder: &Path) -> Result<Option<String>> {
+    Ok(peft_config(&folder.join(CONFIG))?.base_model_name_or_path.filter(|n| !n.is_empty()))
+}
 
 impl Adapter {
     /// Writes the folder. PEFT reads it as it is.
@@ -132,9 +184,7 @@ impl Adapter {
     /// finite, and a folder of ours that was changed.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG);
-        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let peft: PeftConfig = serde_json::from_slice(&text)
-            .map_err(|e| Error::file(&path, "PEFT's configuration of a LoRA", e))?;
+        let peft = peft_config(&path)?;
         let wants = |ok: bool, wanted: &str, found: String| {
             if ok { Ok(()) } else { Err(Error::file(&path, wanted, found)) }
         };
@@ -183,7 +233,7 @@ impl Adapter {
         }
         let deltas = read_deltas(&path, &config)?;
         let path = folder.join(INFO);
-        let info = match std::fs::read(&path) {
+        let info = match small(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| Error::file(&path, "what an adapter was learnt on", e))?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -335,6 +385,11 @@ mod tests {
             ("modules_to_save", serde_json::json!(["lm_head"]), "modules_to_save"),
             ("use_dora", serde_json::json!(true), "lora_magnitude_vector"),
             ("lora_alpha", serde_json::json!(16.0), "hash"),
+            ("lora_bias", serde_json::json!(true), "lora_bias"),
+            ("layer_replication", serde_json::json!([[0, 2]]), "layer_replication"),
+            ("trainable_token_indices", serde_json::json!([1]), "trainable_token_indices"),
+            ("init_lora_weights", serde_json::json!("pissa_niter_4"), "pissa_niter_4"),
+            ("revision", serde_json::json!("x".repeat(LONGEST as usize)), "too many"),
         ] {
             let error = config(&|v| v[key] = value.clone());
             assert!(error.contains(want), "{key}: {error}");

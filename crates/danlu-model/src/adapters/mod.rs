@@ -4,9 +4,11 @@
 //! An adapter records by hash the weights that it was learnt on and the adapters that lay between,
 //! so that it is never applied to anything else.
 
+mod adopt;
 mod combine;
 mod file;
 
+pub use adopt::{Adopted, adopt};
 pub use combine::{Combine, combine};
 pub use file::AdapterInfo;
 

@@ -141,7 +141,7 @@ impl Packing {
         }
     }
 
-    /// Packs values; those of the formats with minima or groups of groups are read only.
+    /// Packs values; the formats with groups of groups are read only.
     ///
     /// # Panics
     /// If the number of values is not whole blocks, or the packing is read only.
@@ -184,7 +184,19 @@ impl Packing {
                     *o = four(v[i]) | four(v[i + 16]) << 4;
                 }
             }
-            Packing::Q4_1 | Packing::Q4K | Packing::Q6K => {
+            Packing::Q4_1 => {
+                // The least value gets the integer 0, the greatest 15.
+                let least = v.iter().fold(f32::INFINITY, |a, &v| a.min(v));
+                let d = (v.iter().fold(f32::NEG_INFINITY, |a, &v| a.max(v)) - least) / 15.0;
+                let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+                out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+                out[2..4].copy_from_slice(&f16::from_f32(least).to_le_bytes());
+                let four = |v: f32| ((v - least) * inverse + 0.5).clamp(0.0, 15.0) as u8;
+                for (i, o) in out[4..].iter_mut().enumerate() {
+                    *o = four(v[i]) | four(v[i + 16]) << 4;
+                }
+            }
+            Packing::Q4K | Packing::Q6K => {
                 panic!("{} is read, not written", self.name())
             }
         }
@@ -236,15 +248,25 @@ mod tests {
     fn what_is_written_is_what_the_gguf_package_writes() {
         let file = golden();
         let source = file.read("source").expect("reads");
-        for packing in [Packing::F32, Packing::F16, Packing::Bf16, Packing::Q8_0, Packing::Q4_0] {
+        use Packing::{Bf16, F16, F32, Q4_0, Q4_1, Q8_0};
+        for packing in [F32, F16, Bf16, Q8_0, Q4_0, Q4_1] {
             let want = file.bytes(packing.name()).expect("reads");
             assert_eq!(packing.pack(&source.values), want, "{}", packing.name());
         }
     }
 
     #[test]
+    fn blocks_with_minima_are_written_as_they_were_read() {
+        let file = golden();
+        let bytes = file.bytes("Q4_1").expect("reads");
+        let again = Packing::Q4_1.pack(&Packing::Q4_1.unpack(&bytes));
+        let other = bytes.chunks(20).zip(again.chunks(20)).filter(|(a, b)| a != b).count();
+        assert_eq!(other, 0);
+    }
+
+    #[test]
     fn zeros_stay_zeros() {
-        for packing in [Packing::Q8_0, Packing::Q4_0] {
+        for packing in [Packing::Q8_0, Packing::Q4_0, Packing::Q4_1] {
             let back = packing.unpack(&packing.pack(&[0.0; 64]));
             assert_eq!(back, [0.0; 64], "{}", packing.name());
         }

@@ -47,6 +47,13 @@ const PRE: &[(&str, Cut, bool)] = &[
     ("default", Cut::By(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]), false),
 ];
 
+/// A key of ours for what GGUF has none: how text is normalised before it is cut, `NFC` or `none`.
+const NORMALISER: &str = "danlu.tokenizer.normalizer";
+
+/// The names whose models come with a `tokenizer.json` that composes characters (NFC) first. What
+/// others wrote has no key that says so, and llama.cpp leaves it out.
+const COMPOSED: [&str; 2] = ["qwen2", "deepseek-r1-qwen"];
+
 impl Cut {
     /// The `pre_tokenizer` of a `tokenizer.json`.
     fn json(self) -> Json {
@@ -98,6 +105,18 @@ pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
         let wanted = format!("one of {} under `tokenizer.ggml.pre`", known.join(", "));
         return Err(Error::file(path, wanted, format!("`{pre}`")));
     };
+    let composed = match file.get(NORMALISER) {
+        None => COMPOSED.contains(&pre),
+        Some(_) => match file.text(NORMALISER)? {
+            "NFC" => true,
+            "none" => false,
+            other => {
+                let wanted = format!("NFC or none under `{NORMALISER}`");
+                return Err(Error::file(path, wanted, format!("`{other}`")));
+            }
+        },
+    };
+    let normaliser = if composed { json!({"type": "NFC"}) } else { Json::Null };
     let tokens = file.texts("tokenizer.ggml.tokens")?;
     let kinds = match file.get("tokenizer.ggml.token_type") {
         None => vec![kind::NORMAL; tokens.len()],
@@ -152,7 +171,7 @@ pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
     );
     let all = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-        "normalizer": null, "pre_tokenizer": cut.json(), "post_processor": before,
+        "normalizer": normaliser, "pre_tokenizer": cut.json(), "post_processor": before,
         "decoder": bytes,
         "model": {"type": "BPE", "dropout": null, "unk_token": null,
             "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
@@ -178,10 +197,17 @@ pub fn tokeniser_keys(
     }
     let whole_words = model["ignore_merges"] == true;
     let normaliser = &all["normalizer"];
-    if !normaliser.is_null() && normaliser["type"] != "NFC" {
+    // NFC comes alone, or as the one step of a sequence.
+    let steps = match normaliser["normalizers"].as_array() {
+        Some(steps) => steps.clone(),
+        None if normaliser.is_null() => Vec::new(),
+        None => vec![normaliser.clone()],
+    };
+    if steps.iter().any(|step| step["type"] != "NFC") {
         let wanted = "no normaliser but NFC, for GGUF";
         return Err(Error::file(path, wanted, &normaliser["type"]));
     }
+    let normalised = if steps.is_empty() { "none" } else { "NFC" };
     let cut = simple(&all["pre_tokenizer"]);
     let Some((pre, ..)) =
         PRE.iter().find(|(_, c, whole)| simple(&c.json()) == cut && *whole == whole_words)
@@ -228,6 +254,7 @@ pub fn tokeniser_keys(
         key("merges", Value::List(merges)),
         key("add_space_prefix", false.into()),
         key("add_bos_token", false.into()),
+        (NORMALISER.into(), normalised.into()),
     ])
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// (packs/choices.py writes HellaSwag's)
     #[arg(long, value_name = "FILE")]
     choices: Vec<PathBuf>,
-    /// Write every figure and every reply's verdict here
+    /// Write every figure and every reply's verdict here; with --text alone, what each text costs
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write a page with pictures and players here
@@ -64,9 +64,18 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let folder = model_folder(args.model)?;
     let model = crate::answer::adapted(&folder, args.adapters)?;
+    let mut passages = Vec::new();
     for path in &args.text {
-        let bits = bits_per_byte(&model, &read_texts(path)?)?;
+        let texts = read_texts(path)?;
+        let bits = bits_per_byte(&model, &texts)?;
         println!("{}: {bits:.4} bits a byte", path.display());
+        if args.json.is_some() && args.data.is_empty() {
+            for (i, text) in texts.iter().enumerate() {
+                let bits = bits_per_byte(&model, std::slice::from_ref(text))?;
+                passages.push(serde_json::json!({"file": path, "passage": i + 1,
+                    "bytes": text.len(), "bits_per_byte": bits}));
+            }
+        }
     }
     for path in &args.choices {
         let choices = read_choices(path)?;
@@ -79,6 +88,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         println!("{path}: {:.3} ({:.3} to {:.3}) of {n} choices right", i.mean, i.low, i.high);
     }
     if args.data.is_empty() {
+        if let Some(path) = args.json.filter(|_| !passages.is_empty()) {
+            let text = serde_json::Value::from(passages).to_string();
+            write_atomically(&path, text.as_bytes())?;
+        }
         return Ok(());
     }
     let mut questions = Vec::new();

@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Form to write
     #[arg(long, value_enum)]
     format: Format,
-    /// Precision of the matrices; q8_0 and q4_0 are for GGUF
+    /// Precision of the matrices; q8_0, q4_1 and q4_0 are for GGUF
     #[arg(long = "type", value_enum, default_value = "f32", value_name = "TYPE")]
     kind: Kind,
     /// Folder or file to write
@@ -50,6 +50,9 @@ enum Kind {
     Bf16,
     #[value(name = "q8_0")]
     Q8,
+    /// 5 bits a weight; what was imported as Q4_1 goes out as it came
+    #[value(name = "q4_1")]
+    Q41,
     #[value(name = "q4_0")]
     Q4,
 }
@@ -61,6 +64,7 @@ impl Kind {
             Kind::F16 => Packing::F16,
             Kind::Bf16 => Packing::Bf16,
             Kind::Q8 => Packing::Q8_0,
+            Kind::Q41 => Packing::Q4_1,
             Kind::Q4 => Packing::Q4_0,
         }
     }
@@ -70,7 +74,7 @@ impl Kind {
             Kind::F32 => Precision::F32.dtype(),
             Kind::F16 => Precision::F16.dtype(),
             Kind::Bf16 => Precision::Bf16.dtype(),
-            Kind::Q8 | Kind::Q4 => {
+            Kind::Q8 | Kind::Q41 | Kind::Q4 => {
                 let found = format!("{:?} with --format hf", self.packing());
                 return Err(Error::parameter("--type", "f32, f16 or bf16", found));
             }
@@ -82,7 +86,7 @@ impl Kind {
             Kind::F32 => Limits::SAME,
             Kind::F16 | Kind::Bf16 => Limits::HALF,
             Kind::Q8 => Limits::EIGHT,
-            Kind::Q4 => Limits::FOUR,
+            Kind::Q41 | Kind::Q4 => Limits::FOUR,
         }
     }
 }

@@ -1,5 +1,7 @@
+use crate::answer::model_folder;
 use danlu_core::{Error, Result};
 use danlu_model::Module;
+use danlu_model::adapters::adopt;
 use danlu_model::io::Dtype;
 use std::path::PathBuf;
 
@@ -7,15 +9,17 @@ use std::path::PathBuf;
 ///
 /// Llama, Mistral, Qwen2 and Qwen3 architectures. The tokeniser and the chat template come along and
 /// are bound to the model by hash. What would be computed otherwise (sliding windows, scaled rotary
-/// positions, experts) is refused. Pickled weights (.bin, .pt) are never opened.
+/// positions, experts) is refused. Pickled weights (.bin, .pt) are never opened. With --base, an
+/// adapter in PEFT's form becomes one of that model, if it was learnt on it.
 ///
 /// Examples:
 ///   danlu import SmolLM2-135M-Instruct.Q4_1.gguf --out models/smollm2
 ///   danlu import ~/Qwen3-0.6B --out models/qwen3 --dtype bf16
+///   danlu import ~/peft-adapter --base models/qwen3 --out adapters/mine
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// Folder with config.json, or GGUF file
+    /// Folder with config.json or adapter_config.json, or GGUF file
     source: PathBuf,
     /// Folder for the model; must not exist, or hold a model that is written over
     #[arg(long, value_name = "FOLDER")]
@@ -26,6 +30,9 @@ pub(crate) struct Args {
     /// Default system prompt of conversations, bound to the model
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// The model that an adapter was learnt on: a model's or a run's folder
+    #[arg(long, value_name = "FOLDER")]
+    base: Option<PathBuf>,
 }
 
 /// Precision of weights in files.
@@ -59,6 +66,19 @@ pub(crate) fn free(out: &std::path::Path, marks: &[&str]) -> Result<()> {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let begun = std::time::Instant::now();
+    let adapts = args.source.join("adapter_config.json").exists();
+    match args.base {
+        Some(base) if adapts => return import_adapter(&args.source, base, &args.out),
+        None if adapts => {
+            let wanted = "the model that the adapter was learnt on";
+            return Err(Error::parameter("--base", wanted, "nothing"));
+        }
+        Some(base) => {
+            let wanted = "an adapter (a folder with adapter_config.json) for --base";
+            return Err(Error::file(&args.source, wanted, base.display()));
+        }
+        None => {}
+    }
     free(&args.out, &["danlu.json"])?;
     let model = danlu_model::import::import(&args.source, args.system, &danlu_ops::cpu_device())?;
     model.save(&args.out, args.dtype.dtype())?;
@@ -73,6 +93,28 @@ pub(crate) fn run(args: Args) -> Result<()> {
         c.vocabulary,
         c.context,
         begun.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Takes an adapter of another program in as one of the model in the folder `base`.
+fn import_adapter(source: &std::path::Path, base: PathBuf, out: &std::path::Path) -> Result<()> {
+    free(out, &["adapter_config.json"])?;
+    let taken = adopt(source, &model_folder(Some(base))?)?;
+    taken.adapter.save(out)?;
+    if let Some(name) = taken.unchecked {
+        eprintln!(
+            "note: its base is called {name:?}, which is not on this machine; that it is the one \
+             named here is taken on trust"
+        );
+    }
+    eprintln!(
+        "{}: adapter `{}` of rank {} on {} projections ({:.2} M parameters)",
+        out.display(),
+        taken.adapter.info.name,
+        taken.adapter.config.rank,
+        taken.adapter.deltas.len(),
+        taken.adapter.size() as f64 / 1e6
     );
     Ok(())
 }

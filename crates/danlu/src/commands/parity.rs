@@ -1,25 +1,39 @@
+use super::merge::adapter_folder;
 use danlu_core::{Error, Result};
+use danlu_model::Model;
+use danlu_model::engine::WeightFormat;
 use danlu_model::import::open;
-use danlu_model::parity::{Comparison, Limits, PROBE, compare};
+use danlu_model::parity::{Comparison, Form, Limits, PROBE, compare_forms};
 use std::path::PathBuf;
 
 /// Hold models, or forms of one model, against the first: the same ids, the same logits?
 ///
 /// Model and run folders, Hugging Face folders and GGUF files. Exits with a failure if one is
 /// further from the first than the limits allow; they are those of 32-bit weights, unless --limits
-/// says otherwise.
+/// says otherwise. With --adapter the reference has adapters; --form holds other ways to compute it
+/// against the forward pass of training.
 ///
 /// Examples:
 ///   danlu parity models/smollm2 smollm2-hf smollm2.gguf
 ///   danlu parity models/smollm2 smollm2-q8.gguf --limits q8
+///   danlu parity models/smollm2 --adapter runs/smol-amp --form merged,decode,beside
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// The reference
     reference: PathBuf,
     /// What is held against it
-    #[arg(required = true)]
+    #[arg(required_unless_present = "forms")]
     others: Vec<PathBuf>,
+    /// Adapters of the reference, the lowest first
+    #[arg(long = "adapter", value_name = "FOLDER")]
+    adapters: Vec<PathBuf>,
+    /// Forms of the reference that are held against it
+    #[arg(long = "form", value_enum, value_delimiter = ',')]
+    forms: Vec<Kind>,
+    /// Weights of the decode engine: f32, f16, q8_0, q4_0 or q4_k
+    #[arg(long, default_value = "f32", value_name = "FORMAT")]
+    weights: String,
     /// File of texts to read, one a line (default: eight texts of several kinds)
     #[arg(long, value_name = "FILE")]
     probe: Option<PathBuf>,
@@ -29,6 +43,19 @@ pub(crate) struct Args {
     /// Print one JSON object for each comparison
     #[arg(long)]
     json: bool,
+}
+
+/// Another way to compute a model.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Debug)]
+enum Kind {
+    /// Adapters made part of the weights
+    Merged,
+    /// Adapters taken off and put on again
+    Swapped,
+    /// The decode engine, adapters merged in
+    Decode,
+    /// The decode engine, adapters beside the base, as in `danlu serve`
+    Beside,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Debug)]
@@ -83,14 +110,23 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let inner = path.join("model");
         if inner.join("danlu.json").exists() { inner } else { path.clone() }
     };
-    let reference = open(&folder(&args.reference), &device)?;
+    let weights = WeightFormat::parse(&args.weights).ok_or_else(|| {
+        let all = WeightFormat::ALL.map(|(name, _)| name).join(", ");
+        Error::parameter("--weights", format!("one of {all}"), &args.weights)
+    })?;
+    let own = folder(&args.reference);
+    let reference = if args.adapters.is_empty() {
+        open(&own, &device)?
+    } else {
+        let adapters: Vec<PathBuf> = args.adapters.iter().cloned().map(adapter_folder).collect();
+        Model::load_adapted(&own, &adapters, &device)?.0
+    };
+    let limits = args.limits.limits();
     let mut far = Vec::new();
-    for path in &args.others {
-        let other = open(&folder(path), &device)?;
-        let found = compare(&reference, &other, &texts, &args.limits.limits())?;
-        let name = path.display().to_string();
+    let mut tell = |name: String, form: &mut Form<'_>| -> Result<()> {
+        let found = compare_forms(&mut Form::Train(&reference), form, &texts, &limits)?;
         if args.json {
-            let line = serde_json::json!({"reference": args.reference, "model": path,
+            let line = serde_json::json!({"reference": args.reference, "model": name,
                 "comparison": found});
             println!("{line}");
         } else {
@@ -99,11 +135,36 @@ pub(crate) fn run(args: Args) -> Result<()> {
         if !found.near {
             far.push(name);
         }
+        Ok(())
+    };
+    for path in &args.others {
+        let other = open(&folder(path), &device)?;
+        tell(path.display().to_string(), &mut Form::Train(&other))?;
+    }
+    for kind in &args.forms {
+        let name = format!("{kind:?}").to_lowercase();
+        match kind {
+            Kind::Merged | Kind::Swapped => {
+                if args.adapters.is_empty() {
+                    return Err(Error::parameter("--form", "--adapter with it", name));
+                }
+                let (tokenisers, info) = (reference.tokenisers.clone(), reference.info.clone());
+                let mut transformer = reference.transformer.clone();
+                if *kind == Kind::Merged {
+                    transformer.merge()?;
+                } else {
+                    let taken = transformer.detach();
+                    transformer.reattach(taken);
+                }
+                tell(name, &mut Form::Train(&Model { transformer, tokenisers, info }))?;
+            }
+            Kind::Decode => tell(name, &mut Form::decode(&reference, weights)?)?,
+            Kind::Beside => tell(name, &mut Form::beside(&reference, weights)?)?,
+        }
     }
     if far.is_empty() {
         return Ok(());
     }
-    let wanted =
-        format!("models within {:?} of {}", args.limits.limits(), args.reference.display());
+    let wanted = format!("models within {limits:?} of {}", args.reference.display());
     Err(Error::parameter("parity", wanted, far.join(", ")))
 }
