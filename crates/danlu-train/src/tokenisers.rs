@@ -1,4 +1,4 @@
-//! Learns the three tokenisers: what each learns from, and by which loss. [`crate::learn`] has the loop.
+//! Learns the three tokenisers: what each learns from, and by which loss. `learn.rs` has the loop.
 
 use crate::learn::{Course, Examples, forget, learn};
 use crate::run::Run;

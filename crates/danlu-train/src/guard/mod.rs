@@ -2,10 +2,10 @@
 //! leaves out what it began with and lowers the learning rate. Every decision is a function of what
 //! the checkpoint holds and of the samples, so a resumed run decides alike.
 //!
-//! Each regime is a [`Subject`]. A step is judged before its update ([`judge`]) by its loss against
-//! what its tasks cost lately and by its gradient, and after its update ([`update`]) by how far a
+//! Each regime is a `Subject`. A step is judged before its update (`judge`) by its loss against
+//! what its tasks cost lately and by its gradient, and after its update (`update`) by how far a
 //! layer moved. Whether data or weights are to blame is found by trial: samples that were well before
-//! are tried again. [`answer`] takes the step and does what the judgement asks for.
+//! are tried again. `answer` takes the step and does what the judgement asks for.
 
 mod answer;
 mod judge;
