@@ -40,7 +40,7 @@ impl Limits {
     /// 16-bit weights.
     pub const HALF: Limits = Limits { agreement: 0.98, distance: 1.0, divergence: 1e-3 };
     /// 8-bit weights.
-    pub const EIGHT: Limits = Limits { agreement: 0.9, distance: 5.0, divergence: 0.01 };
+    pub const EIGHT: Limits = Limits { agreement: 0.9, distance: 5.0, divergence: 0.02 };
     /// 4-bit weights.
     pub const FOUR: Limits = Limits { agreement: 0.6, distance: 20.0, divergence: 0.6 };
 }
