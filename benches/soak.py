@@ -25,6 +25,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DANLU = Path(os.environ.get("DANLU", ROOT / "target/release/danlu"))
 
+# Tokenisers of seconds.
+TOKENISERS = """[image]
+levels = [4, 4, 4]
+channels = 8
+blocks = 1
+steps = 40
+batch = 2
+semantic = { steps = 20, batch = 2, channels = 4, width = 8 }
+[audio]
+levels = [4, 4, 4]
+channels = 16
+blocks = 1
+steps = 40
+batch = 2
+clip = 8
+semantic = { steps = 20, batch = 2, channels = 4, width = 8, seconds = 1.0 }
+"""
+
 # Seconds of training. A checkpoint is due by the clock as well as by steps.
 RECIPE = """# Seconds of training, to be killed again and again.
 name = "soak"
@@ -36,22 +54,7 @@ concepts = 8
 [text]
 vocabulary = 400
 train_bytes = 20000
-[image]
-levels = [4, 4, 4]
-channels = 8
-blocks = 1
-steps = 40
-batch = 2
-semantic = {{ steps = 20, batch = 2, channels = 4, width = 8 }}
-[audio]
-levels = [4, 4, 4]
-channels = 16
-blocks = 1
-steps = 40
-batch = 2
-clip = 8
-semantic = {{ steps = 20, batch = 2, channels = 4, width = 8, seconds = 1.0 }}
-[model]
+{tokenisers}[model]
 depth = 2
 width = 32
 head_dim = 8
@@ -112,7 +115,7 @@ class Regime:
 
 def regimes(at):
     """All of them, and what they need."""
-    (at / "soak.toml").write_text(RECIPE.format(root=ROOT))
+    (at / "soak.toml").write_text(RECIPE.format(root=ROOT, tokenisers=TOKENISERS))
     base = at / "pretraining-base"
     replies = [f"{a}? It is {b}." for a, b in zip("abcdefgh", "stuvwxyz")]
     turns = lambda text: [{"role": "user", "content": text[:2]}, {"role": "assistant", "content": text[3:]}]

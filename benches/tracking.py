@@ -18,7 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from troubles import DANLU, RECIPE, ROOT
+from troubles import DANLU, RECIPE, ROOT, TOKENISERS
 
 STEPS = 60
 
@@ -45,7 +45,7 @@ def main():
                 break
             except OSError:
                 time.sleep(0.2)
-        recipe = RECIPE.format(root=ROOT, seed=1, steps=STEPS, optimiser="adamw", on="true")
+        recipe = RECIPE.format(root=ROOT, tokenisers=TOKENISERS, seed=1, steps=STEPS, optimiser="adamw", on="true")
         recipe = recipe.replace('files = ["rows.jsonl"]\n', "").replace("file = 0.5\n", "")
         recipe += f'[track]\ntensorboard = true\nprometheus = "danlu.prom"\nmlflow = "{address}"\n'
         (at / "tracked.toml").write_text(recipe)

@@ -18,8 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-DANLU = Path(os.environ.get("DANLU", ROOT / "target/release/danlu"))
+from soak import DANLU, ROOT, TOKENISERS
 
 RECIPE = """# A tiny training, to be troubled.
 name = "trouble"
@@ -33,22 +32,7 @@ concepts = 24
 [text]
 vocabulary = 400
 train_bytes = 20000
-[image]
-levels = [4, 4, 4]
-channels = 8
-blocks = 1
-steps = 40
-batch = 2
-semantic = {{ steps = 20, batch = 2, channels = 4, width = 8 }}
-[audio]
-levels = [4, 4, 4]
-channels = 16
-blocks = 1
-steps = 40
-batch = 2
-clip = 8
-semantic = {{ steps = 20, batch = 2, channels = 4, width = 8, seconds = 1.0 }}
-[model]
+{tokenisers}[model]
 depth = 2
 width = 64
 head_dim = 16
@@ -81,7 +65,7 @@ def danlu(*arguments, fault=""):
 def train(at, base, name, seed, steps, optimiser, on=True, fault=""):
     """Trains `name` with the tokenisers of `base`; what became of it."""
     recipe = at / f"{name}.toml"
-    text = RECIPE.format(root=ROOT, seed=seed, steps=steps, optimiser=optimiser, on=str(on).lower())
+    text = RECIPE.format(root=ROOT, tokenisers=TOKENISERS, seed=seed, steps=steps, optimiser=optimiser, on=str(on).lower())
     recipe.write_text(text)
     run = at / name
     arguments = ["train", recipe, "--out", run]

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from soak import DANLU, RECIPE, ROOT
+from soak import DANLU, RECIPE, ROOT, TOKENISERS
 from troubles import median
 
 TUNE = """name = "{name}"
@@ -100,7 +100,7 @@ def tune(at, name, seed, slug, fault):
 
 def tokenise(at, seed, part, slug, fault):
     recipe = at / f"tokenisers-{slug}.toml"
-    text = RECIPE.format(root=ROOT).replace("steps = 40", "steps = 150").replace("steps = 20", "steps = 0")
+    text = RECIPE.format(root=ROOT, tokenisers=TOKENISERS).replace("steps = 40", "steps = 150").replace("steps = 20", "steps = 0")
     recipe.write_text(text.replace('name = "soak"', f'name = "soak"\nseed = {seed}'))
     run = at / f"tokenisers-{slug}"
     done = None if run.exists() else danlu("tokenizer", "train", recipe, "--out", run, fault=fault)
@@ -114,7 +114,7 @@ def main():
     args = parser.parse_args()
     top = Path(args.folder or tempfile.mkdtemp()).resolve()
     top.mkdir(parents=True, exist_ok=True)
-    (top / "base.toml").write_text(RECIPE.format(root=ROOT))
+    (top / "base.toml").write_text(RECIPE.format(root=ROOT, tokenisers=TOKENISERS))
     done = danlu("train", top / "base.toml", "--out", top / "base")
     assert done.returncode == 0, done.stderr
     regimes = {name: lambda *a, name=name: tune(a[0], name, *a[1:]) for name in OBJECTIVES}

@@ -61,7 +61,7 @@ pub struct Origin {
 }
 
 /// A transformer with its tokenisers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Model {
     /// The transformer.
     pub transformer: Transformer,
@@ -394,6 +394,12 @@ impl Model {
         let file: HfConfig = read_json(&path)?;
         file.danlu_vocabulary
             .ok_or_else(|| Error::file(&path, "`danlu_vocabulary` (see danlu import)", "none"))
+    }
+
+    /// The model's folder of a path: a run's folder stands for the model in it.
+    pub fn folder(path: &Path) -> std::path::PathBuf {
+        let inner = path.join("model");
+        if inner.join("config.json").exists() { inner } else { path.to_path_buf() }
     }
 
     /// The file of a model folder's weights: whole, or in tiles.

@@ -11,7 +11,6 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::flex::FlexTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Tensor, TensorData};
-use rayon::prelude::*;
 use std::sync::Arc;
 
 #[backend_extension(Flex, Autodiff)]
@@ -59,7 +58,7 @@ pub(crate) fn composed(x: Tensor<2>, w: &Weights) -> Tensor<2> {
 fn values(w: &Weights) -> Buffer {
     let [outputs, inputs] = w.shape();
     let mut out = Buffer::any(outputs * inputs);
-    out.par_chunks_exact_mut(inputs).enumerate().for_each(|(row, out)| w.row(row, out));
+    w.write_to(&mut out);
     out
 }
 

@@ -12,7 +12,6 @@ use burn::tensor::{Tensor, TensorData};
 use danlu_core::{Batch, Error, Objective, Result, TuneRecipe};
 use danlu_model::{Model, Transformer};
 use rayon::prelude::*;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Values of logits that are in memory at a time.
@@ -38,7 +37,7 @@ impl Teacher {
         let Objective::Distil { teacher, temperature, hard } = &recipe.objective else {
             return Ok(None);
         };
-        let folder = inner(teacher);
+        let folder = Model::folder(teacher);
         let model = Model::load(&folder, &danlu_ops::cpu_device())?;
         let (ours, theirs) = (&student.tokenisers, &model.tokenisers);
         if ours.vocabulary() != theirs.vocabulary()
@@ -52,12 +51,6 @@ impl Teacher {
         let hash = Model::weights_hash(&folder)?;
         Ok(Some(Self { transformer: model.transformer, temperature, hard, hash }))
     }
-}
-
-/// A run's folder stands for the model in it.
-fn inner(folder: &Path) -> std::path::PathBuf {
-    let inner = folder.join("model");
-    if inner.join("config.json").exists() { inner } else { folder.to_path_buf() }
 }
 
 /// What is to be differentiated, and the mean loss in nats a token that counts.

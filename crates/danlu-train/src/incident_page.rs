@@ -1,9 +1,10 @@
 //! The section of a page on what went wrong: a run's, or a tuning's.
 
 use crate::incident::{Seen, incidents};
+use crate::page::chart;
 use crate::run::Run;
 use danlu_core::Result;
-use danlu_report::{LineChart, NoteKind, Page, Series};
+use danlu_report::{NoteKind, Page, Series};
 
 /// Incidents, with the steps before each.
 pub(crate) fn went_wrong(page: &mut Page, run: &Run) -> Result<()> {
@@ -35,14 +36,4 @@ pub(crate) fn went_wrong(page: &mut Page, run: &Run) -> Result<()> {
         chart(page, &title, "norm", vec![series("norm", points(|s| s.norm), false)]);
     }
     Ok(())
-}
-
-fn chart(page: &mut Page, title: &str, y_label: &str, series: Vec<Series>) {
-    page.lines(&LineChart {
-        title: title.into(),
-        x_label: "step".into(),
-        y_label: y_label.into(),
-        log_y: false,
-        series,
-    });
 }

@@ -217,11 +217,13 @@ fn media(run: &Run, file: &str, label: &str) -> Option<Part> {
     })
 }
 
-fn figure(label: &str, value: String, note: &str) -> Figure {
+/// A large number of a page.
+pub(crate) fn figure(label: &str, value: String, note: &str) -> Figure {
     Figure { label: label.into(), value, note: note.into() }
 }
 
-fn chart(page: &mut Page, title: &str, y_label: &str, series: Vec<Series>) {
+/// Curves over the steps.
+pub(crate) fn chart(page: &mut Page, title: &str, y_label: &str, series: Vec<Series>) {
     page.lines(&LineChart {
         title: title.into(),
         x_label: "step".into(),

@@ -4,7 +4,7 @@ use crate::learn::{Course, Examples, forget, learn};
 use crate::run::Run;
 use crate::watch::{Event, Watcher};
 use burn::tensor::{Tensor, TensorData};
-use danlu_core::recipe::Recipe;
+use danlu_core::recipe::{Recipe, SemanticRecipe};
 use danlu_core::{Error, Picture, Result, Rng, Sound};
 use danlu_data::{Corpus, Split, picture_classes, sound_classes};
 use danlu_media::{alter_picture, alter_sound, restyle_picture, revoice_sound};
@@ -304,16 +304,7 @@ pub fn train_image_semantic(
             batch.iter().map(|(p, c)| (p, *c)).unzip();
         Examples { inputs: ImageTokeniser::pixels(&pictures, &tracked), classes }
     };
-    let course = Course {
-        what: "recogniser of pictures",
-        name,
-        steps: r.steps,
-        batch: r.batch,
-        rate: r.rate,
-        least: 0.5,
-        draw: &draw,
-        loss: &recognition_loss,
-    };
+    let course = recognition("recogniser of pictures", name, r, &draw);
     learn(&course, &mut module, recipe, run, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), name, Dtype::F32)?;
@@ -373,20 +364,22 @@ pub fn train_audio_semantic(
         let classes = batch.iter().map(|(_, class)| *class).collect();
         Examples { inputs: module.frames(&rows, &tracked), classes }
     };
-    let course = Course {
-        what: "recogniser of speech",
-        name,
-        steps: r.steps,
-        batch: r.batch,
-        rate: r.rate,
-        least: 0.5,
-        draw: &draw,
-        loss: &recognition_loss,
-    };
+    let course = recognition("recogniser of speech", name, r, &draw);
     learn(&course, &mut module, recipe, run, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), name, Dtype::F32)?;
     Ok(Some(module))
+}
+
+/// What recognisers of all kinds learn by.
+fn recognition<'a>(
+    what: &'static str,
+    name: &'static str,
+    r: &SemanticRecipe,
+    draw: &'a dyn Fn(&Recogniser, Range<u64>) -> Examples<4>,
+) -> Course<'a, Recogniser, 4> {
+    let (steps, batch, rate) = (r.steps, r.batch, r.rate);
+    Course { what, name, steps, batch, rate, least: 0.5, draw, loss: &recognition_loss }
 }
 
 /// Cross-entropy of the classes of examples.

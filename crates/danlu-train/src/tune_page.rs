@@ -1,10 +1,11 @@
 //! The page of a tuning: where it stands, curves, the recipe.
 
 use crate::incident_page::went_wrong;
+use crate::page::{chart, figure};
 use crate::run::{Run, entries, read};
 use crate::tune::TuneLine;
 use danlu_core::{Error, Result, TuneRecipe};
-use danlu_report::{Figure, LineChart, Page, Series};
+use danlu_report::{Page, Series};
 use std::collections::BTreeSet;
 
 /// Writes `index.html` of a tuning from its log.
@@ -13,11 +14,6 @@ pub(crate) fn tune_page(run: &Run, recipe: &TuneRecipe) -> Result<()> {
     let mut page = Page::new(format!("Danlu tuning {}", recipe.name));
     page.lead(&format!("What was learnt on top of {}.", recipe.model.display()));
     let Some(last) = log.last() else { return Ok(()) };
-    let figure = |label: &str, value: String, note: &str| Figure {
-        label: label.into(),
-        value,
-        note: note.into(),
-    };
     page.section("Where it stands");
     let mut speeds: Vec<f64> = log.iter().map(|l| l.speed).collect();
     speeds.sort_by(f64::total_cmp);
@@ -27,15 +23,6 @@ pub(crate) fn tune_page(run: &Run, recipe: &TuneRecipe) -> Result<()> {
         figure("Speed", format!("{:.0}", speeds[speeds.len() / 2]), "tokens/s, median"),
     ]);
     page.section("Curves");
-    let mut chart = |title: &str, unit: &str, series: Vec<Series>| {
-        page.lines(&LineChart {
-            title: title.into(),
-            x_label: "step".into(),
-            y_label: unit.into(),
-            log_y: false,
-            series,
-        });
-    };
     let points = |of: &dyn Fn(&TuneLine) -> Option<f64>| -> Vec<(f64, f64)> {
         log.iter().filter_map(|l| of(l).map(|v| (l.step as f64, v))).collect()
     };
@@ -43,13 +30,18 @@ pub(crate) fn tune_page(run: &Run, recipe: &TuneRecipe) -> Result<()> {
     let mut loss = vec![line("training", points(&|l| Some(l.loss)))];
     let held: BTreeSet<&String> = log.iter().flat_map(|l| l.held_out.keys()).collect();
     loss.extend(held.into_iter().map(|n| line(n, points(&|l| l.held_out.get(n).copied()))));
-    chart("Loss", "nats a token", loss);
+    chart(&mut page, "Loss", "nats a token", loss);
     let names: BTreeSet<&String> = log.iter().flat_map(|l| l.figures.keys()).collect();
     for name in names {
-        chart(name, name, vec![line(name, points(&|l| l.figures.get(name).copied()))]);
+        chart(&mut page, name, name, vec![line(name, points(&|l| l.figures.get(name).copied()))]);
     }
-    chart("Gradient norm before clipping", "norm", vec![line("norm", points(&|l| Some(l.norm)))]);
-    chart("Speed", "tokens/s", vec![line("tokens/s", points(&|l| Some(l.speed)))]);
+    chart(
+        &mut page,
+        "Gradient norm before clipping",
+        "norm",
+        vec![line("norm", points(&|l| Some(l.norm)))],
+    );
+    chart(&mut page, "Speed", "tokens/s", vec![line("tokens/s", points(&|l| Some(l.speed)))]);
     went_wrong(&mut page, run)?;
     page.section("Recipe");
     page.code("Every value of this run", "toml", &read(&run.recipe())?);

@@ -159,10 +159,7 @@ pub(crate) fn reconstructions(
 
 /// The model folder to use when none is named: the one in the repository.
 pub(crate) fn model_folder(named: Option<PathBuf>) -> Result<PathBuf> {
-    let folder = named.unwrap_or_else(|| PathBuf::from("models/reference"));
-    // A run's folder stands for the model in it.
-    let inner = folder.join("model");
-    let folder = if inner.join("config.json").exists() { inner } else { folder };
+    let folder = Model::folder(&named.unwrap_or_else(|| PathBuf::from("models/reference")));
     if !folder.join("config.json").exists() {
         return Err(Error::parameter(
             "--model",

@@ -2,34 +2,10 @@
 //! report, and what bad input says.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod shared;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-fn danlu(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_danlu")).args(arguments).current_dir(root()).output().unwrap()
-}
-
-#[track_caller]
-fn works(arguments: &[&str]) -> String {
-    let out = danlu(arguments);
-    let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{arguments:?}: {said}");
-    said.into_owned()
-}
-
-#[track_caller]
-fn fails(arguments: &[&str], wanted: &[&str]) {
-    let out = danlu(arguments);
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(!out.status.success(), "{arguments:?} should fail");
-    for w in wanted {
-        assert!(said.contains(w), "{arguments:?}: expected {w:?} in: {said}");
-    }
-}
+use shared::{danlu, fails, folder, root, works};
+use std::path::Path;
 
 /// A base that has seen a little text, and texts that it can be looked at with.
 fn base(at: &Path) -> String {
@@ -55,9 +31,7 @@ fn base(at: &Path) -> String {
 
 #[test]
 fn smaller_forms_open_answer_and_report() {
-    let at = std::env::temp_dir().join(format!("danlu-compress-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&at);
-    std::fs::create_dir_all(&at).unwrap();
+    let at = folder("compress");
     let model = base(&at);
     let path = |name: &str| at.join(name).to_str().unwrap().to_string();
     let (rows, held, choices) = (path("rows.jsonl"), path("held.jsonl"), path("choices.jsonl"));

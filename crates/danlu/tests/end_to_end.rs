@@ -2,46 +2,12 @@
 //! kill -9 and resume, generation in every direction, evaluation, and what bad input says.
 #![allow(clippy::unwrap_used)]
 
+mod shared;
+
+use shared::{danlu, fails, folder, root, works};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-fn danlu(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_danlu")).args(arguments).current_dir(root()).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[track_caller]
-fn works(arguments: &[&str]) -> String {
-    let out = danlu(arguments);
-    assert!(out.status.success(), "{arguments:?}: {}", text(&out.stderr));
-    text(&out.stdout) + &text(&out.stderr)
-}
-
-#[track_caller]
-fn fails(arguments: &[&str], wanted: &[&str]) {
-    let out = danlu(arguments);
-    let said = text(&out.stderr);
-    assert!(!out.status.success(), "{arguments:?} should fail");
-    for w in wanted {
-        assert!(said.contains(w), "{arguments:?}: expected {w:?} in: {said}");
-    }
-}
-
-/// A fresh folder outside the checkout.
-fn folder(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("danlu-e2e-{name}-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&path);
-    std::fs::create_dir_all(&path).unwrap();
-    path
-}
 
 /// A recipe that takes seconds, with rows of a sample file beside the pack.
 fn recipe(at: &Path, steps: usize) -> PathBuf {
@@ -77,7 +43,7 @@ fn recipe(at: &Path, steps: usize) -> PathBuf {
 
 #[test]
 fn from_data_to_replies_and_back_after_kill() {
-    let at = folder("whole");
+    let at = folder("e2e-whole");
     let recipe = recipe(&at, 16);
     let path = |name: &str| at.join(name).to_str().unwrap().to_string();
     let recipe = recipe.to_str().unwrap();
@@ -197,7 +163,7 @@ fn from_data_to_replies_and_back_after_kill() {
 
 #[test]
 fn bad_input_is_named() {
-    let at = folder("bad");
+    let at = folder("e2e-bad");
     let file = recipe(&at, 4);
     let write = |from: &str, to: &str| {
         let text = std::fs::read_to_string(&file).unwrap();
@@ -223,7 +189,7 @@ fn bad_input_is_named() {
 
 #[test]
 fn checkpoints_come_in_and_go_out() {
-    let at = folder("checkpoints");
+    let at = folder("e2e-checkpoints");
     let path = |name: &str| at.join(name).to_str().unwrap().to_string();
     let (model, hf, gguf, small) = (path("model"), path("hf"), path("a.gguf"), path("q4.gguf"));
     let source = "golden/checkpoints/qwen2";

@@ -2,41 +2,11 @@
 //! merge, preferences and rewards, and what bad input says.
 #![allow(clippy::unwrap_used)]
 
+mod shared;
+
+use shared::{danlu, fails, folder, root, works};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-fn danlu(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_danlu")).args(arguments).current_dir(root()).output().unwrap()
-}
-
-#[track_caller]
-fn works(arguments: &[&str]) -> String {
-    let out = danlu(arguments);
-    let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{arguments:?}: {said}");
-    said.into_owned()
-}
-
-#[track_caller]
-fn fails(arguments: &[&str], wanted: &[&str]) {
-    let out = danlu(arguments);
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(!out.status.success(), "{arguments:?} should fail");
-    for w in wanted {
-        assert!(said.contains(w), "{arguments:?}: expected {w:?} in: {said}");
-    }
-}
-
-fn folder(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("danlu-tune-{name}-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&path);
-    std::fs::create_dir_all(&path).unwrap();
-    path
-}
+use std::process::Command;
 
 /// A base that has seen a little text.
 fn base(at: &Path) -> PathBuf {
@@ -81,7 +51,7 @@ const COLOURS: &str = r#"{"instruction":"grass?","output":"green"}
 
 #[test]
 fn adapters_learn_go_on_stack_and_merge() {
-    let at = folder("lora");
+    let at = folder("tune-lora");
     let model = base(&at);
     let model = model.to_str().unwrap();
     let path = |name: &str| at.join(name).to_str().unwrap().to_string();
@@ -206,7 +176,7 @@ fn adapters_learn_go_on_stack_and_merge() {
 
 #[test]
 fn a_text_model_takes_pictures_and_sounds_and_goes_on() {
-    let at = folder("extend");
+    let at = folder("tune-extend");
     let model = base(&at);
     let path = |name: &str| at.join(name).to_str().unwrap().to_string();
     let reference = root().join("models/reference");
@@ -233,7 +203,7 @@ fn a_text_model_takes_pictures_and_sounds_and_goes_on() {
 
 #[test]
 fn all_weights_preferences_and_rewards() {
-    let at = folder("others");
+    let at = folder("tune-others");
     base(&at);
     let path = |name: &str| at.join(name).to_str().unwrap().to_string();
     write(&at, "text.jsonl", "{\"text\":\"one two three four five six seven eight nine ten\"}\n");

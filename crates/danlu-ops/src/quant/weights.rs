@@ -152,11 +152,16 @@ impl Weights {
     /// Every weight in single precision, row-major.
     pub fn values(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
+        self.write_to(&mut out);
+        out
+    }
+
+    /// Writes every weight to `out`, in single precision, row-major.
+    pub(crate) fn write_to(&self, out: &mut [f32]) {
         if self.cols > 0 {
             let rows = out.par_chunks_exact_mut(self.cols).enumerate();
             rows.for_each(|(row, out)| self.row(row, out));
         }
-        out
     }
 
     pub(super) fn fill(

@@ -2,6 +2,7 @@ use crate::answer::model_folder;
 use crate::progress::Terminal;
 use crate::shrink::{Form, Looked, Maker, Method, Report, Row, Tests, candidates};
 use danlu_core::{Error, Result};
+use danlu_model::Model;
 use danlu_model::engine::WeightFormat;
 use danlu_model::io::write_atomically;
 use danlu_train::{Event, Watcher};
@@ -109,6 +110,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let maker = Maker {
         folder: &folder,
         model: &model,
+        base: Model::weights_hash(&folder)?,
         work: args.out.join("work"),
         data: &args.data,
         tokens: args.tokens,
@@ -121,6 +123,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             Networks::F16 => danlu_model::io::Dtype::F16,
             Networks::I8 => danlu_model::io::Dtype::I8,
         }),
+        seen: std::cell::OnceCell::new(),
     };
     let config = &model.transformer.config;
     let form = Form {

@@ -1,13 +1,14 @@
 //! The forms that a model can be brought into, and how.
 
 use danlu_core::{Error, Objective, Result};
-use danlu_model::compress::{Cut, Rounding, observe, prune, quantise};
+use danlu_model::compress::{Cut, Packed, Rounding, observe, prune, quantise};
 use danlu_model::engine::WeightFormat;
 use danlu_model::io::Dtype;
 use danlu_model::{Model, ModelInfo, TransformerConfig};
 use danlu_train::lesson::{documents, recipe_of_rows};
 use danlu_train::{Event, Watcher, tune};
 use serde::Serialize;
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 /// How weights are rounded.
@@ -113,6 +114,8 @@ pub(crate) fn candidates(asked: &Form, c: &TransformerConfig, rows: bool) -> Vec
 pub(crate) struct Maker<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) model: &'a Model,
+    /// BLAKE3 of its weights.
+    pub(crate) base: String,
     /// Where healing works; what is in it is used again by an interrupted run.
     pub(crate) work: PathBuf,
     pub(crate) data: &'a [PathBuf],
@@ -122,6 +125,8 @@ pub(crate) struct Maker<'a> {
     pub(crate) rate: f32,
     pub(crate) student: Option<&'a Path>,
     pub(crate) tokenisers: Option<Dtype>,
+    /// The rows that are looked at, once they were.
+    pub(crate) seen: OnceCell<Vec<Packed>>,
 }
 
 impl Maker<'_> {
@@ -131,26 +136,15 @@ impl Maker<'_> {
         if !form.weights.is_quantised() {
             return Ok(small);
         }
+        let how = match form.method(!self.data.is_empty()) {
+            Method::Rtn => Rounding::Nearest,
+            Method::Gptq => Rounding::Calibrated(self.documents(watcher)?),
+        };
         let depth = small.transformer.blocks.len();
         let name = form.name(!self.data.is_empty());
         watcher.tell(Event::Phase { name, steps: depth, done: 0 });
         let mut tell = |done| watcher.tell(Event::Step { done, figures: String::new() });
-        match form.method(!self.data.is_empty()) {
-            Method::Rtn => {
-                quantise(&mut small.transformer, form.weights, Rounding::Nearest, &mut tell)?;
-            }
-            Method::Gptq => {
-                let seen = documents(
-                    self.data,
-                    self.model,
-                    self.window(),
-                    self.tokens,
-                    &mut danlu_train::Silent,
-                )?;
-                let how = Rounding::Calibrated(&seen);
-                quantise(&mut small.transformer, form.weights, how, &mut tell)?;
-            }
-        }
+        quantise(&mut small.transformer, form.weights, how, &mut tell)?;
         watcher.tell(Event::PhaseDone { result: format!("{depth} layers") });
         Ok(small)
     }
@@ -161,17 +155,14 @@ impl Maker<'_> {
 
     /// The model, or what is left of it, healed; or the student, taught.
     fn cut(&self, form: &Form, watcher: &mut dyn Watcher) -> Result<Model> {
-        let device = danlu_ops::cpu_device();
         let learner = if let Some(student) = self.student {
-            let inner = student.join("model");
-            if inner.join("config.json").exists() { inner } else { student.to_path_buf() }
+            Model::folder(student)
         } else if form.is_cut() {
-            let seen = documents(self.data, self.model, self.window(), self.tokens, watcher)?;
             let mut whole = self.model.transformer.clone();
             danlu_model::Module::thaw(&mut whole);
-            let transformer = prune(&whole, &observe(&whole, &seen), &form.cut())?;
-            let (tokenisers, info) = (self.model.tokenisers.clone(), self.model.info.clone());
-            let pruned = Model { transformer, tokenisers, info };
+            let seen = observe(&whole, self.documents(watcher)?);
+            let transformer = prune(&whole, &seen, &form.cut())?;
+            let pruned = Model { transformer, ..self.model.clone() };
             if self.heal == 0 {
                 return Ok(pruned);
             }
@@ -179,7 +170,7 @@ impl Maker<'_> {
             pruned.save(&folder, Dtype::F32)?;
             folder
         } else {
-            return Model::load(self.folder, &device);
+            return Ok(self.model.clone());
         };
         let objective =
             Objective::Distil { teacher: self.folder.to_path_buf(), temperature: 1.0, hard: 0.0 };
@@ -189,7 +180,16 @@ impl Maker<'_> {
         recipe.train.rate = self.rate;
         let run = tune::open(&self.work.join(format!("heal-{}", self.tag(form))), &recipe)?;
         let healed = tune::tune(&recipe, &run, &learner, watcher)?;
-        Model::load(&healed, &device)
+        Model::load(&healed, &danlu_ops::cpu_device())
+    }
+
+    /// The rows that are looked at, read once for all forms.
+    fn documents(&self, watcher: &mut dyn Watcher) -> Result<&[Packed]> {
+        if let Some(seen) = self.seen.get() {
+            return Ok(seen);
+        }
+        let seen = documents(self.data, self.model, self.window(), self.tokens, watcher)?;
+        Ok(self.seen.get_or_init(|| seen))
     }
 
     fn tag(&self, form: &Form) -> String {
@@ -200,15 +200,12 @@ impl Maker<'_> {
     pub(crate) fn save(&self, small: &Model, form: &Form, out: &Path) -> Result<()> {
         let networks = if form.weights.is_quantised() { Dtype::I8 } else { Dtype::F16 };
         let mut from = small.info.from.clone();
-        let base = Model::weights_hash(self.folder)?;
-        if from.last() != Some(&base) {
-            from.push(base);
+        if from.last() != Some(&self.base) {
+            from.push(self.base.clone());
         }
         let info = ModelInfo { from, ..small.info.clone() };
         std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-        let (transformer, tokenisers) = (small.transformer.clone(), small.tokenisers.clone());
-        let named = Model { transformer, tokenisers, info };
-        named.save(out, self.tokenisers.unwrap_or(networks))
+        Model { info, ..small.clone() }.save(out, self.tokenisers.unwrap_or(networks))
     }
 }
 
