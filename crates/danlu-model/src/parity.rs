@@ -222,12 +222,12 @@ mod tests {
         assert!(!other.near && !other.same_bits && other.divergence > 0.0, "{other:?}");
     }
 
-    /// A model with two adapters, the second on the first.
-    fn stacked() -> Model {
+    /// A model with two adapters, the second on the first, and with learnt lengths if `dora`.
+    fn stacked(dora: bool) -> Model {
         let mut model = tiny_model(1);
         let device = danlu_ops::cpu_device();
-        for (rank, seed, name) in [(3, 5, "industry"), (2, 6, "scenario")] {
-            let adapter = noisy(&LoraConfig { rank, ..Default::default() }, seed, name);
+        for (rank, seed, name, dora) in [(3, 5, "industry", false), (2, 6, "scenario", dora)] {
+            let adapter = noisy(&LoraConfig { rank, dora, ..Default::default() }, seed, name);
             model.transformer.attach(&adapter, &device).expect("attaches");
         }
         model
@@ -235,32 +235,36 @@ mod tests {
 
     #[test]
     fn stacked_merged_swapped_and_decoded_adapters_pass_the_gate() {
-        let (base, model) = (tiny_model(1), stacked());
-        let gate = |form: &mut Form<'_>, limits: &Limits| {
-            compare_forms(&mut Form::Train(&model), form, &texts(), limits).expect("compares")
-        };
-        let mut merged = stacked();
-        merged.transformer.merge().expect("merges");
-        let found = gate(&mut Form::Train(&merged), &Limits::SAME);
-        assert!(found.near && !found.same_bits, "{found:?}");
-        // Off and on again, to the bit; off, it is the base.
-        let mut swapped = stacked();
-        let taken = swapped.transformer.detach();
-        assert!(compare(&base, &swapped, &texts(), &Limits::SAME).expect("compares").same_bits);
-        assert!(!gate(&mut Form::Train(&swapped), &Limits::FOUR).near, "they say nothing");
-        swapped.transformer.reattach(taken);
-        assert!(gate(&mut Form::Train(&swapped), &Limits::SAME).same_bits);
-        // The decode engine with adapters merged in, and with adapters beside the base.
-        let f32 = WeightFormat::F32;
-        for form in [Form::decode(&model, f32), Form::beside(&model, f32)] {
-            let found = gate(&mut form.expect("has adapters"), &Limits::SAME);
-            assert!(found.near && found.positions > 100, "{found:?}");
+        let base = tiny_model(1);
+        for model in [stacked(false), stacked(true)] {
+            let gate = |form: &mut Form<'_>, limits: &Limits| {
+                compare_forms(&mut Form::Train(&model), form, &texts(), limits).expect("compares")
+            };
+            let mut merged = model.clone();
+            merged.transformer.merge().expect("merges");
+            let found = gate(&mut Form::Train(&merged), &Limits::SAME);
+            assert!(found.near && !found.same_bits, "{found:?}");
+            // Off and on again, to the bit; off, it is the base.
+            let mut swapped = model.clone();
+            let taken = swapped.transformer.detach();
+            assert!(compare(&base, &swapped, &texts(), &Limits::SAME).expect("compares").same_bits);
+            assert!(!gate(&mut Form::Train(&swapped), &Limits::FOUR).near, "they say nothing");
+            swapped.transformer.reattach(taken);
+            assert!(gate(&mut Form::Train(&swapped), &Limits::SAME).same_bits);
+            // The decode engine with adapters merged in, and with adapters beside the base.
+            let f32 = WeightFormat::F32;
+            for form in [Form::decode(&model, f32), Form::beside(&model, f32)] {
+                let found = gate(&mut form.expect("has adapters"), &Limits::SAME);
+                assert!(found.near && found.positions > 100, "{found:?}");
+            }
+            assert!(!gate(&mut Form::decode(&base, f32).expect("decodes"), &Limits::FOUR).near);
+            for form in [Form::decode, Form::beside] {
+                let mut eight = form(&model, WeightFormat::Q8_0).expect("decodes");
+                let found = gate(&mut eight, &Limits::EIGHT);
+                assert!(found.near && found.distance > 1e-3, "{found:?}");
+            }
+            assert!(Form::beside(&base, f32).is_err(), "no adapters");
         }
-        assert!(!gate(&mut Form::decode(&base, f32).expect("decodes"), &Limits::FOUR).near);
-        let mut eight = Form::decode(&model, WeightFormat::Q8_0).expect("decodes");
-        let found = gate(&mut eight, &Limits::EIGHT);
-        assert!(found.near && found.distance > 1e-3, "{found:?}");
-        assert!(Form::beside(&base, f32).is_err(), "no adapters");
     }
 
     #[test]

@@ -131,8 +131,8 @@ fn adapters_learn_go_on_stack_and_merge() {
 
     // The gate's other forms: swapped, and the decode engine.
     let parity = ["parity", model, &merged, "--adapter", &whole, "--adapter", &second, "--form"];
-    let said = works(&[&parity[..], &["merged,swapped,decode"]].concat());
-    assert_eq!(said.matches("near").count(), 4, "{said}");
+    let said = works(&[&parity[..], &["merged,swapped,beside,decode"]].concat());
+    assert_eq!(said.matches("near").count(), 5, "{said}");
     let alone = ["parity", model, "--adapter", &whole, "--form", "beside,decode", "--json"];
     assert_eq!(works(&alone).matches("\"near\":true").count(), 2);
     fails(&["parity", model, "--form", "merged"], &["--adapter"]);

@@ -5,20 +5,17 @@
 //! rounding and quantisation change. A row's result depends on its own sequence alone, to the bit:
 //! not on the number of threads, nor on what else is in the pass.
 
+use super::additions::{Adapted, Beside};
 use crate::arch::{Transformer, TransformerConfig};
 use crate::layers::{Linear, Lora};
 use crate::params::Parameter;
-use danlu_core::{Error, Result};
-use danlu_ops::quant::{
-    Activations, Arena, Into, LowRank, WeightFormat, Weights, add_low_rank, product,
-};
+use danlu_ops::quant::{Activations, Arena, Into, WeightFormat, Weights, product};
 use danlu_ops::{AttentionShape, Pages, Rotary, Span, Team, attend};
-use std::ops::Range;
 use std::sync::Arc;
 
 /// A projection with weights in tiles.
 #[derive(Debug)]
-struct Projection {
+pub(super) struct Projection {
     weights: Arc<Weights>,
     bias: Option<Vec<f32>>,
 }
@@ -44,7 +41,13 @@ impl Projection {
         Self { weights, bias: linear.bias.as_ref().map(|b| b.values()) }
     }
 
-    fn run(&self, team: &Team, x: &Activations, out: &mut [f32], into: Into) {
+    /// `[outputs]`, if it has one.
+    pub(super) fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// Its product with `x`, stored in `out` or added to that.
+    pub(super) fn run(&self, team: &Team, x: &Activations, out: &mut [f32], into: Into) {
         product(team, x, &self.weights, self.bias.as_deref(), out, into);
     }
 
@@ -65,65 +68,6 @@ struct Layer {
     down: Projection,
 }
 
-/// Low-rank additions to every layer's projections (query-key-value, output, gate-up, down), which
-/// some sequences of a pass have and others not.
-#[derive(Debug)]
-pub(super) struct Additions(Vec<[Vec<LowRank>; 4]>);
-
-impl Additions {
-    /// What the adapters attached to `adapted` add.
-    ///
-    /// # Errors
-    /// If there is none, or one has magnitudes: those depend on the weights, and want to be merged.
-    pub(super) fn new(name: &str, adapted: &Transformer) -> Result<Self> {
-        let what = || format!("adapter `{name}`");
-        let all = adapted.blocks.iter().flat_map(|b| b.linears()).flat_map(|l| &l.adapters);
-        let (mut count, mut directed) = (0, 0);
-        for lora in all {
-            count += 1;
-            directed += usize::from(lora.magnitude.is_some());
-        }
-        if directed > 0 {
-            let wanted = "adapters without magnitudes (merge those of DoRA into the model)";
-            return Err(Error::parameter(what(), wanted, format!("{directed} of {count} with")));
-        }
-        if count == 0 {
-            return Err(Error::parameter(what(), "a model with adapters attached", "none"));
-        }
-        let one = |linear: &Linear| {
-            let plain = |lora: &Lora| LowRank {
-                a: lora.a.values(),
-                b: lora.b.values(),
-                rank: lora.rank(),
-                outputs: lora.rows.clone(),
-                scale: lora.scale,
-            };
-            linear.adapters.iter().map(plain).collect()
-        };
-        Ok(Self(adapted.blocks.iter().map(|b| b.linears().map(one)).collect()))
-    }
-}
-
-/// Rows of a pass that have additions.
-pub(super) type Adapted<'a> = (Range<usize>, &'a Additions);
-
-/// Adds what the adapters of some rows add to projection `which` of layer `layer`.
-fn adapt(
-    team: &Team,
-    adapted: &[Adapted<'_>],
-    layer: usize,
-    which: usize,
-    x: &Activations,
-    out: &mut [f32],
-) {
-    let width = out.len() / x.rows().max(1);
-    for (rows, additions) in adapted {
-        for lora in &additions.0[layer][which] {
-            add_low_rank(team, x, rows.clone(), lora, out, width);
-        }
-    }
-}
-
 /// Memory that passes use again.
 #[derive(Debug, Default)]
 struct Scratch {
@@ -132,6 +76,7 @@ struct Scratch {
     queries: Vec<f32>,
     mixed: Vec<f32>,
     gate_up: Vec<f32>,
+    aside: Vec<f32>,
     wanted: Vec<f32>,
     logits: Vec<f32>,
     activations: Activations,
@@ -259,10 +204,10 @@ impl Decoder {
         let mixed = sized(&mut s.mixed, m * shape.output());
         let gate_up = sized(&mut s.gate_up, m * 2 * config.hidden);
         let act = &mut s.activations;
+        let mut beside = Beside { adapted, aside: &mut s.aside };
         for (i, layer) in self.layers.iter().enumerate() {
             act.norm(team, x, &layer.attention_norm, eps, layer.qkv.format());
-            layer.qkv.run(team, act, qkv, Into::Store);
-            adapt(team, adapted, i, 0, act, qkv);
+            beside.run(team, &layer.qkv, [i, 0], act, qkv, Into::Store);
             attend(
                 team,
                 pages,
@@ -276,14 +221,11 @@ impl Decoder {
                 mixed,
             );
             act.take(team, mixed, shape.output(), layer.out.format());
-            layer.out.run(team, act, x, Into::Add);
-            adapt(team, adapted, i, 1, act, x);
+            beside.run(team, &layer.out, [i, 1], act, x, Into::Add);
             act.norm(team, x, &layer.mlp_norm, eps, layer.gate_up.format());
-            layer.gate_up.run(team, act, gate_up, Into::Store);
-            adapt(team, adapted, i, 2, act, gate_up);
+            beside.run(team, &layer.gate_up, [i, 2], act, gate_up, Into::Store);
             act.swiglu(team, gate_up, config.hidden, layer.down.format());
-            layer.down.run(team, act, x, Into::Add);
-            adapt(team, adapted, i, 3, act, x);
+            beside.run(team, &layer.down, [i, 3], act, x, Into::Add);
         }
         let rows = match want {
             Want::Logits(rows) => rows,

@@ -6,6 +6,7 @@
 //! keys and values in pages that equal prompts share. [`Generator`] and [`generate`] are the ways in
 //! for the template's requests: a reply is an [`Iterator`] of token ids.
 
+mod additions;
 mod cache;
 mod decoder;
 mod draft;

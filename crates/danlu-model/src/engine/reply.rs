@@ -1,7 +1,7 @@
 //! One reply: what waits to be made, what is in the making, and the drawing of its next token.
 
+use super::additions::Additions;
 use super::cache::{Cache, Sequence};
-use super::decoder::Additions;
 use super::draw::Drawing;
 use super::job::{BitMask, Event, FinishReason, Job, JobId, Sampler};
 use super::lookup::Guessing;

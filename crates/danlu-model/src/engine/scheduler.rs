@@ -1,8 +1,9 @@
 //! Continuous batching: jobs come and go at any time, and every step makes at least one token for
 //! each reply whose prompt is read, beside the next piece of a prompt.
 
+use super::additions::{Adapted, Additions};
 use super::cache::Cache;
-use super::decoder::{Adapted, Additions, Decoder, Want};
+use super::decoder::{Decoder, Want};
 use super::draft::{Draft, Wanted};
 use super::job::{BitMask, EngineOptions, Event, Job, JobId, Usage};
 use super::lookup;
@@ -108,10 +109,11 @@ impl Scheduler {
 
     /// Makes the adapters that are attached to `adapted`, a copy of the base, available to jobs
     /// under a name, in place of what had the name. They are computed in single precision beside
-    /// the base's weights, whatever format those have; jobs of different adapters share a pass.
+    /// the base's weights, whatever format those have; jobs of different adapters share a pass. The
+    /// lengths that DoRA divides by are those of the weights of `adapted`, computed once, here.
     ///
     /// # Errors
-    /// If there are none, some have magnitudes (merge them instead), or shapes differ.
+    /// If there are none, or shapes differ.
     pub fn add_adapter(&mut self, name: &str, adapted: &Transformer) -> Result<()> {
         if adapted.config != *self.decoder.config() {
             let wanted = format!("a model of {:?}", self.decoder.config());

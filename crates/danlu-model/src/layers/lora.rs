@@ -89,17 +89,29 @@ impl Lora {
         let plain_weight = plain(weight.whole());
         let inputs = weight.shape[1];
         let mut values = sum(all, &plain_weight);
-        if all.iter().any(|l| l.magnitude.is_some()) {
-            let norms = row_norms(all, &plain_weight);
-            for lora in all {
-                let Some(m) = &lora.magnitude else { continue };
-                for (row, m) in lora.rows.clone().zip(m.values()) {
-                    let gain = m / norms[row];
-                    values[row * inputs..][..inputs].iter_mut().for_each(|v| *v *= gain);
-                }
+        if let Some(gains) = Self::gains(all, weight) {
+            for (row, gain) in values.chunks_exact_mut(inputs).zip(gains) {
+                row.iter_mut().for_each(|v| *v *= gain);
             }
         }
         values
+    }
+
+    /// `[outputs]`: the length that was learnt for each row of the adapted weight by the length
+    /// that it has, and 1 where none was learnt. None if no adapter has magnitudes.
+    pub fn gains(all: &[Self], weight: &Parameter) -> Option<Vec<f32>> {
+        if all.iter().all(|l| l.magnitude.is_none()) {
+            return None;
+        }
+        let norms = row_norms(all, &plain(weight.whole()));
+        let mut gains = vec![1.0; norms.len()];
+        for lora in all {
+            let Some(m) = &lora.magnitude else { continue };
+            for (row, m) in lora.rows.clone().zip(m.values()) {
+                gains[row] = m / norms[row];
+            }
+        }
+        Some(gains)
     }
 
     /// The norm of every row of `weight`: what magnitudes begin with.

@@ -51,7 +51,7 @@ impl<'a> Form<'a> {
     /// in, taken away and taken in again, as a server does that swaps them.
     ///
     /// # Errors
-    /// If there are no adapters, or one is of DoRA, whose magnitudes want to be merged.
+    /// If there are no adapters.
     pub fn beside(model: &'a Model, weights: WeightFormat) -> Result<Self> {
         let mut base = model.transformer.clone();
         base.detach();

@@ -303,16 +303,21 @@ fn adapters_are_asked_by_name_in_one_batch() {
     let mut server = Server::start(options(), |host| {
         let tokenisers = tokenisers();
         let mut engine = scheduler(&tokenisers, 8);
-        let mut adapted = transformer(&tokenisers, 7);
         let (width, place) = (24, (0, Target::OProj));
-        let b = (0..width).map(|i| i as f32 - 9.0).collect();
-        let delta = Delta { a: vec![1.0; width], b, magnitude: None };
-        let config = LoraConfig { rank: 1, targets: vec![place.1], ..Default::default() };
-        let deltas = [(place, delta)].into_iter().collect();
-        let adapter = Adapter { config, info: Default::default(), deltas };
-        adapted.attach(&adapter, &danlu_ops::cpu_device())?;
-        engine.add_adapter("other", &adapted)?;
-        let adapters = vec!["other".to_string()];
+        // One that adds, and one that adds the same and has learnt how long the rows are (DoRA).
+        let lengths = (0..width).map(|i| 30.0 - i as f32).collect();
+        for (name, magnitude) in [("other", None), ("long", Some(lengths))] {
+            let mut adapted = transformer(&tokenisers, 7);
+            let b = (0..width).map(|i| i as f32 - 9.0).collect();
+            let dora = magnitude.is_some();
+            let delta = Delta { a: vec![1.0; width], b, magnitude };
+            let config = LoraConfig { rank: 1, targets: vec![place.1], dora, ..Default::default() };
+            let deltas = [(place, delta)].into_iter().collect();
+            let adapter = Adapter { config, info: Default::default(), deltas };
+            adapted.attach(&adapter, &danlu_ops::cpu_device())?;
+            engine.add_adapter(name, &adapted)?;
+        }
+        let adapters = vec!["other".to_string(), "long".to_string()];
         let one = host.host("tiny", tokenisers, CONTEXT, Box::new(engine), adapters)?;
         Catalogue::new(vec![one])
     })
@@ -325,14 +330,15 @@ fn adapters_are_asked_by_name_in_one_batch() {
         assert_eq!(value["model"], model);
         value["choices"][0]["message"]["content"].clone()
     };
-    let (base, other) = (ask("tiny"), ask("other"));
-    assert_ne!(base, other);
+    let names = ["tiny", "other", "long"];
+    let alone = names.map(|name| (name, ask(name)));
+    for (at, (name, said)) in alone.iter().enumerate() {
+        assert!(alone[..at].iter().all(|(_, before)| before != said), "{name}: {alone:?}");
+    }
     std::thread::scope(|scope| {
-        let names = ["tiny", "other", "tiny", "other", "other"];
-        let all = names.map(|name| (name, scope.spawn(move || ask(name))));
-        for (name, one) in all {
-            let want = if name == "tiny" { &base } else { &other };
-            assert_eq!(one.join().expect("ends"), *want, "{name}");
+        let all = [0, 1, 2, 0, 1, 2, 1].map(|at| (at, scope.spawn(move || ask(names[at]))));
+        for (at, one) in all {
+            assert_eq!(one.join().expect("ends"), alone[at].1, "{}", alone[at].0);
         }
     });
     let list = get(a, "/v1/models").json();
