@@ -90,11 +90,14 @@ impl TokenKind {
 }
 
 /// Control tokens that an imported text tokeniser has among its own entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Foreign {
     /// Ends a document, and an assistant's reply.
     pub end: u32,
+    /// What ends a reply besides, when the model says it: some models were taught several ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_ends: Vec<u32>,
     /// Fills the tail of a window.
     pub pad: u32,
     /// Rows of the embedding, where they are more than the entries of the tokeniser; 0: as many.
@@ -189,6 +192,20 @@ impl Vocabulary {
         }
     }
 
+    /// Ids that end a reply when the model says them, that of [`Control::End`] first.
+    pub fn ends(&self) -> Vec<u32> {
+        let others = self.foreign.iter().flat_map(|f| &f.other_ends);
+        std::iter::once(self.control_id(Control::End)).chain(others.copied()).collect()
+    }
+
+    /// Whether an id is one of [`ends`](Self::ends).
+    pub fn is_end(&self, id: u32) -> bool {
+        match &self.foreign {
+            Some(foreign) => id == foreign.end || foreign.other_ends.contains(&id),
+            None => id == self.control_id(Control::End),
+        }
+    }
+
     /// Ids of the tokens of one kind, given by any of its members.
     pub fn ids_of(&self, kind: TokenKind) -> std::ops::Range<u32> {
         let from = |first: u32, n: u32| first..first + n;
@@ -226,7 +243,7 @@ impl Vocabulary {
 
     /// What `id` means; `None` if it is outside the vocabulary.
     pub fn kind(&self, id: u32) -> Option<TokenKind> {
-        if self.foreign.is_some_and(|f| f.end == id) {
+        if self.foreign.as_ref().is_some_and(|f| f.end == id) {
             return Some(TokenKind::Control(Control::End));
         }
         let mut left = id;
@@ -280,11 +297,13 @@ mod tests {
         }
         assert_eq!(v.kind(v.size() as u32), None);
         assert_eq!(v.kind(u32::MAX), None);
+        assert_eq!(v.ends(), [v.control_id(Control::End)]);
+        assert!(v.is_end(v.control_id(Control::End)) && !v.is_end(v.control_id(Control::Pad)));
     }
 
     #[test]
     fn an_imported_text_model_ends_with_a_token_of_its_own() {
-        let foreign = Some(Foreign { end: 3, pad: 4, rows: 0 });
+        let foreign = Some(Foreign { end: 3, other_ends: vec![1], pad: 4, rows: 0 });
         let mut v = Vocabulary {
             text: 5,
             image: 0,
@@ -299,6 +318,9 @@ mod tests {
         assert_eq!(v.kind(3), Some(TokenKind::Control(Control::End)));
         assert_eq!(v.kind(4), Some(TokenKind::Text(4)));
         assert_eq!(v.kind(5), None);
+        // What may end a reply besides is a text's otherwise.
+        assert_eq!((v.ends(), v.kind(1)), (vec![3, 1], Some(TokenKind::Text(1))));
+        assert_eq!((0..5).filter(|&id| v.is_end(id)).collect::<Vec<_>>(), [1, 3]);
         // With pictures come control tokens of its own, but it still ends as it did.
         (v.image, v.places) = (3, 2);
         assert_eq!(v.size(), 5 + 3 + 2 + 10);

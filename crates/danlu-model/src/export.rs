@@ -3,8 +3,8 @@
 
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, GgufTensor, GgufValue, HfConfig, Packing, architecture_keys, gguf_name, parts_of,
-    to_gguf_order, tokeniser_keys, write_gguf,
+    Dtype, GgufTensor, GgufValue, HfConfig, Packing, architecture_keys, end_keys, gguf_name,
+    parts_of, to_gguf_order, tokeniser_keys, write_gguf,
 };
 use crate::modality::{TextTokeniser, Tokenisers};
 use crate::model::{Model, write_json, write_weights};
@@ -34,7 +34,9 @@ fn written(v: &Vocabulary, id: u32) -> Option<String> {
 fn as_text(model: &Model, path: &Path) -> Result<Tokenisers> {
     let v = model.tokenisers.vocabulary();
     let own = &model.tokenisers.text;
-    let (end, pad) = (v.control_id(Control::End), v.control_id(Control::Pad));
+    let mut ends = v.ends();
+    let (end, other_ends) = (ends.remove(0), ends);
+    let pad = v.control_id(Control::Pad);
     let others: Vec<(u32, String)> =
         (own.size()..v.size() as u32).filter_map(|id| Some((id, written(&v, id)?))).collect();
     let text = if others.is_empty() {
@@ -65,7 +67,7 @@ fn as_text(model: &Model, path: &Path) -> Result<Tokenisers> {
     };
     Ok(Tokenisers {
         text,
-        foreign: Some(Foreign { end, pad, rows: v.size() as u32 }),
+        foreign: Some(Foreign { end, other_ends, pad, rows: v.size() as u32 }),
         chat: Some(chat),
         image: None,
         audio: None,
@@ -132,10 +134,7 @@ pub fn to_folder(model: &Model, folder: &Path, dtype: Dtype, licence: Option<&st
     let v = tokenisers.vocabulary();
     let mut config = HfConfig::from_ours(&model.transformer.config, Some(v));
     config.danlu_vocabulary = None;
-    write_json(
-        &folder.join("generation_config.json"),
-        &json!({"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}),
-    )?;
+    write_json(&folder.join("generation_config.json"), &config.generation())?;
     write_weights(&model.transformer, folder, dtype, config)?;
     let card = card(model, licence, None);
     crate::io::write_atomically(&folder.join("README.md"), card.as_bytes())
@@ -183,7 +182,7 @@ pub fn to_gguf(
         keys.push(key("general.base_model.0.version", o.hash.as_str().into()));
     }
     keys.extend(tokeniser_keys(&tokenisers.text, c.vocabulary, path)?);
-    let (end, pad) = (v.control_id(Control::End), v.control_id(Control::Pad));
+    let mut eos = v.control_id(Control::End);
     if let Some(chat) = &tokenisers.chat {
         // A default system prompt of ours goes into the template, which llama.cpp has alone.
         if chat.system().is_some() {
@@ -194,12 +193,16 @@ pub fn to_gguf(
         for (name, gguf) in crate::io::SPECIALS {
             let token = chat.specials().iter().find(|s| s.0 == name).map(|s| &s.1);
             let id = token.and_then(|t| tokenisers.text.id(t));
-            if let Some(id) = id.filter(|_| !matches!(name, "eos_token" | "pad_token")) {
-                keys.push(key(gguf, (id as usize).into()));
+            match (name, id) {
+                // The end that the template writes by this name.
+                ("eos_token", Some(id)) if v.is_end(id) => eos = id,
+                ("eos_token" | "pad_token", _) | (_, None) => {}
+                (_, Some(id)) => keys.push(key(gguf, (id as usize).into())),
             }
         }
     }
-    keys.push(key(crate::io::SPECIALS[1].1, (end as usize).into()));
+    keys.extend(end_keys(eos, &v.ends()));
+    let pad = v.control_id(Control::Pad);
     keys.push(key(crate::io::SPECIALS[3].1, (pad as usize).into()));
     let parts = parts_of(&model.transformer);
     let mut wider = 0;

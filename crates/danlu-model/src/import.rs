@@ -2,7 +2,9 @@
 //! tokeniser and chat template.
 
 use crate::chat::ChatTemplate;
-use crate::io::{Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, fill, tokeniser_of_gguf};
+use crate::io::{
+    Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, ends_of_gguf, fill, tokeniser_of_gguf,
+};
 use crate::modality::{TextTokeniser, Tokenisers};
 use crate::model::{CHAT_TEMPLATE, Model, ModelInfo, Origin, SPECIAL_TOKENS};
 use crate::{Transformer, TransformerConfig};
@@ -123,10 +125,7 @@ impl Source {
             owned(maybe("general.name")?),
             owned(maybe("general.license")?),
         );
-        let mut ends = Vec::new();
-        for key in ["tokenizer.ggml.eot_token_id", SPECIALS[1].1] {
-            ends.extend(id(key)?);
-        }
+        let ends = ends_of_gguf(file)?;
         let pad: Result<Option<u32>> = id(SPECIALS[3].1);
         Ok(Self {
             config: weights.config.clone(),
@@ -158,11 +157,19 @@ impl Source {
             let wanted = "a token that ends a reply (`eos_token_id`)";
             return Err(Error::file(source, wanted, "none"));
         };
-        if let Some(id) = [Some(end), self.pad].into_iter().flatten().find(|&id| id >= rows) {
+        // Every one of them stops a reply, as in transformers.
+        let mut other_ends = Vec::new();
+        for id in ends {
+            if id != end && !other_ends.contains(&id) {
+                other_ends.push(id);
+            }
+        }
+        let named = other_ends.iter().copied().chain([end]).chain(self.pad);
+        if let Some(id) = named.into_iter().find(|&id| id >= rows) {
             let wanted = format!("ids of special tokens under {rows}");
             return Err(Error::file(source, wanted, id));
         }
-        let foreign = Foreign { end, pad: self.pad.unwrap_or(end), rows };
+        let foreign = Foreign { end, other_ends, pad: self.pad.unwrap_or(end), rows };
         let tokenisers = Tokenisers {
             text,
             foreign: Some(foreign),

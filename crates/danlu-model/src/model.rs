@@ -11,7 +11,7 @@ use crate::modality::{
 };
 use crate::params::Module;
 use burn::tensor::Device;
-use danlu_core::{Control, Error, Foreign, Result, Vocabulary};
+use danlu_core::{Error, Foreign, Result, Vocabulary};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -352,8 +352,8 @@ impl Model {
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
         self.tokenisers.save(folder, dtype)?;
         let vocabulary = self.tokenisers.vocabulary();
-        let (end, pad) = (vocabulary.control_id(Control::End), vocabulary.control_id(Control::Pad));
         let config = HfConfig::from_ours(&self.transformer.config, Some(vocabulary));
+        let generation = config.generation();
         let matrices = || self.transformer.parameters().into_iter().filter(|p| p.is_matrix());
         let (stale, format) = match self.transformer.frozen_format() {
             Some(format) if matrices().all(|p| p.frozen.is_some()) => {
@@ -376,7 +376,6 @@ impl Model {
             _ => {}
         }
         if self.tokenisers.chat.is_some() {
-            let generation = serde_json::json!({"eos_token_id": end, "pad_token_id": pad});
             write_json(&folder.join("generation_config.json"), &generation)?;
         }
         let info = ModelInfo {
@@ -443,7 +442,7 @@ impl Model {
         let path = folder.join("config.json");
         let file = HfConfig::read(&path)?;
         let config = file.to_ours(&path)?;
-        let foreign = file.danlu_vocabulary.as_ref().and_then(|v| v.foreign);
+        let foreign = file.danlu_vocabulary.as_ref().and_then(|v| v.foreign.clone());
         let tokenisers = Tokenisers::load(folder, foreign, device)?;
         let vocabulary = tokenisers.vocabulary();
         if file.danlu_vocabulary.as_ref() != Some(&vocabulary)

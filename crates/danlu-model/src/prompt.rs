@@ -282,6 +282,7 @@ impl<'a> Template<'a> {
         let mut left = ids.iter().copied();
         while let Some(id) = left.next() {
             match self.vocabulary.kind(id) {
+                _ if self.vocabulary.is_end(id) => break,
                 Some(TokenKind::Text(t)) => run.push(t),
                 Some(TokenKind::Place(p)) => {
                     text += &self.tokenisers.text.decode(&std::mem::take(&mut run));
@@ -308,7 +309,6 @@ impl<'a> Template<'a> {
                         .collect();
                     out.push(self.media(open, codes)?);
                 }
-                Some(TokenKind::Control(Control::End)) => break,
                 other => {
                     return Err(Error::Other(format!("a reply has a stray token: {id} {other:?}")));
                 }

@@ -2,13 +2,15 @@
 //! architecture, ids of conversations, and what comes back after export.
 #![allow(clippy::unwrap_used)]
 
-use danlu_core::{Control, Media, Message, Part, Result, Role, Sample, recipe::LossWeights};
+use danlu_core::{
+    Control, Media, Message, Modality, Part, Result, Role, Sample, recipe::LossWeights,
+};
 use danlu_model::chat::{ChatTemplate, Piece, Turn};
-use danlu_model::io::{Dtype, HfConfig, Packing, load_tensors};
+use danlu_model::io::{Dtype, Gguf, HfConfig, Packing, load_tensors};
 use danlu_model::modality::TextTokeniser;
 use danlu_model::parity::{Limits, PROBE, compare};
 use danlu_model::prompt::{Codes, Template};
-use danlu_model::{Model, Module, export, import};
+use danlu_model::{Model, Module, engine, export, import};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -101,6 +103,91 @@ fn what_is_exported_comes_back_bit_for_bit() {
         std::fs::remove_dir_all(&own).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
     }
+}
+
+#[test]
+fn every_end_of_a_reply_comes_in_stops_and_goes_out() {
+    let device = danlu_ops::cpu_device();
+    let source = temporary("ends");
+    let copied = std::fs::read_dir(golden("llama")).unwrap();
+    std::fs::create_dir_all(&source).unwrap();
+    copied.for_each(|file| {
+        let from = file.unwrap().path();
+        std::fs::copy(&from, source.join(from.file_name().unwrap())).unwrap();
+    });
+    let plain = imported("llama");
+    let end = plain.tokenisers.vocabulary().control_id(Control::End);
+    assert_eq!(plain.tokenisers.vocabulary().ends(), [end]);
+    let template = Template::new(&plain.tokenisers);
+    let request = engine::Request {
+        prompt: template.text("hello"),
+        blank: Vec::new(),
+        to: Some(Modality::Text),
+        max_tokens: 40,
+        text: engine::Sampling::default(),
+        media: engine::Sampling::default(),
+        guidance: 1.0,
+        seed: 3,
+    };
+    let said = |model: &Model| -> Vec<u32> {
+        let v = model.tokenisers.vocabulary();
+        engine::Generator::new(&model.transformer, &v, &request).unwrap().collect()
+    };
+    // An id that the model says in the midst of a reply, and others, become ends.
+    let whole = said(&plain);
+    let at = (2..whole.len() - 1).find(|&i| !whole[..i].contains(&whole[i])).unwrap();
+    let stop = whole[at];
+    let rows = plain.transformer.config.vocabulary as u32;
+    let others: Vec<u32> =
+        (0..rows).filter(|id| !whole.contains(id) && *id != end).take(2).collect();
+    for ends in [vec![end, stop], vec![stop, end, others[0]], vec![others[1], end, others[0], stop]]
+    {
+        let file = json!({"eos_token_id": ends});
+        std::fs::write(source.join("generation_config.json"), file.to_string()).unwrap();
+        let model = import::open(&source, &device).unwrap();
+        let found = model.tokenisers.vocabulary().ends();
+        let sorted = |mut ids: Vec<u32>| {
+            ids.sort_unstable();
+            ids
+        };
+        assert_eq!(found[0], end, "what the template writes after a reply");
+        assert_eq!(sorted(found.clone()), sorted(ends.clone()));
+        // A reply stops at it, and does not show it.
+        let reply = said(&model);
+        assert_eq!(reply, whole[..=at]);
+        let shown = Template::new(&model.tokenisers).reply(&reply).unwrap();
+        let text = plain.tokenisers.text.decode(&whole[..at]);
+        assert_eq!(shown, [danlu_model::prompt::Value::Text(text)]);
+        let (own, folder) = (temporary("ends-own"), temporary("ends-hf"));
+        model.save(&own, Dtype::F32).unwrap();
+        export::to_folder(&model, &folder, Dtype::F32, None).unwrap();
+        let gguf = own.join("model.gguf");
+        export::to_gguf(&model, &gguf, Packing::F32, None).unwrap();
+        for path in [&own, &folder] {
+            for name in ["config.json", "generation_config.json"] {
+                let file: Value =
+                    serde_json::from_slice(&std::fs::read(path.join(name)).unwrap()).unwrap();
+                assert_eq!(file["eos_token_id"], json!(found), "{name}");
+            }
+        }
+        for path in [&own, &folder, &gguf] {
+            let back = import::open(path, &device).unwrap().tokenisers.vocabulary().ends();
+            assert_eq!((back[0], sorted(back)), (end, sorted(ends.clone())), "{}", path.display());
+        }
+        // What llama.cpp stops at: the end that the template names, and two more.
+        let file = Gguf::open(&gguf).unwrap();
+        let key = |name: &str| file.maybe_size(&format!("tokenizer.ggml.{name}_token_id")).unwrap();
+        assert_eq!(key("eos"), Some(end as usize));
+        let named = 1 + usize::from(key("eot").is_some()) + usize::from(key("eom").is_some());
+        assert_eq!(named, ends.len().min(3));
+        std::fs::remove_dir_all(&own).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+    let file = json!({"eos_token_id": [end, rows]});
+    std::fs::write(source.join("generation_config.json"), file.to_string()).unwrap();
+    let error = import::open(&source, &device).expect_err("no such id").to_string();
+    assert!(error.contains(&format!("under {rows}")), "{error}");
+    std::fs::remove_dir_all(&source).unwrap();
 }
 
 /// A model of Qwen2 with the way that its tokeniser cuts text, and the composing of characters before.

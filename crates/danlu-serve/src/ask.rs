@@ -217,7 +217,7 @@ impl Ask {
                     media: Some(sampler(0.7)),
                     // It changes nothing but the time.
                     speculate: lookup && self.to == Some(Modality::Text),
-                    stop_ids: vec![model.end()],
+                    stop_ids: model.vocabulary.ends(),
                     top_logprobs: self.top_logprobs,
                     mask: self.mask(room)?,
                     adapter: self.chosen.adapter.clone(),

@@ -3,7 +3,7 @@
 use crate::engine::{Engine, Limits, ModelThread};
 use crate::metrics::Metrics;
 use crate::schema::Grammars;
-use danlu_core::{Control, Error, Result, Vocabulary};
+use danlu_core::{Error, Result, Vocabulary};
 use danlu_model::Tokenisers;
 use std::sync::{Arc, OnceLock};
 
@@ -84,11 +84,6 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 impl Hosted {
-    /// The id that ends a reply.
-    pub(crate) fn end(&self) -> u32 {
-        self.vocabulary.control_id(Control::End)
-    }
-
     /// Bytes of a text entry.
     pub(crate) fn bytes(&self, text: u32) -> &[u8] {
         self.entries.get(text as usize).map_or(&[], Vec::as_slice)
@@ -104,7 +99,7 @@ impl Hosted {
         if let Some(grammars) = self.grammars.get() {
             return Ok(grammars.clone());
         }
-        let made = Arc::new(Grammars::new(&self.entries, self.end())?);
+        let made = Arc::new(Grammars::new(&self.entries, self.vocabulary.ends())?);
         Ok(self.grammars.get_or_init(|| made).clone())
     }
 }

@@ -14,7 +14,7 @@ pub fn messages(bytes: &[u8]) -> bool {
 pub fn schema(bytes: &[u8]) -> bool {
     static GRAMMARS: OnceLock<Option<Grammars>> = OnceLock::new();
     let entries: Vec<Vec<u8>> = (0..=255).map(|b| vec![b]).collect();
-    let grammars = GRAMMARS.get_or_init(|| Grammars::new(&entries, 256).ok());
+    let grammars = GRAMMARS.get_or_init(|| Grammars::new(&entries, vec![256]).ok());
     let schema: Option<Value> = serde_json::from_slice(bytes).ok();
     match (grammars, schema) {
         (Some(grammars), Some(schema)) => grammars.mask("schema", &schema).is_ok(),

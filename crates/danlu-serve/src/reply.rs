@@ -155,7 +155,8 @@ impl Reply {
         self.usage.completion += 1;
         let model = self.model.clone();
         let bytes = match model.vocabulary.kind(id) {
-            Some(TokenKind::Control(Control::End)) | None => return Ok(None),
+            _ if model.vocabulary.is_end(id) => return Ok(None),
+            None => return Ok(None),
             Some(TokenKind::Text(text)) => model.bytes(text).to_vec(),
             Some(TokenKind::Place(place)) => format!("<loc{place}>").into_bytes(),
             Some(kind) => {

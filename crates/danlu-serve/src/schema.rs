@@ -23,17 +23,19 @@ const MAX_GROUPS: usize = 32;
 pub(crate) struct Grammars {
     factory: ParserFactory,
     text: u32,
-    end: u32,
+    ends: Arc<[u32]>,
 }
 
 impl Grammars {
-    /// `entries` are the bytes of the text tokens by id, `end` is the id that ends a reply.
-    pub(crate) fn new(entries: &[Vec<u8>], end: u32) -> Result<Self> {
+    /// `entries` are the bytes of the text tokens by id, `ends` are the ids that end a reply.
+    pub(crate) fn new(entries: &[Vec<u8>], ends: Vec<u32>) -> Result<Self> {
         let text = entries.len() as u32;
         // The end has a place of its own behind the text; an empty entry is never text.
         let mut words = entries.to_vec();
-        if let Some(word) = words.get_mut(end as usize) {
-            word.clear();
+        for &end in &ends {
+            if let Some(word) = words.get_mut(end as usize) {
+                word.clear();
+            }
         }
         words.push([&[TokTrie::SPECIAL_TOKEN_MARKER][..], b"<|end|>"].concat());
         let trie = TokTrie::from(&TokRxInfo::new(text + 1, text), &words);
@@ -52,7 +54,7 @@ impl Grammars {
             precompute_large_lexemes: false,
             verbose_errors: false,
         };
-        Ok(Self { factory, text, end })
+        Ok(Self { factory, text, ends: ends.into() })
     }
 
     /// The mask of a schema; an error that names `param` if it cannot be kept to.
@@ -78,7 +80,7 @@ impl Grammars {
             }
             _ => return Err(refused(format!("`{param}` cannot be kept to: nothing satisfies it"))),
         }
-        Ok(SchemaMask { matcher, text: self.text, end: self.end })
+        Ok(SchemaMask { matcher, text: self.text, ends: self.ends.clone() })
     }
 }
 
@@ -146,7 +148,7 @@ fn check_pattern(text: &str) -> Result<(), String> {
 pub(crate) struct SchemaMask {
     matcher: Matcher,
     text: u32,
-    end: u32,
+    ends: Arc<[u32]>,
 }
 
 impl Mask for SchemaMask {
@@ -155,12 +157,15 @@ impl Mask for SchemaMask {
         let Ok(mask) = self.matcher.compute_mask_or_eos() else { return };
         mask.iter_set_entries(|id| {
             let id = id as u32;
-            out.insert(if id == self.text { self.end } else { id });
+            match id == self.text {
+                true => self.ends.iter().for_each(|&end| out.insert(end)),
+                false => out.insert(id),
+            }
         });
     }
 
     fn accept(&mut self, id: u32) {
-        let id = if id == self.end { self.text } else { id };
+        let id = if self.ends.contains(&id) { self.text } else { id };
         // An error stays in the matcher and shows in the next mask.
         let _ = self.matcher.consume_token(id);
     }
@@ -174,7 +179,8 @@ mod tests {
     fn grammars() -> Grammars {
         let mut entries: Vec<Vec<u8>> = (0..=255u8).map(|b| vec![b]).collect();
         entries.extend([b"true".to_vec(), b"{\"".to_vec(), b"\":".to_vec()]);
-        Grammars::new(&entries, 300).expect("builds")
+        // Two ends, of which one is an entry of the text.
+        Grammars::new(&entries, vec![300, 96]).expect("builds")
     }
 
     /// A random walk within the mask; the bytes, and whether it ended by itself.
@@ -189,10 +195,11 @@ mod tests {
         for _ in 0..most {
             let mut bits = BitMask::new(301);
             mask.allowed(&mut bits);
+            assert_eq!(bits.contains(96), bits.contains(300), "both or neither");
             let ids: Vec<u32> = (0..301).filter(|&id| bits.contains(id)).collect();
             let Some(&id) = (!ids.is_empty()).then(|| rng.pick(&ids)) else { break };
             mask.accept(id);
-            if id == 300 {
+            if [300, 96].contains(&id) {
                 return (out, true);
             }
             out.extend(entries(id));

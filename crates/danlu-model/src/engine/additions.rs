@@ -190,7 +190,10 @@ mod tests {
                 for event in scheduler.step() {
                     let Event::Token { id, logprob, .. } = event else { continue };
                     let at = numbers.iter().position(|n| *n == id).expect("ours");
-                    logprob.into_iter().flat_map(|l| l.top).for_each(|(t, l)| got[at][t as usize] = l);
+                    logprob
+                        .into_iter()
+                        .flat_map(|l| l.top)
+                        .for_each(|(t, l)| got[at][t as usize] = l);
                 }
             }
             let all: Vec<Vec<f32>> = models.iter().map(wanted).collect();

@@ -105,13 +105,15 @@ impl Grammar {
                 };
                 let end = v.control_id(Control::End);
                 if text {
-                    // The end of an imported model is among its text.
-                    let ids = v.ids_of(TokenKind::Text(0));
-                    all.extend(if ids.contains(&end) {
-                        vec![ids.start..end, end + u32::from(!may_end)..ids.end]
-                    } else {
-                        vec![ids]
-                    });
+                    // The ends of an imported model are among its text.
+                    let mut ids = v.ids_of(TokenKind::Text(0));
+                    let mut ends = if may_end { Vec::new() } else { v.ends() };
+                    ends.sort_unstable();
+                    for end in ends.into_iter().filter(|end| *end < ids.end) {
+                        all.push(ids.start..end);
+                        ids.start = end + 1;
+                    }
+                    all.push(ids);
                     all.push(v.ids_of(TokenKind::Place(0)));
                 }
                 if may_end && !(text && v.ids_of(TokenKind::Text(0)).contains(&end)) {
@@ -136,7 +138,7 @@ impl Grammar {
         let single = self.to.is_some();
         let v = &self.vocabulary;
         self.state = match (self.state, v.kind(id)) {
-            (_, Some(TokenKind::Control(Control::End))) => State::Done,
+            _ if v.is_end(id) => State::Done,
             (_, Some(TokenKind::Control(Control::Image))) if v.image_semantic > 0 => {
                 State::ImageSemantic
             }
@@ -201,6 +203,29 @@ mod tests {
                 places: 2,
                 foreign: None,
             });
+        }
+    }
+
+    #[test]
+    fn every_end_of_an_imported_model_ends_a_reply_that_has_begun() {
+        let ends = danlu_core::Foreign { end: 6, other_ends: vec![4, 1], pad: 0, rows: 0 };
+        let v = Vocabulary {
+            text: 8,
+            image: 0,
+            audio: 0,
+            image_semantic: 0,
+            audio_semantic: 0,
+            places: 0,
+            foreign: Some(ends),
+        };
+        let ids = |g: &Grammar| g.allowed().into_iter().flatten().collect::<Vec<u32>>();
+        for end in [6, 4, 1] {
+            let mut g = Grammar::new(&v, Some(Modality::Text), 9);
+            assert_eq!(ids(&g), [0, 2, 3, 5, 7]);
+            g.take(5);
+            assert_eq!(ids(&g), [0, 1, 2, 3, 4, 5, 6, 7]);
+            g.take(end);
+            assert!(g.done() && ids(&g).is_empty(), "{end}");
         }
     }
 

@@ -159,7 +159,7 @@ impl HfConfig {
             (false, true) => ("Qwen2ForCausalLM", "qwen2"),
             (false, false) => ("LlamaForCausalLM", "llama"),
         };
-        let end = vocabulary.as_ref().map(|v| v.control_id(danlu_core::Control::End));
+        let ends = vocabulary.as_ref().map(Vocabulary::ends).unwrap_or_default();
         let pad = vocabulary.as_ref().map(|v| v.control_id(danlu_core::Control::Pad));
         Self {
             architectures: vec![class.into()],
@@ -183,10 +183,19 @@ impl HfConfig {
             attention_bias: false,
             dtype: None,
             bos_token_id: Value::Null,
-            eos_token_id: end.into(),
+            eos_token_id: match ends[..] {
+                [] => Value::Null,
+                [end] => end.into(),
+                _ => ends.into(),
+            },
             pad_token_id: pad.into(),
             danlu_vocabulary: vocabulary,
         }
+    }
+
+    /// The `generation_config.json` beside it.
+    pub(crate) fn generation(&self) -> Value {
+        serde_json::json!({"eos_token_id": self.eos_token_id, "pad_token_id": self.pad_token_id})
     }
 
     /// Our configuration of the file at `path`.

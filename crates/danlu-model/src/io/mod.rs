@@ -20,4 +20,4 @@ pub use tensors::{
     write_atomically_with, write_tensors,
 };
 pub use tiles::{TILES, map_tiles, write_tiles};
-pub use vocab::{SPECIALS, tokeniser_keys, tokeniser_of_gguf};
+pub use vocab::{SPECIALS, end_keys, ends_of_gguf, tokeniser_keys, tokeniser_of_gguf};

@@ -88,6 +88,41 @@ pub const SPECIALS: [(&str, &str); 4] = [
     ("pad_token", "tokenizer.ggml.padding_token_id"),
 ];
 
+/// Where GGUF names what may end a reply, the likeliest first: the ends of a turn, of a text, and of
+/// a message to a tool.
+const ENDS: [&str; 3] =
+    ["tokenizer.ggml.eot_token_id", SPECIALS[1].1, "tokenizer.ggml.eom_token_id"];
+
+/// A key of ours for more ends than those have room for: their ids.
+const MORE_ENDS: &str = "danlu.tokenizer.end_token_ids";
+
+/// Ids that may end a reply, the likeliest first, as a GGUF file names them; one may be there twice.
+pub fn ends_of_gguf(file: &Gguf) -> Result<Vec<u32>> {
+    let mut ends = Vec::new();
+    for key in ENDS {
+        ends.extend(file.maybe_size(key)?.and_then(|id| u32::try_from(id).ok()));
+    }
+    if file.get(MORE_ENDS).is_some() {
+        ends.extend(file.integers(MORE_ENDS)?.into_iter().filter_map(|id| u32::try_from(id).ok()));
+    }
+    Ok(ends)
+}
+
+/// The keys of what may end a reply; `eos` is the one of `ends` that ends a text.
+pub fn end_keys(eos: u32, ends: &[u32]) -> Vec<(String, Value)> {
+    let value = |id: u32| Value::from(id as usize);
+    let mut keys = vec![(ENDS[1].to_string(), value(eos))];
+    let mut others = ends.iter().copied().filter(|&id| id != eos);
+    for key in [ENDS[0], ENDS[2]] {
+        keys.extend(others.next().map(|id| (key.to_string(), value(id))));
+    }
+    let more: Vec<Value> = others.map(value).collect();
+    if !more.is_empty() {
+        keys.push((MORE_ENDS.to_string(), Value::List(more)));
+    }
+    keys
+}
+
 /// The tokeniser of a GGUF file.
 pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
     let path = file.path();

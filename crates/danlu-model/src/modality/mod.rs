@@ -43,13 +43,13 @@ impl Tokenisers {
     /// The one vocabulary that they make together.
     pub fn vocabulary(&self) -> Vocabulary {
         Vocabulary {
-            text: self.text.size().max(self.foreign.map_or(0, |f| f.rows)),
+            text: self.text.size().max(self.foreign.as_ref().map_or(0, |f| f.rows)),
             image: self.image.as_ref().map_or(0, |t| t.fsq.size()),
             audio: self.audio.as_ref().map_or(0, |t| t.fsq.size()),
             image_semantic: self.image_semantic.as_ref().map_or(0, Recogniser::classes),
             audio_semantic: self.audio_semantic.as_ref().map_or(0, Recogniser::classes),
             places: if self.image.is_some() || self.foreign.is_none() { PLACES } else { 0 },
-            foreign: self.foreign,
+            foreign: self.foreign.clone(),
         }
     }
 

@@ -106,18 +106,19 @@ fn neither_company_nor_guesses_change_an_answer() {
     server.stop();
 }
 
-/// The tokenisers of an imported text model: its end is a byte of its text, and its template says
-/// how a conversation is written.
-fn foreign() -> Tokenisers {
+/// The tokenisers of an imported text model: its end is a byte of its text, `others` may end a reply
+/// besides, and its template says how a conversation is written.
+fn foreign(others: &str) -> Tokenisers {
     let text = tokenisers().text;
     let end = text.encode("~")[0];
+    let other_ends = others.chars().map(|c| text.encode(&c.to_string())[0]).collect();
     let source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}\
                   {% if add_generation_prompt %}[assistant]{% endif %}";
     let specials = vec![("eos_token".to_string(), "~".to_string())];
     let chat = ChatTemplate::new(source, specials, Some("be brief".into())).expect("compiles");
     Tokenisers {
         text,
-        foreign: Some(Foreign { end, pad: end, rows: 0 }),
+        foreign: Some(Foreign { end, other_ends, pad: end, rows: 0 }),
         chat: Some(chat),
         image: None,
         audio: None,
@@ -129,7 +130,7 @@ fn foreign() -> Tokenisers {
 #[test]
 fn imported_text_models_speak_through_their_own_template() {
     let mut server = Server::start(options(), |host| {
-        let tokenisers = foreign();
+        let tokenisers = foreign("");
         let engine = engine(&tokenisers, 4);
         Catalogue::new(vec![host.host("tiny", tokenisers, CONTEXT, engine, Vec::new())?])
     })
@@ -139,7 +140,7 @@ fn imported_text_models_speak_through_their_own_template() {
     let answer = chat(a, "ok hi".into(), json!({"temperature": 1.0, "seed": 1, "max_tokens": 30}));
     assert_eq!(answer.status, 200, "{}", answer.text());
     let value = answer.json();
-    let tokenisers = foreign();
+    let tokenisers = foreign("");
     let turn = chat::Turn {
         role: danlu_core::Role::User,
         pieces: vec![chat::Piece::Text("ok hi".into())],
@@ -167,4 +168,31 @@ fn imported_text_models_speak_through_their_own_template() {
     let tokens = tokenisers.text.encode("ok hi").len();
     assert_eq!(post(a, "/v1/completions", &body).json()["usage"]["prompt_tokens"], tokens);
     server.stop();
+}
+
+#[test]
+fn a_reply_stops_at_any_end_that_an_imported_model_has() {
+    let ask = |others: &'static str| {
+        let mut server = Server::start(options(), move |host| {
+            let tokenisers = foreign(others);
+            let engine = engine(&tokenisers, 4);
+            Catalogue::new(vec![host.host("tiny", tokenisers, CONTEXT, engine, Vec::new())?])
+        })
+        .expect("listens");
+        server.loaded().expect("loads");
+        // Without chance, and without saying anything twice.
+        let more = json!({"temperature": 0, "frequency_penalty": 2, "max_tokens": 60});
+        let value = chat(server.address, "ok hi".into(), more).json();
+        server.stop();
+        let choice = &value["choices"][0];
+        let text = choice["message"]["content"].as_str().expect("text").to_string();
+        (text, choice["finish_reason"].as_str().expect("one").to_string())
+    };
+    // Any printable character that the model says may be one of its ends.
+    let (whole, _) = ask("");
+    let stops = "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[^_`{|}";
+    let at = whole.find(|c| stops.contains(c)).expect("it says one of them");
+    assert!(at > 0 && whole.len() > at + 1, "in the midst of {whole:?}");
+    let (cut, reason) = ask(stops);
+    assert_eq!((cut.as_str(), reason.as_str()), (&whole[..at], "stop"));
 }
