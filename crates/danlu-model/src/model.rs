@@ -481,6 +481,8 @@ impl Model {
             true => map_tiles(&mut transformer, &tiles)?,
             false => fill(&mut transformer, &Shards::of_folder(folder)?)?,
         }
+        // A tokeniser takes many times its size to read.
+        danlu_ops::give_back();
         Ok(Self { transformer, tokenisers, info })
     }
 }

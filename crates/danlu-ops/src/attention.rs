@@ -17,7 +17,7 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Bool, Tensor, TensorData};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Query rows whose scores exist at once; divides [`KEYS`].
 const QUERIES: usize = 64;
@@ -32,24 +32,39 @@ pub struct Rotary {
     /// Pairs that are turned; 0: none.
     half: usize,
     positions: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    theta: f32,
+    /// Cosines and sines `[TURNS, 2, half]` of as many positions, each made when it is first asked
+    /// for: few documents are as long as the context.
+    tables: Vec<OnceLock<Box<[f32]>>>,
 }
+
+/// Positions of a table of [`Rotary`].
+const TURNS: usize = 128;
 
 impl Rotary {
     /// Tables for heads of `head_dim` elements and positions `0..positions`.
     pub fn new(head_dim: usize, positions: usize, theta: f32) -> Self {
-        let half = head_dim / 2;
-        let angle = |p: usize, i: usize| p as f64 / (theta as f64).powf(i as f64 / half as f64);
-        let table = |f: fn(f64) -> f64| {
-            (0..positions * half).map(|e| f(angle(e / half, e % half)) as f32).collect()
-        };
-        Self { half, positions, cos: table(f64::cos), sin: table(f64::sin) }
+        let tables = (0..positions.div_ceil(TURNS)).map(|_| OnceLock::new()).collect();
+        Self { half: head_dim / 2, positions, theta, tables }
+    }
+
+    /// Number `index` of the tables.
+    fn table(&self, index: usize) -> Box<[f32]> {
+        let half = self.half;
+        let scales: Vec<f64> =
+            (0..half).map(|i| f64::from(self.theta).powf(i as f64 / half as f64)).collect();
+        let mut table = Vec::with_capacity(TURNS * 2 * half);
+        for position in index * TURNS..(index + 1) * TURNS {
+            let angles = scales.iter().map(|scale| position as f64 / scale);
+            table.extend(angles.clone().map(|angle| angle.cos() as f32));
+            table.extend(angles.map(|angle| angle.sin() as f32));
+        }
+        table.into()
     }
 
     /// Turns nothing, for models that learn their positions or have none.
     pub fn none(positions: usize) -> Self {
-        Self { half: 0, positions, cos: Vec::new(), sin: Vec::new() }
+        Self { half: 0, positions, theta: 1.0, tables: Vec::new() }
     }
 
     /// Number of positions.
@@ -77,8 +92,13 @@ impl Rotary {
 
     #[inline(always)]
     fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let start = position * self.half;
-        (&self.cos[start..][..self.half], &self.sin[start..][..self.half])
+        if self.half == 0 {
+            return (&[], &[]);
+        }
+        debug_assert!(position < self.positions, "position {position} of {}", self.positions);
+        let index = position / TURNS;
+        let table = self.tables[index].get_or_init(|| self.table(index));
+        table[position % TURNS * 2 * self.half..][..2 * self.half].split_at(self.half)
     }
 }
 
@@ -185,12 +205,11 @@ pub(crate) fn composed(
             (document[i], position[i]) = (d, i - w[0] as usize);
         }
     }
-    let table = |values: &[f32]| {
-        let rows: Vec<f32> =
-            position.iter().flat_map(|&p| &values[p * half..][..half]).copied().collect();
+    let table = |of: fn(&Rotary, usize) -> &[f32]| {
+        let rows: Vec<f32> = position.iter().flat_map(|&p| of(rotary, p)).copied().collect();
         Tensor::<3>::from_data(TensorData::new(rows, [n, 1, half]), &device)
     };
-    let (cos, sin) = (table(&rotary.cos), table(&rotary.sin));
+    let (cos, sin) = (table(|r, p| r.at(p).0), table(|r, p| r.at(p).1));
     // [n, heads, head_dim] of one kind, normalised and turned.
     let part = |at: usize, count: usize, norm: Option<&Tensor<2>>| {
         let x = qkv.clone().narrow(1, at * head_dim, count * head_dim);

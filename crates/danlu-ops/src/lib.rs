@@ -65,7 +65,7 @@ pub use list::{ALL, Op};
 pub use logits::Scan;
 pub use muon::{Muon, muon_step};
 pub use paged::{CacheFormat, PAGE, Pages, Span, attend};
-pub use pool::{Memory, memory, reset_peak, tensor_bytes};
+pub use pool::{Memory, give_back, memory, reset_peak, tensor_bytes};
 pub use profile::{Timed, start_profile, take_profile};
 pub use recompute::recompute;
 pub use residual::{Last, Norm, residual};

@@ -255,8 +255,17 @@ pub fn train(s: &Setting) -> Result<TrainBench> {
 
 /// Most memory that this process has had, in bytes, where the system tells.
 pub fn peak_rss() -> Option<f64> {
+    status("VmHWM:")
+}
+
+/// Memory that this process has now, in bytes, where the system tells.
+pub fn rss() -> Option<f64> {
+    status("VmRSS:")
+}
+
+fn status(key: &str) -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let line = status.lines().find(|l| l.starts_with(key))?;
     let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(1024.0 * kib)
 }

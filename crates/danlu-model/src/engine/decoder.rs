@@ -91,7 +91,7 @@ pub struct Decoder {
     layers: Vec<Layer>,
     norm: Vec<f32>,
     head: Option<Projection>,
-    rotary: Rotary,
+    rotary: Arc<Rotary>,
     team: Team,
     scratch: Scratch,
 }
@@ -148,7 +148,7 @@ impl Decoder {
                 .head
                 .as_ref()
                 .map(|head| Projection { weights: weights(head), bias: None }),
-            rotary: Rotary::new(config.head_dim, config.context, config.rope_theta),
+            rotary: transformer.rotary(),
             team: Team::of_rayon(),
             scratch: Scratch::default(),
             config,

@@ -282,6 +282,8 @@ pub struct Usage {
     pub pages_used: usize,
     /// All pages.
     pub pages: usize,
+    /// Bytes of a page.
+    pub page_bytes: usize,
     /// Tokens that were guessed, and those of them that were right.
     pub guessed: [u64; 2],
 }

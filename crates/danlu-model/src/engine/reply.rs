@@ -30,6 +30,7 @@ pub(super) struct Begun {
     blank: Option<Vec<u32>>,
     drawing: Drawing,
     guessing: Guessing,
+    drafting: Guessing,
     cached: usize,
     said: usize,
 }
@@ -61,11 +62,12 @@ impl Waiting {
             blank: None,
             drawing: Drawing::new(&job.sampling, &job.prompt, job.top_logprobs),
             guessing: Guessing::default(),
+            drafting: Guessing::default(),
             cached: own.read,
             said: 0,
         });
-        let Begun { drawing, guessing, cached, said, .. } = begun;
-        Reply { id, job, own, blank, drawing, guessing, adapter, cached, said }
+        let Begun { drawing, guessing, drafting, cached, said, .. } = begun;
+        Reply { id, job, own, blank, drawing, guessing, drafting, adapter, cached, said }
     }
 }
 
@@ -78,6 +80,8 @@ pub(super) struct Reply {
     pub(super) blank: Option<Sequence>,
     drawing: Drawing,
     pub(super) guessing: Guessing,
+    /// The same of what a small model guesses.
+    pub(super) drafting: Guessing,
     pub(super) adapter: Option<Named>,
     /// Tokens of the prompt that did not have to be read.
     pub(super) cached: usize,
@@ -105,14 +109,25 @@ impl Reply {
 
     /// Gives its pages back. What it said is kept, for it to be read again and go on.
     pub(super) fn put_back(self, cache: &mut Cache) -> Waiting {
-        let Self { id, job, mut own, mut blank, drawing, guessing, adapter, cached, said } = self;
+        let Self {
+            id,
+            job,
+            mut own,
+            mut blank,
+            drawing,
+            guessing,
+            drafting,
+            adapter,
+            cached,
+            said,
+        } = self;
         let ids = std::mem::take(&mut own.ids);
         let blank_ids = blank.as_mut().map(|blank| std::mem::take(&mut blank.ids));
         cache.close(own);
         if let Some(blank) = blank {
             cache.close(blank);
         }
-        let begun = Begun { ids, blank: blank_ids, drawing, guessing, cached, said };
+        let begun = Begun { ids, blank: blank_ids, drawing, guessing, drafting, cached, said };
         Waiting { id, job, adapter, begun: Some(begun) }
     }
 

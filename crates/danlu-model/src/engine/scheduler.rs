@@ -201,6 +201,7 @@ impl Scheduler {
             waiting: self.waiting.len(),
             pages_used: self.cache.held(),
             pages: self.cache.pages.count(),
+            page_bytes: self.cache.pages.page_bytes(),
             guessed: self.guessed,
         }
     }
@@ -329,9 +330,8 @@ impl Scheduler {
                 self.cache.advance(&mut reply.own, 1);
             }
             self.guessed[1] += right as u64;
-            if !part.drafted {
-                reply.guessing.note(guesses.len(), right);
-            }
+            let note = if part.drafted { &mut reply.drafting } else { &mut reply.guessing };
+            note.note(guesses.len(), right);
         }
         for (at, reason) in done.into_iter().rev() {
             let reply = &self.running[at];
@@ -426,18 +426,27 @@ impl Scheduler {
     /// Adds what the small model guesses to the parts of which look-up knew nothing.
     fn ask_draft(&mut self, parts: &mut [Part], most: usize) {
         let Some(draft) = &mut self.draft else { return };
-        let (mut wanted, mut of) = (Vec::new(), Vec::new());
+        let mut widths = Vec::new();
         for (i, part) in parts.iter().enumerate() {
-            let reply = &self.running[part.reply];
+            let reply = &mut self.running[part.reply];
             let read = part.ids.len() == reply.own.fresh().len();
             if !reply.job.speculate || !read || part.guesses > 0 || reply.blank.is_some() {
                 continue;
             }
             let room = reply.job.max_tokens - reply.said - 1;
-            wanted.push(Wanted { id: reply.id, ids: &reply.own.ids, most: room.min(most) });
-            of.push(i);
+            let most = reply.drafting.width(room.min(most));
+            if most > 0 {
+                widths.push((i, most));
+            }
         }
-        for (i, guess) in of.into_iter().zip(draft.guess(&wanted)) {
+        let wanted: Vec<Wanted<'_>> = widths
+            .iter()
+            .map(|&(i, most)| {
+                let reply = &self.running[parts[i].reply];
+                Wanted { id: reply.id, ids: &reply.own.ids, most }
+            })
+            .collect();
+        for ((i, _), guess) in widths.iter().copied().zip(draft.guess(&wanted)) {
             parts[i].guesses = guess.len();
             parts[i].drafted = true;
             parts[i].ids.extend(guess);

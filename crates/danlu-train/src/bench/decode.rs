@@ -1,10 +1,10 @@
 //! How fast a model decodes: one reply, several together, a prompt, and what of the memory's rate
 //! that uses.
 
-use super::peak_rss;
+use super::{peak_rss, rss};
 use danlu_core::{Error, Result, Rng};
 use danlu_model::engine::{
-    CacheFormat, Decoder, EngineOptions, Event, Job, Scheduler, WeightFormat,
+    CacheFormat, Decoder, EngineOptions, Event, Job, PAGE, Scheduler, WeightFormat,
 };
 use danlu_model::{Transformer, TransformerConfig};
 use serde::Serialize;
@@ -59,6 +59,14 @@ pub struct DecodeBench {
     pub load_seconds: f64,
     /// Seconds to bring the weights into their form.
     pub prepare_seconds: f64,
+    /// The file of the weights in MB; 0 for random weights.
+    pub file_mb: f64,
+    /// Keys and values of the first reply and its prompt, in MB.
+    pub cache_mb: f64,
+    /// Memory of the process after that reply, in MB: what opening a model and using it once takes.
+    pub rss_mb: f64,
+    /// That over the file and the keys and values; 0 for random weights.
+    pub rss_over_file_and_cache: f64,
     /// Most memory that the process had for all of this, in MB, before the memory's rate was
     /// measured, which takes 256 MB.
     pub peak_rss_mb: f64,
@@ -135,6 +143,11 @@ pub fn decode(model: &Transformer, s: &DecodeSetting) -> Result<DecodeBench> {
         Job::new((0..prompt).map(|_| rng.below(vocabulary) as u32).collect(), tokens)
     };
     let (mut one, mut many, mut prefill) = (Vec::new(), Vec::new(), Vec::new());
+    // Not counted: a mapped file is read from where it lies.
+    rate(&mut scheduler, vec![job(s.prompt, s.tokens + 1)])?;
+    let rss_mb = rss().unwrap_or(f64::NAN) / 1e6;
+    let pages = (s.prompt + s.tokens).div_ceil(PAGE);
+    let cache_mb = (pages * scheduler.usage().page_bytes) as f64 / 1e6;
     for _ in 0..s.repeats.max(1) {
         one.push(rate(&mut scheduler, vec![job(s.prompt, s.tokens + 1)])?);
         let jobs = (0..s.batch).map(|_| job(16, s.tokens / 2 + 1)).collect();
@@ -163,6 +176,10 @@ pub fn decode(model: &Transformer, s: &DecodeSetting) -> Result<DecodeBench> {
         weights_mb: weights as f64 / 1e6,
         load_seconds: 0.0,
         prepare_seconds,
+        file_mb: 0.0,
+        cache_mb,
+        rss_mb,
+        rss_over_file_and_cache: 0.0,
         peak_rss_mb,
     })
 }
@@ -198,6 +215,8 @@ mod tests {
             assert_eq!((b.format.as_str(), b.batch), (name, 3));
             let rates = [b.tokens_per_second, b.batch_tokens_per_second, b.share_of_roofline];
             assert!(rates.iter().all(|r| r.is_finite() && *r > 0.0), "{b:?}");
+            // Two pages of 16 tokens: keys and values of a head of 64 bytes, 4 bytes of scale each.
+            assert!((4.3e-3..6e-3).contains(&b.cache_mb), "{b:?}");
         }
         assert!(shape("1b").expect_err("unknown").to_string().contains("--shape"));
     }

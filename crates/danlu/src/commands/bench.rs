@@ -271,11 +271,18 @@ fn run_train(args: TrainArgs) -> Result<()> {
 fn run_decode(args: DecodeArgs) -> Result<()> {
     let device = danlu_ops::cpu_device();
     let begun = std::time::Instant::now();
-    let mut model = match &args.shape {
-        Some(name) => Transformer::new(shape(name)?, 1, &device),
-        None => Model::load(&model_folder(args.model)?, &device)?.transformer,
+    let (mut model, file_mb) = match &args.shape {
+        Some(name) => (Transformer::new(shape(name)?, 1, &device), 0.0),
+        None => {
+            let folder = model_folder(args.model)?;
+            let file = Model::weights_file(&folder);
+            let bytes = std::fs::metadata(&file).map_err(|e| Error::io(&file, e))?.len();
+            (Model::load(&folder, &device)?.transformer, bytes as f64 / 1e6)
+        }
     };
     let load_seconds = if args.shape.is_some() { 0.0 } else { begun.elapsed().as_secs_f64() };
+    // The tokenisers are not needed here.
+    danlu_ops::give_back();
     let setting = DecodeSetting {
         weights: args.format,
         cache: args.cache,
@@ -289,9 +296,16 @@ fn run_decode(args: DecodeArgs) -> Result<()> {
         // In place, so that the two forms of the weights are not in memory together.
         let nearest = danlu_model::compress::Rounding::Nearest;
         danlu_model::compress::quantise(&mut model, args.format, nearest, &mut |_| {})?;
+        danlu_ops::give_back();
     }
     let b = decode(&model, &setting)?;
-    let b = danlu_train::bench::DecodeBench { load_seconds, ..b };
+    let over = if file_mb > 0.0 { b.rss_mb / (file_mb + b.cache_mb) } else { 0.0 };
+    let b = danlu_train::bench::DecodeBench {
+        load_seconds,
+        file_mb,
+        rss_over_file_and_cache: over,
+        ..b
+    };
     if args.json {
         return print_json(&b);
     }
@@ -306,8 +320,15 @@ fn run_decode(args: DecodeArgs) -> Result<()> {
     println!("{} together: {:.0} tokens/s", b.batch, b.batch_tokens_per_second);
     println!("reading {} tokens: {:.0} tokens/s", args.prefill, b.prefill_tokens_per_second);
     println!(
-        "weights: {:.1} MB, opened in {:.2} s, prepared in {:.2} s; most memory {:.0} MB",
-        b.weights_mb, b.load_seconds, b.prepare_seconds, b.peak_rss_mb
+        "weights: {:.1} MB, opened in {:.2} s, prepared in {:.2} s; memory after one reply {:.0} MB \
+         (file {:.1}, keys and values {:.1}), at most {:.0} MB",
+        b.weights_mb,
+        b.load_seconds,
+        b.prepare_seconds,
+        b.rss_mb,
+        b.file_mb,
+        b.cache_mb,
+        b.peak_rss_mb
     );
     Ok(())
 }

@@ -202,6 +202,7 @@ pub(super) fn hosted(
     if plain.frozen_format().is_none() {
         // In place, so that the two forms of the weights are not in memory together.
         quantise(&mut plain, engine.weights, Rounding::Nearest, &mut |_| {})?;
+        danlu_ops::give_back();
     }
     let mut scheduler = Scheduler::new(&plain, &engine.options(context, guided))?;
     if let Some(folder) = draft {
