@@ -2,12 +2,16 @@
 //!
 //! A training step allocates and drops large tensors by the hundred, the same sizes each time.
 //! Given back to the system they cost a page fault for every page of every step, and fresh memory
-//! must be zeroed although nearly all of it is overwritten at once. So what a [`Buffer`] held goes
-//! to a list by size when it is dropped, and the next one of the size takes it, whatever it holds.
+//! must be zeroed although nearly all of it is overwritten at once. So what a [`Buffer`] held stays
+//! here when it is dropped: a small block in a list by size, a large one as a free part of an
+//! [`arena`], and the next buffer takes it, whatever it holds.
 //!
 //! What is kept for later is never more than it takes to reach the largest amount that was in use
-//! at one time: before new memory is taken, memory of other sizes is given back.
+//! at one time: where new memory would pass that, other memory is given back first.
 
+mod arena;
+
+use arena::Arena;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{Bytes, DType, Shape};
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
@@ -35,12 +39,16 @@ pub struct Memory {
 }
 
 /// What is in use and what is kept, of the whole program.
-static POOL: Mutex<Pool> =
-    Mutex::new(Pool { free: BTreeMap::new(), now: Memory { used: 0, peak: 0, kept: 0 } });
+static POOL: Mutex<Pool> = Mutex::new(Pool {
+    small: BTreeMap::new(),
+    large: Arena::new(),
+    now: Memory { used: 0, peak: 0, kept: 0 },
+});
 
 struct Pool {
-    /// Addresses of blocks by their size in bytes.
-    free: BTreeMap<usize, Vec<usize>>,
+    /// Addresses of blocks of less than [`LARGE`] by their size in bytes.
+    small: BTreeMap<usize, Vec<usize>>,
+    large: Arena,
     now: Memory,
 }
 
@@ -88,54 +96,68 @@ pub fn tensor_bytes(len: usize) -> usize {
 }
 
 fn layout(bytes: usize) -> Allocation {
-    let align = if bytes < LARGE { 64 } else { LARGE };
-    Allocation::from_size_align(bytes, align).expect("sizes are far below the address space")
+    Allocation::from_size_align(bytes, 64).expect("sizes are far below the address space")
 }
 
 impl Pool {
     fn take(&mut self, bytes: usize) -> NonNull<u8> {
         self.now.used += bytes;
         self.now.peak = self.now.peak.max(self.now.used);
-        if let Some(address) = self.free.get_mut(&bytes).and_then(Vec::pop) {
+        if bytes >= LARGE {
+            let Some((at, kept)) = self.large.take(bytes) else {
+                handle_alloc_error(layout(bytes))
+            };
+            self.now.kept -= kept;
+            if kept < bytes {
+                self.make_room();
+            }
+            return at;
+        }
+        if let Some(address) = self.small.get_mut(&bytes).and_then(Vec::pop) {
             self.now.kept -= bytes;
             return NonNull::new(address as *mut u8).expect("only real addresses are kept");
         }
+        self.make_room();
+        // SAFETY: the size is at least 64.
+        let at = unsafe { alloc_zeroed(layout(bytes)) };
+        NonNull::new(at).unwrap_or_else(|| handle_alloc_error(layout(bytes)))
+    }
+
+    fn put(&mut self, at: NonNull<u8>, bytes: usize) {
+        self.now.used -= bytes;
+        self.now.kept += bytes;
+        if bytes >= LARGE {
+            self.large.put(at, bytes);
+        } else {
+            self.small.entry(bytes).or_default().push(at.as_ptr() as usize);
+        }
+    }
+
+    /// Gives memory back while what is in use and kept passes the largest use so far.
+    fn make_room(&mut self) {
         while self.now.used + self.now.kept > self.now.peak && self.now.kept > 0 {
             self.give_back();
         }
-        let layout = layout(bytes);
-        // SAFETY: the size is at least 64.
-        let at = unsafe { alloc_zeroed(layout) };
-        let Some(at) = NonNull::new(at) else { handle_alloc_error(layout) };
-        prefer_large_pages(at, bytes);
-        at
     }
 
-    /// Returns one kept block, of the largest size, to the system.
+    /// Returns one kept part to the system: of the arena, or the largest of the small blocks.
     fn give_back(&mut self) {
-        let Some((&bytes, list)) = self.free.iter_mut().next_back() else { return };
+        let bytes = self.large.give_back();
+        if bytes > 0 {
+            self.now.kept -= bytes;
+            return;
+        }
+        let Some((&bytes, list)) = self.small.iter_mut().next_back() else { return };
         if let Some(address) = list.pop() {
             self.now.kept -= bytes;
             // SAFETY: `take` allocated it with this layout, and the list was its only owner.
             unsafe { dealloc(address as *mut u8, layout(bytes)) };
         }
         if list.is_empty() {
-            self.free.remove(&bytes);
+            self.small.remove(&bytes);
         }
     }
 }
-
-/// Asks for pages of 2 MiB, which cost fewer page faults and address look-ups.
-#[cfg(target_os = "linux")]
-fn prefer_large_pages(at: NonNull<u8>, bytes: usize) {
-    if bytes >= LARGE {
-        // SAFETY: the range is one allocation of ours; the advice changes no content.
-        unsafe { libc::madvise(at.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn prefer_large_pages(_: NonNull<u8>, _: usize) {}
 
 /// Numbers in pooled memory.
 pub(crate) struct Buffer {
@@ -168,10 +190,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut pool = pool();
-        pool.now.used -= self.bytes;
-        pool.now.kept += self.bytes;
-        pool.free.entry(self.bytes).or_default().push(self.at.as_ptr() as usize);
+        pool().put(self.at, self.bytes);
     }
 }
 
@@ -255,9 +274,9 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_used_again_and_zeros_are_zeros() {
+    fn small_memory_is_used_again_and_zeros_are_zeros() {
         // A size that no other test uses.
-        let n = 5_555_555;
+        let n = 355_555;
         let mut a = Buffer::any(n);
         a.fill(3.0);
         let address = a.as_ptr();
@@ -272,16 +291,15 @@ mod tests {
 
     #[test]
     fn what_is_given_back_comes_zeroed_again() {
-        // A size that no other test uses.
-        let n = 7_777_777;
-        let mut a = Buffer::any(n);
-        a.fill(3.0);
-        drop(a);
-        let size = tensor_bytes(n);
-        assert!(pool().free.contains_key(&size));
-        give_back();
-        assert!(!pool().free.contains_key(&size));
-        assert!(Buffer::any(n).iter().all(|&v| v == 0.0));
+        // Sizes that no other test uses, a small and a large one.
+        for n in [222_222, 7_777_777] {
+            let mut a = Buffer::any(n);
+            a.fill(3.0);
+            drop(a);
+            give_back();
+            assert!(!pool().small.contains_key(&tensor_bytes(n)));
+            assert!(Buffer::zeros(n).iter().all(|&v| v == 0.0));
+        }
     }
 
     #[test]
