@@ -2,11 +2,10 @@
 
 use crate::pack::{Concept, Pack, SoundKind, Split};
 use crate::scenes::{self, Scene};
+use crate::table::read_rows;
 use crate::tasks::View;
 use danlu_core::recipe::DataRecipe;
-use danlu_core::{
-    AssetId, Error, Media, Message, Part, Picture, Result, Role, Row, Sample, Sound, read_rows,
-};
+use danlu_core::{AssetId, Error, Media, Message, Part, Picture, Result, Role, Row, Sample, Sound};
 use danlu_media as media;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

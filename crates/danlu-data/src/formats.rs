@@ -1,6 +1,7 @@
 //! Rows that adaptations learn from, in the forms that people have them: OpenAI's `messages`,
 //! alpaca, sharegpt, preferences, plain text. The keys of a row tell its form.
 
+use crate::table::{is_table, objects};
 use danlu_core::{Error, Media, Message, Part, Result, Role, Row, Sample};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -23,15 +24,27 @@ pub enum TuneRow {
     },
 }
 
-/// Rows with the numbers of their lines.
+/// Rows with the numbers of their lines (JSON Lines) or rows (Parquet).
 pub type Numbered = Vec<(usize, TuneRow)>;
 
-/// Reads a JSON Lines file: the usable rows with their line numbers, and a message for each of the
-/// others (`file:line: ...`).
+/// Reads a file of JSON Lines, or of Parquet if it is called so: the usable rows with their numbers,
+/// and a message for each of the others (`file:line: ...`).
 pub fn read_tuning(path: &Path) -> Result<(Numbered, Vec<String>)> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let base = path.parent().unwrap_or(Path::new("."));
     let (mut rows, mut bad) = (Vec::new(), Vec::new());
+    if is_table(path) {
+        for object in objects(path)? {
+            let row = object.and_then(|(i, object)| {
+                Ok((i, parse_value(object, base).map_err(|e| Error::row(path, i, e))?))
+            });
+            match row {
+                Ok(row) => rows.push(row),
+                Err(e) => bad.push(e.to_string()),
+            }
+        }
+        return Ok((rows, bad));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -49,7 +62,10 @@ pub fn read_tuning(path: &Path) -> Result<(Numbered, Vec<String>)> {
 
 /// Parses one line. The error is a sentence for [`Error::Row`].
 fn parse(text: &str, base: &Path) -> Result<TuneRow, String> {
-    let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+    parse_value(serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?, base)
+}
+
+fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
     let Value::Object(mut map) = value else {
         return Err("expected a JSON object".into());
     };

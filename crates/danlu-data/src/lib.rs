@@ -13,6 +13,7 @@ mod pack;
 mod packing;
 mod questions;
 mod scenes;
+mod table;
 pub mod tasks;
 
 pub use classes::{Classes, picture_classes, sound_classes};
@@ -28,4 +29,5 @@ pub use pack::{
 pub use packing::{Packer, cut};
 pub use questions::{questions, write_set};
 pub use scenes::{Scene, SceneObject};
+pub use table::{Rows, read_rows};
 pub use tasks::{Drawn, TASKS, Task, View};

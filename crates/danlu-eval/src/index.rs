@@ -1,6 +1,7 @@
 //! Sets of questions on disk.
 
-use danlu_core::{Error, Media, Part, Result, Role, Row, Sample, read_rows};
+use danlu_core::{Error, Media, Part, Result, Role, Row, Sample};
+use danlu_data::read_rows;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 

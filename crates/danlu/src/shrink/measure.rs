@@ -100,9 +100,9 @@ pub(crate) fn read_choices(path: &Path) -> Result<Vec<Choice>> {
     Ok(all)
 }
 
-/// Reads texts: of the rows of a `.jsonl` file that have `text`, or a whole file.
+/// Reads texts: of the rows of a `.jsonl` or `.parquet` file that have `text`, or a whole file.
 pub(crate) fn read_texts(path: &Path) -> Result<Vec<String>> {
-    if path.extension().is_none_or(|e| e != "jsonl") {
+    if path.extension().is_none_or(|e| e != "jsonl" && e != "parquet") {
         return Ok(vec![std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?]);
     }
     let (rows, _) = read_tuning(path)?;
