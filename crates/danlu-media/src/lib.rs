@@ -19,7 +19,7 @@ pub use picture::{
 };
 pub use quality::{mel_distance, psnr, ssim};
 pub use resample::resample;
-pub use restyle::restyle_picture;
+pub use restyle::{blend_pictures, restyle_picture};
 pub use sound::{
     MAX_SECONDS, RATE, alter_sound, decode_sound, decode_sound_within, encode_wav, pcm16,
     read_sound, revoice_sound, write_sound,

@@ -34,6 +34,26 @@ pub fn restyle_picture(picture: &Picture, rng: &mut Rng) -> Picture {
     Picture { width: w, height: h, rgb }
 }
 
+/// A picture between two of one thing, pixel by pixel: its lightness and its colour each anywhere
+/// between theirs, apart from one another. `a` alone if their sizes differ.
+pub fn blend_pictures(a: &Picture, b: &Picture, rng: &mut Rng) -> Picture {
+    let (light, colour) = (rng.unit(), rng.unit());
+    if (a.width, a.height) != (b.width, b.height) {
+        return a.clone();
+    }
+    let mut rgb = Vec::with_capacity(a.rgb.len());
+    for (a, b) in a.rgb.as_chunks::<3>().0.iter().zip(b.rgb.as_chunks::<3>().0) {
+        let grey = |p: &[u8; 3]| p.iter().map(|&v| v as f32).sum::<f32>() / 3.0;
+        let (ga, gb) = (grey(a), grey(b));
+        let grey = ga + light * (gb - ga);
+        for (&a, &b) in a.iter().zip(b) {
+            let (a, b) = (a as f32 - ga, b as f32 - gb);
+            rgb.push((grey + a + colour * (b - a) + 0.5).clamp(0.0, 255.0) as u8);
+        }
+    }
+    Picture { width: a.width, height: a.height, rgb }
+}
+
 /// Planes of ink (0 is white, 1 is none of the colour) of the picture in another shape.
 fn warp(picture: &Picture, rng: &mut Rng) -> [Vec<f32>; 3] {
     let (w, h) = (picture.width, picture.height);
@@ -182,6 +202,24 @@ mod tests {
             assert!(ink > 20_000.0, "something is left of it");
         }
         assert!(distances.iter().all(|&d| d < 30.0), "{distances:?}");
+    }
+
+    #[test]
+    fn a_blend_lies_between_both() {
+        let a = Picture::filled(6, 5, [250, 30, 30]);
+        let b = Picture::filled(6, 5, [20, 20, 200]);
+        let mut seen = std::collections::BTreeSet::new();
+        for stream in 0..30 {
+            let mixed = blend_pictures(&a, &b, &mut Rng::new(3, stream));
+            assert_eq!(mixed.rgb.len(), a.rgb.len());
+            let grey = mixed.rgb[..3].iter().map(|&v| v as f32).sum::<f32>() / 3.0;
+            assert!((79.0..=104.5).contains(&grey), "{grey}");
+            seen.insert(mixed.rgb[..3].to_vec());
+        }
+        assert!(seen.len() > 20, "{seen:?}");
+        assert_eq!(blend_pictures(&a, &a, &mut Rng::new(3, 0)), a);
+        let other = Picture::filled(5, 6, [0; 3]);
+        assert_eq!(blend_pictures(&a, &other, &mut Rng::new(3, 0)), a);
     }
 
     #[test]

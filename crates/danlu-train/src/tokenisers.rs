@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use danlu_core::recipe::{Recipe, SemanticRecipe};
 use danlu_core::{Error, Picture, Result, Rng, Sound};
 use danlu_data::{Corpus, Split, picture_classes, sound_classes};
-use danlu_media::{alter_picture, alter_sound, restyle_picture, revoice_sound};
+use danlu_media::{alter_picture, alter_sound, blend_pictures, restyle_picture, revoice_sound};
 use danlu_model::io::{Dtype, write_atomically};
 use danlu_model::modality::{
     AudioTokeniser, AudioTokeniserConfig, Eye, ImageTokeniser, Recogniser, RecogniserConfig,
@@ -22,6 +22,9 @@ use std::ops::Range;
 /// What is learnt by steps, by its name in files, in the order in which it is.
 pub(crate) const PARTS: [&str; 4] =
     ["image", "audio", ImageTokeniser::SEMANTIC, AudioTokeniser::SEMANTIC];
+
+/// Share of the examples of the picture recogniser that lie between two drawings of one thing.
+const BETWEEN: f32 = 0.5;
 
 /// One line of a tokeniser's log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -279,6 +282,8 @@ pub fn train_image_semantic(
         .filter(|(p, _)| p.split == Split::Train)
         .filter_map(|(p, class)| Some((p.picture.as_ref(), (*class)?)))
         .collect();
+    let mut alike = vec![Vec::new(); classes.count];
+    shown.iter().for_each(|&(picture, class)| alike[class as usize].push(picture));
     let config = RecogniserConfig {
         eye: Eye::Picture,
         inputs: 12,
@@ -297,7 +302,13 @@ pub fn train_image_semantic(
             .map(|i| {
                 let mut rng = Rng::new(recipe.seed, (1 << 53) + i);
                 let &(picture, class) = rng.pick(&shown);
-                (restyle_picture(picture, &mut rng), class)
+                let alike = &alike[class as usize];
+                if alike.len() < 2 || rng.unit() >= BETWEEN {
+                    return (restyle_picture(picture, &mut rng), class);
+                }
+                let &other = rng.pick(alike);
+                let between = blend_pictures(picture, other, &mut rng);
+                (restyle_picture(&between, &mut rng), class)
             })
             .collect();
         let (pictures, classes): (Vec<&Picture>, Vec<u32>) =
