@@ -32,4 +32,4 @@ pub use job::{
     Usage, run_all,
 };
 pub use sampler::Sampling;
-pub use scheduler::Scheduler;
+pub use scheduler::{Embedding, Scheduler};

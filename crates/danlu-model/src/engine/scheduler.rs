@@ -10,7 +10,7 @@ use super::lookup;
 use super::reply::{Drawn, Named, Reply, Waiting};
 use crate::arch::Transformer;
 use danlu_core::{Error, Result};
-use danlu_ops::{PAGE, Scan, Span};
+use danlu_ops::{PAGE, Pages, Scan, Span};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -35,6 +35,22 @@ pub struct Scheduler {
 impl std::fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Scheduler({:?})", self.usage())
+    }
+}
+
+/// A text that is read to be embedded, a chunk at a time.
+pub struct Embedding {
+    ids: Vec<u32>,
+    /// Pages of its own: those of the cache may all be taken.
+    pages: Pages,
+    own: Vec<u32>,
+    read: usize,
+    sum: Vec<f32>,
+}
+
+impl std::fmt::Debug for Embedding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Embedding({} of {} ids read)", self.read, self.ids.len())
     }
 }
 
@@ -206,37 +222,44 @@ impl Scheduler {
         }
     }
 
-    /// The mean of the normalised hidden states of `ids`, scaled to length 1.
+    /// Makes a text ready to be embedded by [`Self::embed`].
     ///
     /// # Errors
-    /// If there are none, too many for the context, or one is no id.
-    pub fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+    /// If there are no ids, too many for the context, or one is no id.
+    pub fn begin_embedding(&self, ids: Vec<u32>) -> Result<Embedding> {
         let config = self.decoder.config();
-        let (width, most) = (config.width, config.context);
+        let most = config.context;
         let fits = (1..=most).contains(&ids.len());
         let bad = ids.iter().find(|&&id| id as usize >= config.vocabulary);
         if !fits || bad.is_some() {
             let wanted = format!("1 to {most} ids of the vocabulary");
             return Err(Error::parameter("ids", wanted, format!("{} ids", ids.len())));
         }
-        // Pages of its own: those of the cache may all be taken.
         let own: Vec<u32> = (0..ids.len().div_ceil(PAGE) as u32).collect();
-        let mut pages = self.decoder.pages(self.options.cache, own.len());
-        let mut sum = vec![0.0f32; width];
-        let mut position = 0;
-        for chunk in ids.chunks(self.options.chunk) {
-            let span = Span { pages: &own, position, rows: chunk.len() };
-            let hidden = self.decoder.forward(&mut pages, &[span], chunk, &[], Want::Hidden);
-            for row in hidden.chunks_exact(width) {
-                sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
-            }
-            position += chunk.len();
+        let pages = self.decoder.pages(self.options.cache, own.len());
+        Ok(Embedding { ids, own, pages, read: 0, sum: vec![0.0; config.width] })
+    }
+
+    /// Reads the next chunk of a text. After the last one: the mean of the normalised hidden states,
+    /// scaled to length 1.
+    pub fn embed(&mut self, text: &mut Embedding) -> Option<Vec<f32>> {
+        let rest = &text.ids[text.read..];
+        let chunk = &rest[..rest.len().min(self.options.chunk)];
+        let span = Span { pages: &text.own, position: text.read, rows: chunk.len() };
+        let hidden = self.decoder.forward(&mut text.pages, &[span], chunk, &[], Want::Hidden);
+        for row in hidden.chunks_exact(text.sum.len()) {
+            text.sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
         }
+        text.read += chunk.len();
+        if text.read < text.ids.len() {
+            return None;
+        }
+        let mut sum = std::mem::take(&mut text.sum);
         let length = sum.iter().map(|v| v * v).sum::<f32>().sqrt();
         if length > 0.0 {
             sum.iter_mut().for_each(|v| *v /= length);
         }
-        Ok(sum)
+        Some(sum)
     }
 
     /// One pass over the running jobs.

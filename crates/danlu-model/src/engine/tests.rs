@@ -345,7 +345,6 @@ fn replies_that_outgrow_the_cache_wait_and_are_the_same() {
 #[test]
 fn embeddings_are_the_mean_of_the_hidden_states() {
     let model = model(true, true);
-    let mut scheduler = Scheduler::new(&model, &options(WeightFormat::F32)).expect("fits");
     let text = ids(29, 4);
     let starts: Arc<[u32]> = Arc::from([0, 29]);
     let hidden: Vec<f32> =
@@ -355,12 +354,26 @@ fn embeddings_are_the_mean_of_the_hidden_states() {
         mean.iter_mut().zip(row).for_each(|(m, v)| *m += v);
     }
     let length = mean.iter().map(|v| v * v).sum::<f32>().sqrt();
-    for _ in 0..2 {
-        for (a, b) in scheduler.embed(&text).expect("fits").iter().zip(&mean) {
+    for chunk in [8, 512] {
+        let options = EngineOptions { chunk, ..options(WeightFormat::F32) };
+        let mut scheduler = Scheduler::new(&model, &options).expect("fits");
+        let mut embedding = scheduler.begin_embedding(text.clone()).expect("fits");
+        let mut passes = 1;
+        let vector = loop {
+            if let Some(vector) = scheduler.embed(&mut embedding) {
+                break vector;
+            }
+            passes += 1;
+        };
+        assert_eq!(passes, 29usize.div_ceil(chunk));
+        for (a, b) in vector.iter().zip(&mean) {
             assert!((a - b / length).abs() < 1e-4, "{a} against {}", b / length);
         }
     }
-    assert!(scheduler.embed(&[]).is_err());
+    for bad in [vec![], vec![u32::MAX], vec![0; 100_000]] {
+        let scheduler = Scheduler::new(&model, &options(WeightFormat::F32)).expect("fits");
+        assert!(scheduler.begin_embedding(bad).is_err());
+    }
 }
 
 #[test]

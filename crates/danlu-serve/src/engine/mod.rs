@@ -8,7 +8,8 @@
 mod thread;
 
 pub use danlu_model::engine::{
-    BitMask, Event, FinishReason, Guidance, Job, JobId, Logprob, Mask, ReplyMask, Sampler,
+    BitMask, Embedding, Event, FinishReason, Guidance, Job, JobId, Logprob, Mask, ReplyMask,
+    Sampler,
 };
 pub use thread::{Limits, ModelThread, Refusal, Running, Told};
 
@@ -40,8 +41,11 @@ pub trait Engine: Send {
     fn usage(&self) -> Usage;
     /// Drops every job: what a panic left behind is not used again.
     fn reset(&mut self);
-    /// The mean of the normalised hidden states of a list of ids, scaled to length 1.
-    fn embed(&mut self, text: &[u32]) -> Result<Vec<f32>>;
+    /// Makes a list of ids ready to be embedded. Refuses one that cannot be, by numbers.
+    fn begin_embedding(&mut self, text: Vec<u32>) -> Result<Embedding>;
+    /// Reads a further part of it; at its end: the mean of the normalised hidden states, scaled to
+    /// length 1.
+    fn embed(&mut self, text: &mut Embedding) -> Option<Vec<f32>>;
 }
 
 impl Engine for Scheduler {
@@ -67,7 +71,11 @@ impl Engine for Scheduler {
         Scheduler::reset(self);
     }
 
-    fn embed(&mut self, text: &[u32]) -> Result<Vec<f32>> {
+    fn begin_embedding(&mut self, text: Vec<u32>) -> Result<Embedding> {
+        Scheduler::begin_embedding(self, text)
+    }
+
+    fn embed(&mut self, text: &mut Embedding) -> Option<Vec<f32>> {
         Scheduler::embed(self, text)
     }
 }

@@ -1,10 +1,10 @@
 //! The one thread that owns an engine. Handlers send it jobs and get events back; it never waits
 //! for a client: the channel of a reply has room for every event that the reply can have.
 
-use super::{Engine, Event, FinishReason, Job, JobId};
+use super::{Embedding, Engine, Event, FinishReason, Job, JobId};
 use crate::metrics::Metrics;
 use danlu_core::{Error, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -91,9 +91,10 @@ impl ModelThread {
     ) -> std::io::Result<Self> {
         let (sender, receiver) = commands::channel();
         let shared = metrics.clone();
-        std::thread::Builder::new()
-            .name("model".into())
-            .spawn(move || Loop { engine, jobs: HashMap::new(), metrics: shared }.run(&receiver))?;
+        std::thread::Builder::new().name("model".into()).spawn(move || {
+            let (jobs, embeddings) = (HashMap::new(), VecDeque::new());
+            Loop { engine, jobs, embeddings, metrics: shared }.run(&receiver)
+        })?;
         Ok(Self {
             commands: sender,
             tickets: Arc::default(),
@@ -119,7 +120,8 @@ impl ModelThread {
         Ok(out)
     }
 
-    /// Embeds a text, a list of ids, between two steps. It takes a place as a job does.
+    /// Embeds a text, a list of ids, a part of it after each step of the replies. It takes a place as
+    /// a job does.
     pub async fn embed(&self, text: Vec<u32>) -> Result<Result<Vec<f32>>, Refusal> {
         let place = self.places(1)?;
         let (answer, waits) = oneshot::channel();
@@ -154,13 +156,18 @@ struct Waiting {
 struct Loop {
     engine: Box<dyn Engine>,
     jobs: HashMap<JobId, Waiting>,
+    embeddings: VecDeque<(Embedding, oneshot::Sender<Result<Vec<f32>>>)>,
     metrics: Arc<Metrics>,
+}
+
+fn failed() -> Error {
+    Error::Other("the model failed on this input".into())
 }
 
 impl Loop {
     fn run(mut self, commands: &commands::Receiver<Command>) {
         loop {
-            if self.jobs.is_empty() {
+            if self.jobs.is_empty() && self.embeddings.is_empty() {
                 self.tell_usage();
                 match commands.recv() {
                     Ok(command) => self.obey(command),
@@ -170,6 +177,7 @@ impl Loop {
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
             }
+            self.embed();
             if self.jobs.is_empty() {
                 continue;
             }
@@ -204,10 +212,25 @@ impl Loop {
                 }
             }
             Command::Embed { text, answer } => {
-                let made = catch_unwind(AssertUnwindSafe(|| self.engine.embed(&text)))
-                    .unwrap_or_else(|_| Err(Error::Other("the model failed on this input".into())));
-                let _ = answer.send(made);
+                match catch_unwind(AssertUnwindSafe(|| self.engine.begin_embedding(text))) {
+                    Ok(Ok(text)) => self.embeddings.push_back((text, answer)),
+                    Ok(Err(error)) => _ = answer.send(Err(error)),
+                    Err(_) => _ = answer.send(Err(failed())),
+                }
             }
+        }
+    }
+
+    /// Reads a part of the text that has waited longest to be embedded.
+    fn embed(&mut self) {
+        let Some((mut text, answer)) = self.embeddings.pop_front() else { return };
+        if answer.is_closed() {
+            return;
+        }
+        match catch_unwind(AssertUnwindSafe(|| self.engine.embed(&mut text))) {
+            Ok(None) => self.embeddings.push_front((text, answer)),
+            Ok(Some(vector)) => _ = answer.send(Ok(vector)),
+            Err(_) => _ = answer.send(Err(failed())),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use danlu_core::Result;
-use danlu_serve::engine::{Engine, Event, FinishReason, Job, JobId, Usage};
+use danlu_serve::engine::{Embedding, Engine, Event, FinishReason, Job, JobId, Usage};
 use danlu_serve::{Catalogue, Options, Server};
 use serde_json::json;
 use std::io::{Read, Write};
@@ -75,8 +75,12 @@ impl Engine for Slow {
         self.count();
     }
 
-    fn embed(&mut self, _: &[u32]) -> Result<Vec<f32>> {
+    fn begin_embedding(&mut self, _: Vec<u32>) -> Result<Embedding> {
         panic!("as it was asked to")
+    }
+
+    fn embed(&mut self, _: &mut Embedding) -> Option<Vec<f32>> {
+        unreachable!("nothing is begun")
     }
 }
 
