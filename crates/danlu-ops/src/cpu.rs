@@ -207,14 +207,25 @@ impl pulp::WithSimd for Chains {
     }
 }
 
+/// The chains on vectors of the width that products use at present (`GEMM_LEVEL` in the environment).
+fn chains() -> (usize, f32) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::gemm::level() == crate::gemm::Level::Avx2
+        && let Some(avx2) = pulp::x86::V3::try_new()
+    {
+        return pulp::Simd::vectorize(avx2, Chains);
+    }
+    pulp::Arch::new().dispatch(Chains)
+}
+
 /// Fused multiply-add peak of this machine with `threads` threads, in FLOP/s, measured for about
-/// `seconds`.
+/// `seconds`. Where products were told to use AVX2 (`GEMM_LEVEL`), it is that of AVX2.
 pub fn fma_peak(threads: usize, seconds: f64) -> f64 {
     let run = |_: usize| -> f64 {
         let mut done = 0;
         let start = std::time::Instant::now();
         while start.elapsed().as_secs_f64() < seconds {
-            let (lanes, sum) = pulp::Arch::new().dispatch(Chains);
+            let (lanes, sum) = chains();
             std::hint::black_box(sum);
             done += 2 * lanes * Chains::NUMBER * Chains::ROUNDS;
         }
