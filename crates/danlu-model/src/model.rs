@@ -395,6 +395,33 @@ impl Model {
             .ok_or_else(|| Error::file(&path, "`danlu_vocabulary` (see danlu import)", "none"))
     }
 
+    /// What a model folder says of itself, if the tokenisers and templates in it are those that the
+    /// model was trained with. Reads no weights.
+    pub fn check_files(folder: &Path) -> Result<ModelInfo> {
+        let info: ModelInfo = read_json(&folder.join("danlu.json"))?;
+        let hashes = file_hashes(folder)?;
+        for (name, hash) in &info.files {
+            let found = hashes.get(name).map_or("no such file", String::as_str);
+            if found != hash {
+                let found = format!("{found}; it is not the one of this model");
+                return Err(Error::file(
+                    folder.join(name),
+                    format!("the file of hash {hash}"),
+                    found,
+                ));
+            }
+        }
+        let found = Tokenisers::fingerprint(folder)?;
+        if info.tokenisers != found {
+            return Err(Error::file(
+                folder.join("danlu.json"),
+                format!("tokenisers with hash {}", info.tokenisers),
+                format!("tokenisers with hash {found}; they are not the ones of this model"),
+            ));
+        }
+        Ok(info)
+    }
+
     /// The model's folder of a path: a run's folder stands for the model in it.
     pub fn folder(path: &Path) -> std::path::PathBuf {
         let inner = path.join("model");
@@ -454,27 +481,7 @@ impl Model {
                 format!("{:?} of {}", file.danlu_vocabulary, config.vocabulary),
             ));
         }
-        let info: ModelInfo = read_json(&folder.join("danlu.json"))?;
-        let hashes = file_hashes(folder)?;
-        for (name, hash) in &info.files {
-            let found = hashes.get(name).map_or("no such file", String::as_str);
-            if found != hash {
-                let found = format!("{found}; it is not the one of this model");
-                return Err(Error::file(
-                    folder.join(name),
-                    format!("the file of hash {hash}"),
-                    found,
-                ));
-            }
-        }
-        let found = Tokenisers::fingerprint(folder)?;
-        if info.tokenisers != found {
-            return Err(Error::file(
-                folder.join("danlu.json"),
-                format!("tokenisers with hash {}", info.tokenisers),
-                format!("tokenisers with hash {found}; they are not the ones of this model"),
-            ));
-        }
+        let info = Self::check_files(folder)?;
         let mut transformer = Transformer::blank(config, device);
         let tiles = Self::weights_file(folder);
         match tiles.ends_with(TILES) {

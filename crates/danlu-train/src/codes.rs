@@ -16,6 +16,14 @@ pub struct CodeTable {
     audios: Vec<Vec<Vec<u16>>>,
 }
 
+/// An error if the person wants to stop.
+fn stop_if_asked(watcher: &dyn Watcher) -> Result<()> {
+    match watcher.stop() {
+        true => Err(Error::Other("stopped while encoding, which begins again next time".into())),
+        false => Ok(()),
+    }
+}
+
 impl CodeTable {
     /// Encodes what of a corpus the model has tokens for, `variants` altered copies of each training
     /// asset with it.
@@ -52,6 +60,7 @@ impl CodeTable {
                 table.images.push(small.collect());
             }
             watcher.tell(Event::Step { done: table.images.len(), figures: "pictures".into() });
+            stop_if_asked(watcher)?;
         }
         for (chunk, assets) in sounds.chunks(32).enumerate() {
             let codes: Vec<Vec<Vec<u16>>> = assets
@@ -71,9 +80,7 @@ impl CodeTable {
             table.audios.extend(codes);
             let done = table.images.len() + table.audios.len();
             watcher.tell(Event::Step { done, figures: "sounds".into() });
-            if watcher.stop() {
-                return Err(Error::Other("stopped while encoding; nothing was lost".into()));
-            }
+            stop_if_asked(watcher)?;
         }
         watcher.tell(Event::PhaseDone { result: format!("{steps} pictures and sounds") });
         Ok(table)

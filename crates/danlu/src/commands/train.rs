@@ -77,6 +77,7 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Mod
     let mut foreign = None;
     if let Some(base) = &recipe.model.from {
         foreign = Model::vocabulary(base)?.foreign;
+        Model::check_files(base)?;
         copy_tokenisers(base, run)?;
     }
     if let Some(from) = tokenizers {
