@@ -23,6 +23,8 @@ def main():
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--repeats", type=int, default=9, help="products per shape and round")
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--openblas-core", help="OPENBLAS_CORETYPE, where OpenBLAS is older than the processor and "
+                                           "takes it for a small one, for example SKYLAKEX")
     p.add_argument("--json", help="file for every single result")
     o = p.parse_args()
 
@@ -31,6 +33,8 @@ def main():
         env[name] = str(o.threads)
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         env.pop(name, None)
+    if o.openblas_core:
+        env["OPENBLAS_CORETYPE"] = o.openblas_core
 
     def run(command, text=None):
         done = subprocess.run(command, input=text, capture_output=True, text=True, env=env, check=False)
