@@ -5,9 +5,11 @@ use crate::checkpoint;
 use crate::learn;
 use crate::run::{Run, append, entries};
 use crate::tokenisers;
+use crate::upkeep::Upkeep;
 use danlu_core::{Batch, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::Instant;
 
 /// Name of the log of what a run is for.
 pub(crate) const LOG: &str = "audit";
@@ -62,9 +64,17 @@ pub(crate) fn content(batches: &[Batch]) -> String {
     hash.finalize().to_hex()[..16].to_string()
 }
 
-/// Adds the line of a step to a log.
-pub(crate) fn log(run: &Run, log: &str, line: &AuditLine) -> Result<()> {
-    append(&run.log(log), line)
+/// Adds the line of a step to a log, and the time that it takes to the upkeep.
+pub(crate) fn log(
+    run: &Run,
+    log: &str,
+    upkeep: &mut Upkeep,
+    line: impl FnOnce() -> AuditLine,
+) -> Result<()> {
+    let started = Instant::now();
+    append(&run.log(log), &line())?;
+    upkeep.audit += started.elapsed().as_secs_f64();
+    Ok(())
 }
 
 /// Goes over the logs of a run, of the tokenisers that it learnt and of what it is for, and compares

@@ -167,11 +167,15 @@ pub fn replay(
 /// Refuses samples that are not made into what they were made into.
 fn same_content(run: &Run, step: u64, line: Option<&AuditLine>, pass: &Pass) -> Result<()> {
     match line {
-        Some(line) if line.content != pass.content || [line.from, line.to] != pass.samples => {
+        Some(line) if line.content != pass.content() || [line.from, line.to] != pass.samples => {
             Err(Error::file(
                 run.log(audit::LOG),
                 format!("step {step} of samples {:?}, {}", [line.from, line.to], line.content),
-                format!("samples {:?}, {}: data or recipe are others", pass.samples, pass.content),
+                format!(
+                    "samples {:?}, {}: data or recipe are others",
+                    pass.samples,
+                    pass.content()
+                ),
             ))
         }
         _ => Ok(()),

@@ -11,11 +11,11 @@ use crate::tokenisers::LogLine;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
 use danlu_core::recipe::{CheckpointRecipe, Recipe, TrackRecipe};
-use danlu_core::{Error, Result};
+use danlu_core::{Error, Picture, Result};
 use danlu_model::Module;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Learning rate of Muon as a multiple of AdamW's.
 const MUON_RATE: f32 = 10.0;
@@ -23,8 +23,10 @@ const MUON_RATE: f32 = 10.0;
 /// Steps of the warm-up.
 const WARMUP: f32 = 100.0;
 
-/// Steps between checkpoints.
-const CHECKPOINT: usize = 100;
+/// Steps between checkpoints: what is taken again after going back.
+fn checkpoint_every(steps: usize) -> usize {
+    (steps / 10).clamp(10, 100)
+}
 
 /// What is learnt, and how.
 pub(crate) struct Course<'a, M, const D: usize> {
@@ -49,17 +51,49 @@ pub(crate) struct Examples<const D: usize> {
     pub(crate) inputs: Tensor<D>,
     /// Class of each, for recognisers.
     pub(crate) classes: Vec<u32>,
+    pub(crate) content: Content,
 }
 
-impl<const D: usize> Examples<D> {
-    /// First digits of the hash of all of it.
-    fn content(&self) -> String {
+/// First digits of the hash of what examples are made of, and what it took to hash it.
+pub(crate) struct Content {
+    digits: String,
+    took: Duration,
+}
+
+impl Content {
+    /// Of pictures and their classes.
+    pub(crate) fn of_pictures(pictures: &[&Picture], classes: &[u32]) -> Self {
+        Self::of(classes, |hash| {
+            pictures.iter().for_each(|p| {
+                hash.update(&p.rgb);
+            });
+        })
+    }
+
+    /// Of rows of numbers and their classes.
+    pub(crate) fn of_rows(rows: &[&[f32]], classes: &[u32]) -> Self {
+        Self::of(classes, |hash| {
+            // Many numbers at a time, for that is what hashing is quick at.
+            const MANY: usize = 4096;
+            let mut bytes = [0; 4 * MANY];
+            for some in rows.iter().flat_map(|row| row.chunks(MANY)) {
+                for (at, value) in bytes.chunks_exact_mut(4).zip(some) {
+                    at.copy_from_slice(&value.to_le_bytes());
+                }
+                hash.update(&bytes[..4 * some.len()]);
+            }
+        })
+    }
+
+    fn of(classes: &[u32], add: impl FnOnce(&mut blake3::Hasher)) -> Self {
+        let started = Instant::now();
         let mut hash = blake3::Hasher::new();
-        hash.update(self.inputs.to_data().as_bytes());
-        for class in &self.classes {
+        add(&mut hash);
+        for class in classes {
             hash.update(&class.to_le_bytes());
         }
-        hash.finalize().to_hex()[..16].to_string()
+        let digits = hash.finalize().to_hex()[..16].to_string();
+        Self { digits, took: started.elapsed() }
     }
 }
 
@@ -83,13 +117,16 @@ pub(crate) fn learn<M: Module, const D: usize>(
     watcher.tell(Event::Phase { name: course.what.into(), steps, done });
     let mut clock = Instant::now();
     while (learning.state.step as usize) < steps {
+        let started = Instant::now();
         let mut pass = learning.pass();
         let what = guard::step(&recipe.guard, run, &mut learning, &mut pass, &mut writer, watcher)?;
         if what == Done::Back {
             continue;
         }
         let done = learning.state.step as usize;
-        audit::log(run, &audit::log_of(name), &pass.audit(done as u64, what == Done::Skipped))?;
+        let line = || pass.audit(done as u64, what == Done::Skipped);
+        audit::log(run, &audit::log_of(name), &mut learning.state.upkeep, line)?;
+        learning.state.upkeep.audit += pass.examples.content.took.as_secs_f64();
         guard::conclude(run, &mut learning, watcher)?;
         learning.state.seconds += clock.elapsed().as_secs_f64();
         clock = Instant::now();
@@ -99,19 +136,21 @@ pub(crate) fn learn<M: Module, const D: usize>(
             learning.state.smooth = Some(smooth);
         }
         let loss = learning.state.smooth.unwrap_or(f32::NAN);
-        if done.is_multiple_of(20) || done == steps {
-            append(&run.log(name), &LogLine { step: done, loss })?;
-        }
-        watcher.tell(Event::Step { done, figures: format!("loss {loss:.4}") });
         let stop = watcher.stop();
-        let scheduled = done.is_multiple_of(CHECKPOINT);
+        let scheduled = done.is_multiple_of(checkpoint_every(steps));
         if scheduled && recipe.guard.on {
             guard::memory_of(&mut learning).mark(done as u64);
         }
         if stop || (scheduled || writer.due()) && done < steps {
-            let begun = writer.begin(learning.snapshot()?);
-            begun.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+            guard::keep(&mut learning, &mut writer, watcher);
         }
+        learning.state.upkeep.step(started, &mut writer);
+        let last = done == steps;
+        if done.is_multiple_of(20) || last {
+            let upkeep = last.then_some(learning.state.upkeep);
+            append(&run.log(name), &LogLine { step: done, loss, upkeep })?;
+        }
+        watcher.tell(Event::Step { done, figures: format!("loss {loss:.4}") });
         if stop {
             writer.wait()?;
             return Err(Error::Other(format!(
@@ -123,8 +162,9 @@ pub(crate) fn learn<M: Module, const D: usize>(
     }
     // The module is not saved yet: until it is, the last checkpoint is what there is of it.
     writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+    learning.state.upkeep.saved(&mut writer);
     let loss = learning.state.smooth.map_or(String::new(), |s| format!("loss {s:.4}"));
-    watcher.tell(Event::PhaseDone { result: loss });
+    watcher.tell(Event::PhaseDone { result: learning.state.upkeep.after(loss) });
     Ok(())
 }
 
@@ -172,7 +212,14 @@ impl<const D: usize> Pass<D> {
     fn audit(&self, step: u64, skipped: bool) -> AuditLine {
         let [from, to] = self.samples;
         let left_out = self.left_out.into_iter().collect();
-        AuditLine { step, from, to, left_out, skipped, content: self.examples.content() }
+        AuditLine {
+            step,
+            from,
+            to,
+            left_out,
+            skipped,
+            content: self.examples.content.digits.clone(),
+        }
     }
 }
 
@@ -324,5 +371,25 @@ impl<M: Module, const D: usize> Subject for Learning<'_, M, D> {
         self.state =
             checkpoint::load_step(&self.folder, step, print, self.module, optimiser, None)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_tells_examples_apart() {
+        let rows = |rows: &[&[f32]], classes: &[u32]| Content::of_rows(rows, classes).digits;
+        let long: Vec<f32> = (0..5000).map(|i| i as f32).collect();
+        let mut other = long.clone();
+        other[4999] += 0.5;
+        assert_eq!(rows(&[&long], &[1]), rows(&[&long[..300], &long[300..]], &[1]));
+        assert_ne!(rows(&[&long], &[1]), rows(&[&other], &[1]));
+        assert_ne!(rows(&[&long], &[1]), rows(&[&long], &[2]));
+        let picture = |colour| Picture::filled(4, 4, colour);
+        let [a, b] = [picture([1, 2, 3]), picture([1, 2, 4])];
+        let of = |p: &Picture| Content::of_pictures(&[p], &[]).digits;
+        assert!(of(&a) == of(&a) && of(&a) != of(&b));
     }
 }

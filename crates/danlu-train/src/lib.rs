@@ -31,6 +31,7 @@ pub mod track;
 pub mod tune;
 mod tune_page;
 mod tuning;
+mod upkeep;
 mod watch;
 
 pub use audit::{Audit, AuditLine, audit};

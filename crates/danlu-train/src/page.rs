@@ -5,6 +5,7 @@ use crate::marginal::Marginals;
 use crate::pretrain::{Health, LogLine, Losses, SampleLine};
 use crate::run::{Run, entries, read};
 use crate::tokenisers;
+use crate::upkeep::Upkeep;
 use danlu_core::{Error, Modality, Recipe, Result};
 use danlu_data::Corpus;
 use danlu_report::{Card, Figure, LineChart, NoteKind, Page, Part, Series};
@@ -45,6 +46,7 @@ pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
                 "of the multiply-add peak, median",
             ),
         ];
+        figures.extend(log.iter().rev().find_map(|l| l.upkeep).map(upkeep));
         let recent = mean_of_last(&log, 50, |l| &l.modality);
         for m in Modality::ALL {
             let (Some(loss), Some(marginals)) = (recent.get(m.name()), marginals) else { continue };
@@ -183,6 +185,17 @@ fn samples(page: &mut Page, run: &Run) -> Result<()> {
     }
     page.gallery("Questions and replies", &cards);
     Ok(())
+}
+
+/// What it costs to watch and keep a run.
+pub(crate) fn upkeep(of: Upkeep) -> Figure {
+    let shares = of.shares(rayon::current_num_threads());
+    let [guard, checkpoints, audit, writing] = shares.map(|s| 100.0 * s);
+    let words = format!(
+        "of the time of steps: guard {guard:.2}, checkpoints {checkpoints:.2} and {writing:.2} \
+         beside, audit {audit:.2}"
+    );
+    figure("Upkeep", format!("{:.2} %", 100.0 * shares.iter().sum::<f64>()), &words)
 }
 
 /// What was seen inside the model.

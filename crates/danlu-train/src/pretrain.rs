@@ -10,6 +10,7 @@ use crate::run::{Run, append};
 use crate::session::{Pass, Session};
 use crate::text_loss::{HeldOut, nats_per_byte};
 use crate::track::{self, End, Trackers};
+use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
 use danlu_core::recipe::{LossWeights, Recipe};
@@ -57,6 +58,9 @@ pub struct LogLine {
     /// What is seen inside the model, where it was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// What it has cost so far to watch and keep the run, where it was evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upkeep: Option<Upkeep>,
 }
 
 /// What is seen inside the model, by layer.
@@ -299,7 +303,8 @@ fn steps(
         session.state.seconds += clock.elapsed().as_secs_f64();
         clock = Instant::now();
         let done = step + 1;
-        audit::log(run, audit::LOG, &pass.audit(done as u64, what == Done::Skipped))?;
+        let line = || pass.audit(done as u64, what == Done::Skipped);
+        audit::log(run, audit::LOG, &mut session.state.upkeep, line)?;
         guard::conclude(run, &mut session, watcher)?;
         let speed = pass.tokens as f64 / started.elapsed().as_secs_f64();
         let looks_inside = recipe.guard.look > 0 && done.is_multiple_of(recipe.guard.look);
@@ -316,6 +321,7 @@ fn steps(
             speed,
             utilisation: speed * session.model.config.flops_per_token(pass.span) / peak,
             health: looks_inside.then(|| health(&mut session, &pass)),
+            upkeep: None,
         };
         let stop = watcher.stop();
         let last = done == r.steps;
@@ -325,12 +331,15 @@ fn steps(
             session.memory().mark(done as u64);
         }
         if stop || scheduled || writer.due() || looks {
-            let before = writer.begin(session.snapshot()?);
-            before.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+            guard::keep(&mut session, &mut writer, watcher);
         }
         if looks {
             // Whatever becomes of the evaluation, the training is on the disk.
             writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+        }
+        session.state.upkeep.step(started, &mut writer);
+        if looks {
+            line.upkeep = Some(session.state.upkeep);
             let frozen = frozen(&session.model, session.average.as_deref());
             line.validation = validate(&frozen, &validation, &session.vocabulary);
             let all = line.validation.values();
@@ -373,10 +382,10 @@ fn steps(
             r.window
         )));
     }
+    session.state.upkeep.saved(&mut writer);
     let (state, ancestor) = (session.state, session.ancestor);
-    watcher.tell(Event::PhaseDone {
-        result: format!("{} tokens in {:.0} s", state.tokens, state.seconds),
-    });
+    let result = format!("{} tokens in {:.0} s", state.tokens, state.seconds);
+    watcher.tell(Event::PhaseDone { result: state.upkeep.after(result) });
     let info = ModelInfo {
         name: recipe.name.clone(),
         steps: state.step,
@@ -393,10 +402,12 @@ fn steps(
 
 /// What is seen inside the model after a step.
 fn health(session: &mut Session<'_>, pass: &Pass) -> Health {
+    let started = Instant::now();
     let share = session.usual_share() as f64;
     let scale = session.scale() as f64;
     let norm = guard::by_group(&session.model, &pass.squares);
     let view = session.view(&pass.batches[0], 1);
+    session.state.upkeep.guard += started.elapsed().as_secs_f64();
     let ratios = session.memory().ratios.iter();
     Health {
         norm: norm.into_iter().map(|(name, squares)| (name, squares.sqrt() * scale)).collect(),

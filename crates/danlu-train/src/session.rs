@@ -57,8 +57,6 @@ pub(crate) struct Pass {
     pub(crate) squares: Vec<f64>,
     /// Gradient norm before clipping.
     pub(crate) norm: f64,
-    /// First digits of the hash of the token ids.
-    pub(crate) content: String,
 }
 
 impl Pass {
@@ -66,7 +64,12 @@ impl Pass {
     pub(crate) fn audit(&self, step: u64, skipped: bool) -> AuditLine {
         let [from, to] = self.samples;
         let left_out = self.left_out.into_iter().collect();
-        AuditLine { step, from, to, left_out, skipped, content: self.content.clone() }
+        AuditLine { step, from, to, left_out, skipped, content: self.content() }
+    }
+
+    /// First digits of the hash of the token ids.
+    pub(crate) fn content(&self) -> String {
+        content(&self.batches)
     }
 }
 
@@ -242,7 +245,6 @@ impl<'a> Session<'a> {
             span,
             samples: [from, to],
             left_out: (from > before).then_some([before, from]),
-            content: content(&batches),
             batches,
             grads,
             squares,

@@ -1,7 +1,8 @@
 //! Learns the three tokenisers: what each learns from, and by which loss. `learn.rs` has the loop.
 
-use crate::learn::{Course, Examples, forget, learn};
+use crate::learn::{Content, Course, Examples, forget, learn};
 use crate::run::Run;
+use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
 use burn::tensor::{Tensor, TensorData};
 use danlu_core::recipe::{Recipe, SemanticRecipe};
@@ -33,6 +34,9 @@ pub struct LogLine {
     pub step: usize,
     /// Training loss.
     pub loss: f32,
+    /// What it has cost so far to watch and keep it, where the training ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upkeep: Option<Upkeep>,
 }
 
 /// Learns (or goes on learning, or loads) the tokenisers of a run: text, and pictures and sounds if
@@ -147,7 +151,8 @@ pub fn train_image(
             .collect();
         let batch: Vec<&Picture> = batch.iter().collect();
         let inputs = ImageTokeniser::pixels(&batch, &device.clone().autodiff());
-        Examples { inputs, classes: Vec::new() }
+        let content = Content::of_pictures(&batch, &[]);
+        Examples { inputs, classes: Vec::new(), content }
     };
     let loss = |module: &ImageTokeniser, examples: &Examples<4>| {
         let wanted = examples.inputs.clone();
@@ -231,11 +236,12 @@ pub fn train_audio(
                 rows
             })
             .collect();
+        let content = Content::of_rows(&[&rows], &[]);
         let inputs = Tensor::<3>::from_data(
             TensorData::new(rows, [r.batch, r.clip, width]),
             &device.clone().autodiff(),
         );
-        Examples { inputs, classes: Vec::new() }
+        Examples { inputs, classes: Vec::new(), content }
     };
     let loss = |module: &AudioTokeniser, examples: &Examples<3>| {
         let wanted = examples.inputs.clone();
@@ -313,7 +319,8 @@ pub fn train_image_semantic(
             .collect();
         let (pictures, classes): (Vec<&Picture>, Vec<u32>) =
             batch.iter().map(|(p, c)| (p, *c)).unzip();
-        Examples { inputs: ImageTokeniser::pixels(&pictures, &tracked), classes }
+        let content = Content::of_pictures(&pictures, &classes);
+        Examples { inputs: ImageTokeniser::pixels(&pictures, &tracked), classes, content }
     };
     let course = recognition("recogniser of pictures", name, r, &draw);
     learn(&course, &mut module, recipe, run, watcher)?;
@@ -372,8 +379,9 @@ pub fn train_audio_semantic(
             })
             .collect();
         let rows: Vec<&[f32]> = batch.iter().map(|(rows, _)| rows.as_slice()).collect();
-        let classes = batch.iter().map(|(_, class)| *class).collect();
-        Examples { inputs: module.frames(&rows, &tracked), classes }
+        let classes: Vec<u32> = batch.iter().map(|(_, class)| *class).collect();
+        let content = Content::of_rows(&rows, &classes);
+        Examples { inputs: module.frames(&rows, &tracked), classes, content }
     };
     let course = recognition("recogniser of speech", name, r, &draw);
     learn(&course, &mut module, recipe, run, watcher)?;

@@ -6,12 +6,13 @@
 use crate::audit;
 use crate::checkpoint::{self, Facts, Writer};
 use crate::distil::Teacher;
-use crate::guard::{self, Done, Subject};
+use crate::guard::{self, Done};
 use crate::lesson::Held;
 use crate::pretrain::Losses;
 use crate::run::{Run, append};
 use crate::tune_page::tune_page;
 use crate::tuning::Tuning;
+use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::CheckpointRecipe;
 use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Result, TuneRecipe};
@@ -46,6 +47,9 @@ pub struct TuneLine {
     pub rate: f32,
     /// Tokens a second.
     pub speed: f64,
+    /// What it has cost so far to watch and keep it, where it was evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upkeep: Option<Upkeep>,
 }
 
 /// What is adapted, in the making.
@@ -217,7 +221,8 @@ pub fn tune(
             continue;
         }
         let done = tuning.state.step as usize;
-        audit::log(run, audit::LOG, &pass.audit(done as u64, what == Done::Skipped))?;
+        let line = || pass.audit(done as u64, what == Done::Skipped);
+        audit::log(run, audit::LOG, &mut tuning.state.upkeep, line)?;
         guard::conclude(run, &mut tuning, watcher)?;
         let tokens = pass.lesson.batch.tokens;
         tuning.state.tokens += tokens as u64;
@@ -230,9 +235,14 @@ pub fn tune(
             guard::memory_of(&mut tuning).mark(done as u64);
         }
         if stop || looks || scheduled || writer.due() {
-            let begun = writer.begin(tuning.snapshot()?);
-            begun.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+            guard::keep(&mut tuning, &mut writer, watcher);
         }
+        let speed = tokens as f64 / started.elapsed().as_secs_f64();
+        if looks {
+            // Whatever becomes of the evaluation, the training is on the disk.
+            writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+        }
+        tuning.state.upkeep.step(started, &mut writer);
         let mut line = TuneLine {
             step: done,
             tokens: tuning.state.tokens,
@@ -241,10 +251,10 @@ pub fn tune(
             held_out: Losses::new(),
             norm: pass.norm,
             rate: share,
-            speed: tokens as f64 / started.elapsed().as_secs_f64(),
+            speed,
+            upkeep: looks.then_some(tuning.state.upkeep),
         };
         if looks {
-            writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
             line.held_out = held_out.measure(&tuning.learner.plain());
         }
         append(&run.log("train"), &line)?;
@@ -260,10 +270,11 @@ pub fn tune(
             )));
         }
     }
-    let Tuning { learner, state, .. } = tuning;
     writer.wait()?;
+    tuning.state.upkeep.saved(&mut writer);
+    let Tuning { learner, state, .. } = tuning;
     let result = format!("{} tokens in {:.0} s", state.tokens, state.seconds);
-    watcher.tell(Event::PhaseDone { result });
+    watcher.tell(Event::PhaseDone { result: state.upkeep.after(result) });
     let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
     let recipe_hash = hash(&recipe.to_toml());
     match &recipe.lora {

@@ -1,7 +1,7 @@
 //! The page of a tuning: where it stands, curves, the recipe.
 
 use crate::incident_page::went_wrong;
-use crate::page::{chart, figure};
+use crate::page::{chart, figure, upkeep};
 use crate::run::{Run, entries, read};
 use crate::tune::TuneLine;
 use danlu_core::{Error, Result, TuneRecipe};
@@ -17,11 +17,13 @@ pub(crate) fn tune_page(run: &Run, recipe: &TuneRecipe) -> Result<()> {
     page.section("Where it stands");
     let mut speeds: Vec<f64> = log.iter().map(|l| l.speed).collect();
     speeds.sort_by(f64::total_cmp);
-    page.figures(&[
+    let mut figures = vec![
         figure("Step", format!("{} of {}", last.step, recipe.train.steps), ""),
         figure("Tokens", format!("{:.2} M", last.tokens as f64 / 1e6), "trained on"),
         figure("Speed", format!("{:.0}", speeds[speeds.len() / 2]), "tokens/s, median"),
-    ]);
+    ];
+    figures.extend(log.iter().rev().find_map(|l| l.upkeep).map(upkeep));
+    page.figures(&figures);
     page.section("Curves");
     let points = |of: &dyn Fn(&TuneLine) -> Option<f64>| -> Vec<(f64, f64)> {
         log.iter().filter_map(|l| of(l).map(|v| (l.step as f64, v))).collect()

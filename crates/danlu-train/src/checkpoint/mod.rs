@@ -19,6 +19,7 @@ pub use writer::Writer;
 
 use crate::guard::Memory;
 use crate::optim::Optimiser;
+use crate::upkeep::Upkeep;
 use burn::tensor::Tensor;
 use danlu_core::recipe::CheckpointRecipe;
 use danlu_core::{Error, Result};
@@ -61,6 +62,9 @@ pub struct State {
     /// A loss that is smoothed from step to step for the log, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smooth: Option<f32>,
+    /// What it has cost so far to watch and keep it.
+    #[serde(default, skip_serializing_if = "Upkeep::is_none")]
+    pub upkeep: Upkeep,
 }
 
 impl State {
@@ -75,6 +79,7 @@ impl State {
             from: Vec::new(),
             guard: None,
             smooth: None,
+            upkeep: Upkeep::default(),
         }
     }
 }

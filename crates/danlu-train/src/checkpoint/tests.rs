@@ -53,7 +53,7 @@ impl Folder {
         let mut writer = Writer::new(&self.0, recipe, Facts::default()).expect("opens");
         for &step in steps {
             let (module, optimiser) = two(step);
-            let taken = Snapshot::take(&state(step), &module, &optimiser, None).expect("copies");
+            let taken = || Snapshot::take(&state(step), &module, &optimiser, None);
             writer.begin(taken).expect("writes the one before");
         }
         writer.wait().expect("writes");
@@ -116,6 +116,24 @@ fn the_newest_stay_and_the_best_if_asked() {
     let latest = std::fs::read_to_string(folder.0.join("latest")).expect("points");
     assert_eq!(latest, "step-00000005\n");
     assert_eq!(folder.load().expect("loads"), (5, vec![]));
+}
+
+#[test]
+fn what_a_save_costs_is_counted_once() {
+    let folder = Folder::new("cost");
+    let recipe = CheckpointRecipe::default();
+    let mut writer = Writer::new(&folder.0, &recipe, Facts::default()).expect("opens");
+    let (module, optimiser) = two(1);
+    let slow = std::time::Duration::from_millis(30);
+    let copied = || {
+        std::thread::sleep(slow);
+        Snapshot::take(&state(1), &module, &optimiser, None)
+    };
+    writer.begin(copied).expect("begins");
+    writer.wait().expect("writes");
+    let [held, writing] = writer.cost();
+    assert!(held >= slow && writing > std::time::Duration::ZERO, "{held:?}, {writing:?}");
+    assert_eq!(writer.cost(), [std::time::Duration::ZERO; 2]);
 }
 
 #[test]
@@ -204,15 +222,15 @@ fn a_save_that_fails_says_what_is_left_and_leaves_it() {
     folder.save(&[1], &recipe);
     let mut writer = Writer::new(&folder.0, &recipe, Facts::default()).expect("opens");
     let (module, optimiser) = two(2);
-    let taken = || Snapshot::take(&state(2), &module, &optimiser, None).expect("copies");
+    let taken = || Snapshot::take(&state(2), &module, &optimiser, None);
     // A file stands where the folder of the unfinished checkpoint would be.
     std::fs::write(folder.0.join("step-00000002.part"), "").expect("writes");
-    writer.begin(taken()).expect("there was none before");
+    writer.begin(taken).expect("there was none before");
     let error = writer.wait().expect_err("cannot write").to_string();
     assert!(error.contains("step 2") && error.contains("step-00000001"), "{error}");
     assert_eq!(folder.load().expect("loads"), (1, vec![]));
     std::fs::remove_file(folder.0.join("step-00000002.part")).expect("removes");
-    writer.begin(taken()).expect("there was none before");
+    writer.begin(taken).expect("there was none before");
     writer.wait().expect("the next one is written");
     assert_eq!(folder.load().expect("loads"), (2, vec![]));
 }

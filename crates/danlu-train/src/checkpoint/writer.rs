@@ -3,12 +3,13 @@
 use super::manifest::Facts;
 use super::store::Store;
 use super::{Snapshot, folder};
+use crate::upkeep::thread_time;
 use danlu_core::recipe::CheckpointRecipe;
 use danlu_core::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Writes one checkpoint at a time on a thread of its own. A step is held for the copy of the
 /// tensors alone, and for the save before if that is not finished. When it is dropped, what it
@@ -19,12 +20,17 @@ pub struct Writer {
     recipe: CheckpointRecipe,
     facts: Facts,
     store: Option<Arc<Store>>,
-    job: Option<(u64, JoinHandle<Result<Saved>>)>,
+    job: Option<Job>,
     last: Instant,
+    /// Time that steps were held, and processor time of the threads that write.
+    cost: [Duration; 2],
 }
 
 /// A checkpoint that is on the disk, and why it is not in the store, if it should be and is not.
 type Saved = Option<Error>;
+
+/// The step that is saved, and the thread that does it and says what processor time it had.
+type Job = (u64, JoinHandle<(Result<Saved>, Duration)>);
 
 impl Writer {
     /// For the checkpoints in `folder` of a run that is made of `facts`. Opens the recipe's object
@@ -32,7 +38,8 @@ impl Writer {
     pub fn new(folder: &Path, recipe: &CheckpointRecipe, facts: Facts) -> Result<Self> {
         let store = recipe.store.as_deref().map(Store::open).transpose()?.map(Arc::new);
         let (folder, recipe) = (folder.to_path_buf(), recipe.clone());
-        Ok(Self { folder, recipe, facts, store, job: None, last: Instant::now() })
+        let cost = [Duration::ZERO; 2];
+        Ok(Self { folder, recipe, facts, store, job: None, last: Instant::now(), cost })
     }
 
     /// Where it writes.
@@ -46,19 +53,23 @@ impl Writer {
         minutes > 0.0 && self.last.elapsed().as_secs_f32() >= 60.0 * minutes
     }
 
-    /// Begins to write a snapshot. Returns what became of the one before, if it failed.
-    pub fn begin(&mut self, snapshot: Snapshot) -> Result<()> {
+    /// Takes a snapshot and begins to write it. Returns what became of the one before, if it failed.
+    pub fn begin(&mut self, snapshot: impl FnOnce() -> Result<Snapshot>) -> Result<()> {
         let before = self.wait();
+        let started = Instant::now();
+        let snapshot = snapshot()?;
         self.last = Instant::now();
         let step = snapshot.state.step;
         let (folder, recipe, facts) =
             (self.folder.clone(), self.recipe.clone(), self.facts.clone());
         let store = self.store.clone();
-        let job = std::thread::spawn(move || -> Result<Saved> {
-            let whole = save(&folder, &recipe, &facts, &snapshot)?;
-            Ok(store.and_then(|store| store.copy(&whole).err()))
+        let job = std::thread::spawn(move || {
+            let whole = save(&folder, &recipe, &facts, &snapshot);
+            let saved = whole.map(|whole| store.and_then(|store| store.copy(&whole).err()));
+            (saved, thread_time())
         });
         self.job = Some((step, job));
+        self.cost[0] += started.elapsed();
         before
     }
 
@@ -66,7 +77,11 @@ impl Writer {
     /// after an error: the checkpoints before are as they were.
     pub fn wait(&mut self) -> Result<()> {
         let Some((step, job)) = self.job.take() else { return Ok(()) };
-        let result = job.join().unwrap_or_else(|_| Err(Error::Other("its writer panicked".into())));
+        let started = Instant::now();
+        let panicked = |_| (Err(Error::Other("its writer panicked".into())), Duration::ZERO);
+        let (result, writing) = job.join().unwrap_or_else(panicked);
+        self.cost[0] += started.elapsed();
+        self.cost[1] += writing;
         let saved = result.map_err(|e| {
             let newest = folder::list(&self.folder).pop();
             let newest = newest.map_or("there is none before it".into(), |path| {
@@ -76,6 +91,12 @@ impl Writer {
         })?;
         let told = |e| format!("the checkpoint of step {step} is written, but not copied: {e}");
         saved.map_or(Ok(()), |e| Err(Error::Other(told(e))))
+    }
+
+    /// What saving has cost since this was last asked: the time that steps were held, and the processor
+    /// time of the threads that write.
+    pub(crate) fn cost(&mut self) -> [Duration; 2] {
+        std::mem::take(&mut self.cost)
     }
 
     /// Removes the checkpoints after `step`: training has gone back before them. What is to be told

@@ -11,6 +11,7 @@ use crate::run::{Run, drop_after};
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::GuardRecipe;
 use danlu_core::{Error, Result};
+use std::time::{Duration, Instant};
 
 /// What became of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +39,15 @@ pub(crate) fn begin<S: Subject>(
     incident::forget(run, phase, memory.incidents)?;
     if r.on && memory.marks.is_empty() {
         memory.mark(step);
-        writer.begin(subject.snapshot()?)?;
+        writer.begin(|| subject.snapshot())?;
     }
     Ok(())
+}
+
+/// Begins to write a checkpoint. That the one before failed is told, and stops nothing.
+pub(crate) fn keep<S: Subject>(subject: &mut S, writer: &mut Writer, watcher: &mut dyn Watcher) {
+    let begun = writer.begin(|| subject.snapshot());
+    begun.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
 }
 
 /// Takes a step after its forward and backward pass: moves the weights, or answers trouble. Stops the
@@ -53,12 +60,31 @@ pub(crate) fn step<S: Subject>(
     writer: &mut Writer,
     watcher: &mut dyn Watcher,
 ) -> Result<Done> {
+    let started = Instant::now();
+    let mut applied = Duration::ZERO;
+    let done = judged(r, run, subject, pass, writer, watcher, &mut applied);
+    subject.state_mut().upkeep.guard += (started.elapsed() - applied).as_secs_f64();
+    done
+}
+
+/// The same; `applied` becomes the time that moving the weights took.
+fn judged<S: Subject>(
+    r: &GuardRecipe,
+    run: &Run,
+    subject: &mut S,
+    pass: &mut S::Pass,
+    writer: &mut Writer,
+    watcher: &mut dyn Watcher,
+    applied: &mut Duration,
+) -> Result<Done> {
     let trouble = match judge(r, subject, pass)? {
         Verdict::Go => {
             let step = subject.state().step;
             let remembered = r.on.then(|| before(&*subject.module(), step));
             let usual = subject.usual_share();
+            let started = Instant::now();
             subject.apply(pass);
+            *applied = started.elapsed();
             let first = S::figures(pass).samples[0];
             let trouble = remembered.and_then(|b| moved(r, subject, b, usual, first));
             if !r.on {
@@ -95,10 +121,12 @@ pub(crate) fn conclude<S: Subject>(
     subject: &mut S,
     watcher: &mut dyn Watcher,
 ) -> Result<()> {
+    let started = Instant::now();
     let (phase, step) = (subject.phase(), subject.state().step);
     if let Some(told) = outcome(run, phase, memory_of(subject), step)? {
         watcher.tell(Event::Note(format!("incident {}: {}", told.number, told.outcome)));
     }
+    subject.state_mut().upkeep.guard += started.elapsed().as_secs_f64();
     Ok(())
 }
 
@@ -119,6 +147,7 @@ fn go_back<S: Subject>(
         return Err(give_up(run, writer, &before, &trouble, &why));
     }
     let mut found = false;
+    let upkeep = subject.state().upkeep;
     for step in targets(&before, trouble.from[0]) {
         match subject.restore(step) {
             Ok(()) => {
@@ -132,6 +161,8 @@ fn go_back<S: Subject>(
         let why = "there is no checkpoint to go back to";
         return Err(give_up(run, writer, &before, &trouble, why));
     }
+    // What it has cost does not come back.
+    subject.state_mut().upkeep = upkeep;
     let step = subject.state().step;
     if let Some(told) = writer.drop_after(step)? {
         watcher.tell(Event::Note(told));

@@ -5,7 +5,7 @@ use super::{Trouble, group};
 use crate::incident::Cause;
 use burn::tensor::Tensor;
 use danlu_core::recipe::GuardRecipe;
-use danlu_model::Module;
+use danlu_model::{Module, Parameter};
 use danlu_ops::squared_norm;
 
 /// Updates this many times larger than a layer's are too large.
@@ -25,7 +25,11 @@ pub(super) fn before(module: &dyn Module, step: u64) -> Before {
     groups.dedup();
     let group = groups[step as usize % groups.len()].clone();
     let own = parameters.iter().enumerate().filter(|(i, _)| names[*i] == group);
-    let tensors = own.map(|(i, p)| (i, p.tensor.clone().inner())).collect();
+    // A copy here, or the update would make one where nobody counts it.
+    let copy = |p: &Parameter| {
+        Tensor::from_data(p.tensor.clone().inner().to_data(), &p.tensor.device().inner())
+    };
+    let tensors = own.map(|(i, p)| (i, copy(p))).collect();
     Before { group, tensors }
 }
 

@@ -77,6 +77,23 @@ impl Lab {
         self.danlu(&["train", "--resume", &self.path(run)])
     }
 
+    /// The lines of a log.
+    pub(crate) fn lines(&self, log: &str) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(self.0.join(log)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The last line of a log says what watching and keeping the run has cost.
+    #[track_caller]
+    pub(crate) fn counted(&self, log: &str) {
+        let all = self.lines(log);
+        let upkeep = &all.last().unwrap()["upkeep"];
+        let of = |part: &str| upkeep[part].as_f64().unwrap();
+        let parts = ["guard", "checkpoints", "audit", "writing"].map(of);
+        assert!(parts.iter().all(|&seconds| seconds > 0.0), "{log}: {upkeep}");
+        assert!(parts[..3].iter().sum::<f64>() < of("steps"), "{log}: {upkeep}");
+    }
+
     #[track_caller]
     pub(crate) fn ok(&self, command: &mut Command) -> String {
         let out: Output = command.output().unwrap();

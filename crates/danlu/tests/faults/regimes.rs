@@ -1,6 +1,7 @@
 //! Tokenisers and tunings: watched like pretraining, and gone on with after a kill with the same bits.
 
 use crate::lab::Lab;
+use serde_json::Value;
 use std::path::PathBuf;
 
 impl Lab {
@@ -50,8 +51,8 @@ fn tokenisers_are_watched_and_go_on_with_the_same_bits() {
         "tokenisers/image-semantic.safetensors",
         "image-audit.jsonl",
         "audio-audit.jsonl",
-        "image.jsonl",
     ];
+    lab.counted("whole/image.jsonl");
 
     // Killed in a save, twice, with a weight that is no number on the way: found, and undone without a trace.
     let fault = "nan:encoder.first@24";
@@ -59,6 +60,11 @@ fn tokenisers_are_watched_and_go_on_with_the_same_bits() {
     lab.kill_at_with(&mut resume("parts"), "part-synced", 30, fault);
     lab.ok(resume("parts").env("DANLU_FAULT", fault));
     lab.same(["whole", "parts"], &files);
+    let losses = |run: &str| -> Vec<(Value, Value)> {
+        let lines = lab.lines(&format!("{run}/image.jsonl"));
+        lines.iter().map(|line| (line["step"].clone(), line["loss"].clone())).collect()
+    };
+    assert_eq!(losses("whole"), losses("parts"));
     let found = lab.incidents_of("parts", "image-");
     // Each process that comes by that step meets it once.
     assert!((1..=3).contains(&found.len()), "{found:?}");
@@ -101,6 +107,7 @@ fn tunings_are_watched_and_go_on_with_the_same_bits() {
         let recipe = lab.write(&format!("{name}.toml"), &text);
         lab.ok(&mut lab.danlu(&["tune", &recipe, "--out", &lab.path(name)]));
         assert!(lab.incidents(name).is_empty(), "{name}: {:?}", lab.incidents(name));
+        lab.counted(&format!("{name}/train.jsonl"));
         (PathBuf::from(file), recipe)
     };
     let files = ["adapter/adapter_model.safetensors", "audit.jsonl"];

@@ -6,6 +6,9 @@ use crate::lab::Lab;
 fn troubles_are_named_and_answered_and_resumption_decides_alike() {
     let lab = Lab::new("trouble", "steps = 70\ncheckpoint = 10\nvalidate = 100\nrate = 4e-3");
     assert!(lab.incidents("base").is_empty(), "{:?}", lab.incidents("base"));
+    lab.counted("base/train.jsonl");
+    let page = std::fs::read_to_string(lab.0.join("base/index.html")).unwrap();
+    assert!(page.contains("Upkeep"), "the page tells what watching costs");
 
     // A weight that is no number: named, and undone without a trace.
     let fault = "nan:layers.1.mlp.down@47";
