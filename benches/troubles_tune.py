@@ -1,12 +1,14 @@
 """Injects troubles into tiny tunings and tokenisers, and tells whether the guard saw and named them.
 
-    python3 benches/troubles_tune.py [--seeds 10] [--folder DIR]
+    python3 benches/troubles_tune.py [--seeds 10] [--folder DIR] [--regimes image audio ...]
 
 As `troubles.py` does for pretraining. For every seed an adapter learns replies (SFT), preferences (DPO) and
 what a rule rewards (GRPO) on a base of seconds, and the tokenisers of pictures and sounds are learnt: clean
 (no incident is wanted), with the learning rate times 20 from a step on, with a weight that is no number, and
 SFT on rows whose tokens are noise. Prints the loss at the end over the clean run's: of held-out rows for SFT
-and DPO, the smoothed training loss for tokenisers. Needs the built program (cargo build --release, or its path
+and DPO, the smoothed training loss for tokenisers. For DPO the held-out loss is the cross-entropy of the better
+reply, which is not what it learns by; so the mean of the training loss over the last 20 steps, which are the
+same samples in both runs, stands beside it for all tunings. Needs the built program (cargo build --release, or its path
 in DANLU) and Python's standard library.
 """
 
@@ -81,6 +83,13 @@ def incidents(run, phase):
     return [json.loads(p.read_text()) for p in sorted((run / "incidents").glob(f"{phase}[0-9]*.json"))]
 
 
+def tail(run):
+    """Mean training loss of the last 20 steps."""
+    path = run / "train.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()[-20:]] if path.exists() else []
+    return sum(line["loss"] for line in lines) / max(len(lines), 1)
+
+
 def last(run, log):
     path = run / log
     return json.loads(path.read_text().splitlines()[-1]) if path.exists() else {}
@@ -95,7 +104,7 @@ def tune(at, name, seed, slug, fault):
     run = at / f"{name}-{slug}"
     done = danlu("tune", recipe, "--out", run, fault=fault)
     held = last(run, "train.jsonl").get("held_out", {})
-    return done, incidents(run, ""), next(iter(held.values()), float("nan"))
+    return done, incidents(run, ""), [next(iter(held.values()), float("nan")), tail(run)]
 
 
 def tokenise(at, seed, part, slug, fault):
@@ -104,13 +113,14 @@ def tokenise(at, seed, part, slug, fault):
     recipe.write_text(text.replace('name = "soak"', f'name = "soak"\nseed = {seed}'))
     run = at / f"tokenisers-{slug}"
     done = None if run.exists() else danlu("tokenizer", "train", recipe, "--out", run, fault=fault)
-    return done, incidents(run, f"{part}-"), last(run, f"{part}.jsonl").get("loss", float("nan"))
+    return done, incidents(run, f"{part}-"), [last(run, f"{part}.jsonl").get("loss", float("nan")), float("nan")]
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--folder")
+    parser.add_argument("--regimes", nargs="*", help="sft, dpo, grpo, image, audio; all by default")
     args = parser.parse_args()
     top = Path(args.folder or tempfile.mkdtemp()).resolve()
     top.mkdir(parents=True, exist_ok=True)
@@ -120,6 +130,7 @@ def main():
     regimes = {name: lambda *a, name=name: tune(a[0], name, *a[1:]) for name in OBJECTIVES}
     for part in ["image", "audio"]:
         regimes[part] = lambda at, seed, slug, fault, part=part: tokenise(at, seed, part, slug, fault)
+    regimes = {name: train for name, train in regimes.items() if not args.regimes or name in args.regimes}
     table, alarms = {}, {name: 0 for name in regimes}
     for seed in range(1, args.seeds + 1):
         at = top / f"seed-{seed}"
@@ -144,10 +155,14 @@ def main():
             for kind, (fault, cause) in faults.items():
                 slug = f"{name}-{kind.split()[0]}"
                 done, seen, loss = train(at, seed, slug, fault)
-                t = table.setdefault((name, kind), {"caught": 0, "named": 0, "ratio": [], "stopped": 0})
+                t = table.setdefault((name, kind), {"caught": 0, "named": 0, "ratio": [], "tail": [], "stopped": 0})
                 t["caught"] += bool(seen) and 0 <= seen[0]["step"] - begins <= 10
                 t["named"] += bool(seen) and seen[0]["cause"] == cause
-                t["ratio"].append(loss / clean)
+                ratios = [a / b for a, b in zip(loss, clean)]
+                t["ratio"].append(ratios[0])
+                t["tail"].append(ratios[1])
+                words = " ".join(f"{100 * (r - 1):+.2f} %" for r in ratios)
+                print(f"seed {seed}: {name}, {kind}: {words}", file=sys.stderr)
                 t["stopped"] += done.returncode != 0
                 if not seen or seen[0]["cause"] != cause or done.returncode != 0:
                     what = f"{seen[0]['cause']}: {seen[0]['evidence']}" if seen else "not seen"
@@ -156,12 +171,12 @@ def main():
     n = args.seeds
     clean = ", ".join(f"{name} {count}" for name, count in alarms.items())
     print(f"clean runs with a false alarm, of {n} each: {clean}")
-    print(f"{'regime':8}{'trouble':17}{'in 10 steps':>12}{'named':>8}{'loss/clean':>12}{'worst':>8}{'stopped':>9}")
+    print(f"{'regime':8}{'trouble':17}{'in 10 steps':>12}{'named':>8}{'loss/clean':>12}{'worst':>8}{'last 20':>9}{'worst':>8}{'stopped':>9}")
     for (name, kind), t in table.items():
-        worst = max((r for r in t["ratio"] if r == r), default=float("nan"))
+        worst, worst_tail = (max((r for r in t[k] if r == r), default=float("nan")) for k in ["ratio", "tail"])
         print(
             f"{name:8}{kind:17}{t['caught']:>9}/{n}{t['named']:>5}/{n}"
-            f"{median(t['ratio']):>12.3f}{worst:>8.3f}{t['stopped']:>9}"
+            f"{median(t['ratio']):>12.3f}{worst:>8.3f}{median(t['tail']):>9.3f}{worst_tail:>8.3f}{t['stopped']:>9}"
         )
 
 

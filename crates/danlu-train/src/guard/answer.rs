@@ -13,6 +13,9 @@ use danlu_core::recipe::GuardRecipe;
 use danlu_core::{Error, Result};
 use std::time::{Duration, Instant};
 
+/// Steps before trouble that it may have begun with unseen.
+const MARGIN: u64 = 2;
+
 /// What became of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Done {
@@ -213,11 +216,20 @@ pub(super) fn record_skip(
 /// The checkpoints that may be gone back to for trouble that began at step `from` (from 0), the best
 /// first: the newest that is a little before it, then older ones; the oldest if none is before it.
 pub(super) fn targets(memory: &Memory, from: u64) -> Vec<u64> {
-    let mut all: Vec<u64> = memory.marks.iter().rev().copied().filter(|&m| m + 2 <= from).collect();
+    let mut all: Vec<u64> =
+        memory.marks.iter().rev().copied().filter(|&m| m + MARGIN <= from).collect();
     if all.is_empty() {
         all.extend(memory.marks.first());
     }
     all
+}
+
+/// The step (from 0) that a rate is lowered from, of a training that has gone back to `step` for trouble
+/// that began at step `began`. What lies between went well and will go the same way again, so the rate
+/// is lowered a little before the trouble; from the start, if that has been tried and did not help.
+pub(super) fn lowered_from(eases: &[Ease], step: u64, began: u64) -> u64 {
+    let tried = eases.iter().any(|e| (step..=began).contains(&e.from));
+    if tried { step } else { step.max(began.saturating_sub(MARGIN)) }
 }
 
 /// Takes what is known about trouble over into the memory of the state that training has gone back
@@ -248,11 +260,13 @@ fn record_back<S: Subject>(
         action += &format!(", leaves out samples {} to {}", samples[0], samples[1]);
     }
     if trouble.factor < 1.0 {
-        let ease = Ease { from: step, factor: trouble.factor, warmup: r.warmup as u64 };
-        memory.eases.push(ease);
+        let from = lowered_from(&memory.eases, step, trouble.from[0]);
+        memory.eases.push(Ease { from, factor: trouble.factor, warmup: r.warmup as u64 });
         action += &format!(
-            ", multiplies the learning rate by {:.3} after a warm-up of {} steps",
-            trouble.factor, r.warmup
+            ", multiplies the learning rate by {:.3} from step {} on, after a warm-up of {} steps",
+            trouble.factor,
+            from + 1,
+            r.warmup
         );
     }
     let due = seen_at + 5;

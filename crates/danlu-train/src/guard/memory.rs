@@ -92,7 +92,7 @@ pub struct Memory {
     pub high_from: [u64; 2],
     /// Update over weight of each layer, at the full rate.
     pub ratios: BTreeMap<String, Mean>,
-    /// Updates in a row that were much too large, and the least by how much where that can be told.
+    /// Updates in a row that were much too large, and by how much the first was where that can be told.
     pub large: (u64, Option<f64>),
     /// Samples of a step that was well, and its loss then.
     pub healthy: Option<([u64; 2], f64)>,

@@ -1,6 +1,6 @@
 //! What the guard takes for trouble, on made-up losses.
 
-use super::answer::{outcome, record_skip, targets};
+use super::answer::{lowered_from, outcome, record_skip, targets};
 use super::judge::Outlook;
 use super::*;
 use crate::incident::Seen;
@@ -92,6 +92,15 @@ fn it_goes_back_to_before_the_trouble() {
     assert_eq!(targets(&memory, 21), [10, 0]);
     assert_eq!(targets(&memory, 1), [0]);
     assert!(targets(&Memory::default(), 9).is_empty());
+}
+
+#[test]
+fn a_rate_is_lowered_where_the_trouble_began_and_earlier_if_that_was_not_enough() {
+    assert_eq!(lowered_from(&[], 0, 100), 98);
+    assert_eq!(lowered_from(&[], 100, 101), 100);
+    let eases = [Ease { from: 98, factor: 0.05, warmup: 10 }];
+    assert_eq!(lowered_from(&eases, 0, 105), 0, "it came again");
+    assert_eq!(lowered_from(&eases, 120, 150), 148, "another time");
 }
 
 #[test]

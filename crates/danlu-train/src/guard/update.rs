@@ -11,6 +11,10 @@ use danlu_ops::squared_norm;
 /// Updates this many times larger than a layer's are too large.
 const UPDATE_JUMP: f64 = 6.0;
 
+/// Looks at a layer that its usual update is the mean of. Updates become smaller as a training goes on,
+/// so more of them would make a jump seem less than it is.
+const LOOKS: u64 = 5;
+
 /// Parameters of a group before an update.
 pub(super) struct Before {
     group: String,
@@ -72,19 +76,16 @@ pub(super) fn moved<S: Subject>(
         // A rate that was lowered moves less, and that is not what is usual; unless what it was lowered
         // for is here, and the layer moves as it did before all.
         let known = usual.count >= 3 && at_full / lowered > UPDATE_JUMP * usual.value;
-        usual.add(if known { at_full } else { at_full / lowered }, 20);
+        usual.add(if known { at_full } else { at_full / lowered }, LOOKS);
         memory.large = (0, None);
         return None;
     }
     let usual = usual.value;
     memory.large.0 += 1;
-    // By how much the rate is too high, where that can be told.
+    // By how much the rate is too high, where that can be told: best by the first such step, for what
+    // comes after it has other weights and other gradients.
     let by = too_large.then_some(jump);
-    memory.large.1 = match (memory.large.0, memory.large.1, by) {
-        (1, _, by) => by,
-        (_, Some(before), Some(by)) => Some(before.min(by)),
-        (_, before, by) => before.or(by),
-    };
+    memory.large.1 = if memory.large.0 == 1 { by } else { memory.large.1.or(by) };
     if memory.large.0 == 1 {
         if memory.high == 0 {
             memory.high_from = [step, first];
