@@ -49,8 +49,8 @@ pub(crate) const IGNORED: [&str; 9] = [
 ];
 
 impl Drawing {
-    /// Takes the fields out of a request.
-    pub(crate) fn take(fields: &mut Fields, chosen: &Chosen) -> Answer<Self> {
+    /// Takes the fields out of a request to a model of so many token ids.
+    pub(crate) fn take(fields: &mut Fields, vocabulary: usize) -> Answer<Self> {
         let float = |value: Option<f64>| value.map(|v| v as f32);
         let temperature = float(fields.number("temperature", 0.0..=2.0)?);
         let default = Sampler::default();
@@ -64,7 +64,7 @@ impl Drawing {
             presence_penalty: float(fields.number("presence_penalty", -2.0..=2.0)?).unwrap_or(0.0),
             frequency_penalty: float(fields.number("frequency_penalty", -2.0..=2.0)?)
                 .unwrap_or(0.0),
-            logit_bias: biases(fields.object("logit_bias")?, chosen.model.vocabulary.size())?,
+            logit_bias: biases(fields.object("logit_bias")?, vocabulary)?,
             seed: match fields.integer("seed", i64::MIN..=i64::MAX)? {
                 Some(seed) => seed as u64,
                 // Keyed anew by the system for every value made.

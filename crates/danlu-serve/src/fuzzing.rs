@@ -1,13 +1,39 @@
 //! What fuzz targets call: readers of untrusted bytes without a server around them.
 
+use crate::ask::{Drawing, IGNORED};
+use crate::conversation::Content;
+use crate::http::fields::Fields;
+use crate::media;
+use crate::routes::tools::Tools;
 use crate::schema::Grammars;
 use serde_json::Value;
 use std::sync::OnceLock;
 
-/// The messages of a chat request. Whether they are accepted.
+/// The messages of a chat request with their pictures and sounds. Whether they are accepted.
 pub fn messages(bytes: &[u8]) -> bool {
     let list: Option<Vec<Value>> = serde_json::from_slice(bytes).ok();
-    list.is_some_and(|list| crate::conversation::messages(&list).is_ok())
+    let turns = list.and_then(|list| crate::conversation::messages(&list).ok());
+    let decoded = |(at, content): &(String, Content)| match content {
+        Content::Picture(url) => media::picture(at, url).is_ok(),
+        Content::Sound(data) => media::sound_of_text(at, data, 8.0).is_ok(),
+        Content::Text(_) | Content::Own(_) => true,
+    };
+    turns.is_some_and(|turns| turns.iter().flat_map(|turn| &turn.parts).all(decoded))
+}
+
+/// The fields of a chat request beside its messages: how tokens are drawn, and tools. Whether they are
+/// accepted.
+pub fn request(bytes: &[u8]) -> bool {
+    let Ok(map) = serde_json::from_slice(bytes) else { return false };
+    let mut fields = Fields::new(map);
+    let drawing = Drawing::take(&mut fields, 512).is_ok();
+    let tools = Tools::take(&mut fields).is_ok_and(|tools| {
+        // What is said to the model, and what it says, is made of what came.
+        let _ = (tools.any(), tools.schema(), tools.call(&tools.instruction()));
+        true
+    });
+    fields.pass_over(&IGNORED);
+    drawing && tools && fields.finish().is_ok()
 }
 
 /// A JSON schema, over a vocabulary of single bytes. Whether it is accepted.
@@ -28,6 +54,16 @@ mod tests {
     fn good_is_accepted_and_bad_is_not() {
         assert!(super::messages(br#"[{"role":"user","content":"x"}]"#));
         assert!(!super::messages(br#"[{"role":"user"}]"#));
+        let picture =
+            r#"{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0K"}}"#;
+        let said = format!(r#"[{{"role":"user","content":[{picture}]}}]"#);
+        assert!(!super::messages(said.as_bytes()), "a picture that is cut off");
+        let tool =
+            r#"[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]"#;
+        let asked = |more: &str| format!(r#"{{"temperature":1,"tools":{tool}{more}}}"#);
+        assert!(super::request(asked("").as_bytes()));
+        assert!(!super::request(asked(r#","top_p":2"#).as_bytes()));
+        assert!(!super::request(asked(r#","tool_choice":"g""#).as_bytes()));
         assert!(super::schema(br#"{"type":"boolean"}"#));
         assert!(!super::schema(br#"{"type":"unicorn"}"#));
     }

@@ -38,7 +38,7 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
     let mut fields = Fields::new(map);
     let chosen = model(&app, &mut fields)?;
     let prompts = Fields::required("prompt", fields.take("prompt"))?;
-    let drawing = Drawing::take(&mut fields, &chosen)?;
+    let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
     let logprobs = fields.integer("logprobs", 0..=5)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
     let stream = fields.flag("stream")?.unwrap_or(false);

@@ -32,7 +32,7 @@ pub(super) async fn images(State(app): State<Arc<App>>, request: Request) -> Ans
     fields.choice("output_format", &["png"])?;
     fields.pass_over(&["quality", "style", "background", "moderation"]);
     fields.pass_over(&IGNORED);
-    let drawing = Drawing::take(&mut fields, &chosen)?;
+    let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
     fields.finish()?;
     check_modality(&chosen.model, "model", Modality::Image)?;
     let turns = vec![Turn::text(Role::User, "prompt", instruction::draw(&text))];

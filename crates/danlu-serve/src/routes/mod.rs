@@ -9,7 +9,7 @@ mod models;
 mod page;
 mod speech;
 mod state;
-mod tools;
+pub(crate) mod tools;
 mod transcriptions;
 
 use crate::app::App;

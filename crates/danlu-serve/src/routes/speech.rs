@@ -84,7 +84,7 @@ pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Ans
     let voice = voice("voice", fields.string("voice")?)?;
     fields.number("speed", 1.0..=1.0)?;
     fields.pass_over(&["instructions", "stream_format"]);
-    let drawing = Drawing::take(&mut fields, &chosen)?;
+    let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
     fields.finish()?;
     check_modality(&chosen.model, "model", Modality::Audio)?;
     let asked = instruction::speak(&text, voice.as_deref());

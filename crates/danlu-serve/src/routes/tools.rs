@@ -28,14 +28,14 @@ struct Tool {
 
 /// The tools of a request.
 #[derive(Debug, Clone)]
-pub(super) struct Tools {
+pub(crate) struct Tools {
     list: Vec<Tool>,
     choice: Choice,
 }
 
 impl Tools {
     /// Takes `tools` and `tool_choice` out of a request.
-    pub(super) fn take(fields: &mut Fields) -> Answer<Self> {
+    pub(crate) fn take(fields: &mut Fields) -> Answer<Self> {
         let list = fields.list("tools")?.unwrap_or_default();
         if list.len() > MAX_TOOLS {
             let wanted = format!("at most {MAX_TOOLS} tools");
@@ -81,12 +81,12 @@ impl Tools {
     }
 
     /// Whether a reply may be a call.
-    pub(super) fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         !self.list.is_empty() && self.choice != Choice::Never
     }
 
     /// The tools as the model is told of them.
-    pub(super) fn instruction(&self) -> String {
+    pub(crate) fn instruction(&self) -> String {
         let list: Vec<&Value> = self.list.iter().map(|t| &t.function).collect();
         format!(
             "Tools: {}\nTo call one, reply with JSON alone: {{\"name\": ..., \"arguments\": {{...}}}}",
@@ -95,7 +95,7 @@ impl Tools {
     }
 
     /// The schema that a reply is held to if a call is required.
-    pub(super) fn schema(&self) -> Option<Value> {
+    pub(crate) fn schema(&self) -> Option<Value> {
         let call = |tool: &Tool| {
             json!({
                 "type": "object",
@@ -113,7 +113,7 @@ impl Tools {
     }
 
     /// The call that a reply is, if it is one: JSON alone, or between `<tool_call>` tags.
-    pub(super) fn call(&self, text: &str) -> Option<Value> {
+    pub(crate) fn call(&self, text: &str) -> Option<Value> {
         let inner = match text.split_once("<tool_call>") {
             Some((_, rest)) => rest.split("</tool_call>").next().unwrap_or_default(),
             None => text,

@@ -36,7 +36,7 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
     if streamed.as_deref().is_some_and(|s| s != "false" && s != "False") {
         return Err(ApiError::bad("stream", "transcriptions are not streamed"));
     }
-    let drawing = Drawing::take(&mut fields, &chosen)?;
+    let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
     fields.finish()?;
     check_modality(&chosen.model, "model", Modality::Audio)?;
     let file = Fields::required("file", form.file)?;
