@@ -18,6 +18,8 @@ const MAX_DEPTH: usize = 48;
 /// Longest pattern in a schema, and its deepest nesting.
 const MAX_PATTERN: usize = 1_024;
 const MAX_GROUPS: usize = 32;
+/// Largest number in a schema: those up to here are exact in every JSON.
+const MAX_NUMBER: f64 = (1u64 << 53) as f64;
 
 /// Makes masks for the vocabulary of one model.
 pub(crate) struct Grammars {
@@ -118,6 +120,10 @@ fn check(schema: &Value) -> Result<(), String> {
                     }
                     left.push((value, depth + 1));
                 }
+            }
+            // The compiler negates integers, and has no end on the one that has no opposite.
+            Value::Number(n) if n.as_f64().is_none_or(|v| v.abs() > MAX_NUMBER) => {
+                return Err("expected numbers between -2^53 and 2^53".into());
             }
             _ => {}
         }
@@ -248,6 +254,9 @@ mod tests {
             json!({"type": "string", "pattern": "foo(("}),
             json!({"type": "integer", "minimum": 3, "maximum": 2}),
             json!({"type": "nothing"}),
+            json!({"anyOf": [{"const": i64::MIN}, {"type": "boolean"}]}),
+            json!({"type": "integer", "minimum": i64::MIN}),
+            json!({"enum": [1, -1e19]}),
             json!({"enum": []}),
             json!(false),
             json!([1]),
@@ -264,6 +273,8 @@ mod tests {
             json!({"type": "string", "pattern": "foo**"}),
             json!({"type": "string", "pattern": "(a+)+$"}),
             json!({"type": "string", "pattern": "((a{1,50}){1,50}){1,50}"}),
+            json!({"type": "integer", "minimum": -(1i64 << 53), "maximum": 1i64 << 53}),
+            json!({"enum": [-(1i64 << 53), 1i64 << 53]}),
             json!({"$ref": "#"}),
             json!({"type": "object", "properties": {"a": {"$ref": "#"}}}),
             json!({"allOf": [{"type": "string"}, {"type": "integer"}]}),

@@ -77,8 +77,16 @@ impl TextTokeniser {
 
     /// Reads the bytes of a `tokenizer.json`; `path` is for messages.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let tokenizer = Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::file(path, "a tokenizer.json of the tokenizers library", e))?;
+        // The library panics on a decoder that is no JSON.
+        #[derive(serde::Deserialize)]
+        struct Whole {
+            #[serde(rename = "decoder")]
+            _decoder: Option<serde_json::Value>,
+        }
+        const WANTED: &str = "a tokenizer.json of the tokenizers library";
+        let wrong = |found: &dyn std::fmt::Display| Error::file(path, WANTED, found);
+        serde_json::from_slice::<Whole>(bytes).map_err(|e| wrong(&e))?;
+        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
         if let Err(error) = tokenizer.encode_fast("a 1\n\u{e9}!", false) {
             return Err(Error::file(path, "a tokenizer.json that encodes every text", error));
         }
@@ -219,6 +227,24 @@ mod tests {
             assert_eq!(t.decode(&t.encode(text)), text);
         }
         assert!(t.encode("<|end|>").len() > 1, "control tokens are not text");
+    }
+
+    #[test]
+    fn a_file_that_is_no_json_is_refused_wherever_it_ends() {
+        let json = tokeniser().to_json().expect("json");
+        let parse = |text: &str| TextTokeniser::parse("tokenizer.json".as_ref(), text.as_bytes());
+        assert!(parse(&json).is_ok());
+        let decoder = json.find("\"decoder\"").expect("there is one");
+        for (from, to) in
+            [(":", ": x"), ("{", "{ \"a\": \"\\ud800\","), ("{", "{,"), ("{", "{\u{1}")]
+        {
+            let broken = json[decoder..].replacen(from, to, 1);
+            let error = parse(&(json[..decoder].to_string() + &broken)).expect_err(to).to_string();
+            assert!(error.contains("tokenizer.json"), "{error}");
+        }
+        for end in [decoder, decoder + 12, decoder + 20, decoder + 40] {
+            assert!(parse(&json[..end]).is_err(), "cut at {end}");
+        }
     }
 
     #[test]
