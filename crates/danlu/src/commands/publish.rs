@@ -76,7 +76,7 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
             "A decoder-only transformer of the Qwen3 family for text, 64x64 pictures and 16 kHz \
              sound: {:.1} M parameters in {} layers of width {}, a vocabulary of {} tokens, {:.1} M \
              parameters in the tokenisers of pictures and sounds and {:.1} M in their recognisers. \
-             Trained from nothing for {} steps on {:.1} M tokens.{}\n",
+             Trained {}for {} steps on {:.1} M tokens{}.\n",
             model.transformer.size() as f64 / 1e6,
             c.depth,
             c.width,
@@ -85,13 +85,14 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
                 as f64
                 / 1e6,
             recognisers as f64 / 1e6,
+            if model.info.from.is_empty() { "from nothing " } else { "" },
             model.info.steps,
             model.info.tokens as f64 / 1e6,
             if model.info.from.is_empty() {
                 ""
             } else {
-                " It went on from the checkpoint of another run, which `danlu.json` names by its \
-                 fingerprint."
+                ", from the weights of another training, which `danlu.json` names by their \
+                 fingerprint"
             },
         ),
     );
