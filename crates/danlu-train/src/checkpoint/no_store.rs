@@ -1,5 +1,6 @@
 //! In place of object stores in a build without the feature `object-store`: there are none.
 
+use super::State;
 use danlu_core::{Error, Result};
 use std::path::Path;
 
@@ -18,7 +19,7 @@ impl Store {
         match *self {}
     }
 
-    pub(crate) fn drop_after(&self, _: u64) -> Result<()> {
+    pub(crate) fn drop_after(&self, _: &State) -> Result<()> {
         match *self {}
     }
 

@@ -2,8 +2,10 @@
 //!
 //! Shards are objects named by their hash, so none is ever written over. The manifest comes last, and
 //! only where there is none or one of the same training. Whatever interrupts this, a reader finds the
-//! manifest of a whole checkpoint or none.
+//! manifest of a whole checkpoint or none. Where another training has checkpoints nothing is put, and
+//! none of those is ever removed.
 
+use super::State;
 use super::folder::{self, name};
 use super::manifest::{MANIFEST, Manifest};
 use danlu_core::{Error, Result};
@@ -12,7 +14,7 @@ use object_store::{
     Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
     UpdateVersion, WriteMultipart,
 };
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
 use std::io::Read;
@@ -72,6 +74,8 @@ impl Store {
     pub(crate) fn copy(&self, whole: &Path) -> Result<()> {
         let manifest = Manifest::read(whole)?;
         let checkpoint = name(manifest.state.step);
+        let there = self.manifests()?;
+        there.values().try_for_each(|other| self.own(other, &manifest.state))?;
         for shard in &manifest.shards {
             let key = self.key(&checkpoint, &shard.blake3);
             match self.runtime.block_on(self.inner.head(&key)) {
@@ -84,7 +88,19 @@ impl Store {
         }
         self.put_manifest(&self.key(&checkpoint, MANIFEST), &manifest)?;
         let local = whole.parent().unwrap_or(Path::new("."));
-        self.remove(|step| !local.join(name(step)).exists())
+        let gone = there.into_keys().filter(|&step| !local.join(name(step)).exists());
+        gone.into_iter().try_for_each(|step| self.remove(step))
+    }
+
+    /// Whether a checkpoint that is there is one of a training that stands at `state`.
+    fn own(&self, there: &Manifest, state: &State) -> Result<()> {
+        let (found, own) = (&there.state.fingerprint, &state.fingerprint);
+        if found == own || state.from.contains(found) {
+            return Ok(());
+        }
+        let wanted = format!("none, or a checkpoint of this training ({own})");
+        let path = format!("{}/{}/{MANIFEST}", self.address, name(there.state.step));
+        Err(Error::file(path, wanted, format!("one of {found}")))
     }
 
     fn upload(&self, path: &Path, key: &Key) -> Result<()> {
@@ -121,14 +137,8 @@ impl Store {
         };
         let version =
             UpdateVersion { e_tag: there.meta.e_tag.clone(), version: there.meta.version.clone() };
-        let bytes = self.wait(there.bytes())?;
-        let path = format!("{key} in {}", self.address);
-        let before = Manifest::parse(path.as_ref(), &String::from_utf8_lossy(&bytes))?;
-        let (found, own) = (&before.state.fingerprint, &manifest.state.fingerprint);
-        if found != own {
-            let wanted = format!("none, or a checkpoint of this training ({own})");
-            return Err(Error::file(&path, wanted, format!("one of {found}")));
-        }
+        let before = self.parse(key, &self.wait(there.bytes())?)?;
+        self.own(&before, &manifest.state)?;
         if before.shards == manifest.shards {
             return Ok(());
         }
@@ -144,15 +154,21 @@ impl Store {
         .map_err(|e| self.failed(e))
     }
 
-    /// Steps that there is a manifest of, ascending.
-    fn steps(&self) -> Result<BTreeSet<u64>> {
+    fn parse(&self, key: &Key, bytes: &[u8]) -> Result<Manifest> {
+        let path = format!("{key} in {}", self.address);
+        Manifest::parse(path.as_ref(), &String::from_utf8_lossy(bytes))
+    }
+
+    /// The manifests that there are, by step.
+    fn manifests(&self) -> Result<BTreeMap<u64, Manifest>> {
         let listed = self.wait(self.inner.list_with_delimiter(Some(&self.prefix)))?;
-        let mut all = BTreeSet::new();
+        let mut all = BTreeMap::new();
         for place in listed.common_prefixes {
             let last = place.filename().unwrap_or_default();
             let Some(step) = folder::step_of(Path::new(last)) else { continue };
-            match self.runtime.block_on(self.inner.head(&self.key(last, MANIFEST))) {
-                Ok(_) => drop(all.insert(step)),
+            let key = self.key(last, MANIFEST);
+            match self.runtime.block_on(self.inner.get(&key)) {
+                Ok(found) => drop(all.insert(step, self.parse(&key, &self.wait(found.bytes())?)?)),
                 Err(StoreError::NotFound { .. }) => {}
                 Err(e) => return Err(self.failed(e)),
             }
@@ -160,28 +176,29 @@ impl Store {
         Ok(all)
     }
 
-    /// Removes the checkpoints after `step`: training has gone back before them.
-    pub(crate) fn drop_after(&self, step: u64) -> Result<()> {
-        self.remove(|s| s > step)
-    }
-
-    fn remove(&self, which: impl Fn(u64) -> bool) -> Result<()> {
-        for old in self.steps()?.into_iter().filter(|&step| which(step)) {
-            let checkpoint = name(old);
-            // Without its manifest it is no checkpoint any more.
-            self.wait(self.inner.delete(&self.key(&checkpoint, MANIFEST)))?;
-            let place = self.prefix.clone().join(checkpoint.as_str());
-            let left = self.wait(self.inner.list_with_delimiter(Some(&place)))?;
-            for object in left.objects {
-                self.wait(self.inner.delete(&object.location))?;
+    /// Removes the checkpoints after where a training stands, which has gone back before them.
+    pub(crate) fn drop_after(&self, state: &State) -> Result<()> {
+        for (step, there) in self.manifests()? {
+            self.own(&there, state)?;
+            if step > state.step {
+                self.remove(step)?;
             }
         }
         Ok(())
     }
 
+    fn remove(&self, step: u64) -> Result<()> {
+        let checkpoint = name(step);
+        // Without its manifest it is no checkpoint any more.
+        self.wait(self.inner.delete(&self.key(&checkpoint, MANIFEST)))?;
+        let place = self.prefix.clone().join(checkpoint.as_str());
+        let left = self.wait(self.inner.list_with_delimiter(Some(&place)))?;
+        left.objects.iter().try_for_each(|o| self.wait(self.inner.delete(&o.location)))
+    }
+
     /// Fetches the newest checkpoint into a folder; its step. `None` if there is none.
     pub(crate) fn fetch(&self, to: &Path) -> Result<Option<u64>> {
-        let Some(step) = self.steps()?.pop_last() else { return Ok(None) };
+        let Some((step, whole)) = self.manifests()?.pop_last() else { return Ok(None) };
         let checkpoint = name(step);
         let part = to.join(format!("{checkpoint}.part"));
         std::fs::create_dir_all(&part).map_err(|e| Error::io(&part, e))?;
@@ -189,13 +206,11 @@ impl Store {
             let found = self.wait(self.inner.get(&self.key(&checkpoint, object)))?;
             Ok(self.wait(found.bytes())?.to_vec())
         };
-        let manifest = get(MANIFEST)?;
-        let path = format!("{checkpoint}/{MANIFEST} in {}", self.address);
-        for shard in Manifest::parse(path.as_ref(), &String::from_utf8_lossy(&manifest))?.shards {
+        for shard in &whole.shards {
             let file = Path::new(&shard.file).file_name().unwrap_or_default();
             danlu_model::io::write_atomically(&part.join(file), &get(&shard.blake3)?)?;
         }
-        danlu_model::io::write_atomically(&part.join(MANIFEST), &manifest)?;
+        danlu_model::io::write_atomically(&part.join(MANIFEST), whole.to_json()?.as_bytes())?;
         let whole = to.join(&checkpoint);
         std::fs::rename(&part, &whole).map_err(|e| Error::io(&whole, e))?;
         Ok(Some(step))
@@ -207,6 +222,15 @@ mod tests {
     use super::super::tests::{Folder, of_print};
     use super::*;
     use danlu_core::recipe::CheckpointRecipe;
+
+    /// The state of a training at a step.
+    fn at(step: u64, print: &str) -> State {
+        State { step, ..State::new(print.into()) }
+    }
+
+    fn steps(store: &Store) -> Vec<u64> {
+        store.manifests().expect("lists").into_keys().collect()
+    }
 
     /// A store in memory, and one in a folder.
     fn stores(folder: &Folder) -> [Store; 2] {
@@ -221,7 +245,7 @@ mod tests {
         for store in stores(&remote) {
             assert_eq!(store.fetch(&local.0).expect("lists"), None);
             [3, 4].iter().for_each(|&s| store.copy(&local.0.join(name(s))).expect("copies"));
-            assert_eq!(store.steps().expect("lists"), BTreeSet::from([3, 4]));
+            assert_eq!(steps(&store), [3, 4]);
             let back = Folder::new("store-back");
             std::fs::create_dir_all(&back.0).expect("makes");
             assert_eq!(store.fetch(&back.0).expect("fetches"), Some(4));
@@ -234,19 +258,25 @@ mod tests {
             // The same step of the same training with other bits: it had gone back.
             let again = Folder::new("store-again");
             store.copy(&of_print(&again, 4, "print")).expect("replaces it");
-            assert_eq!(
-                store.steps().expect("lists"),
-                BTreeSet::from([4]),
-                "3 is not there any more"
-            );
+            assert_eq!(steps(&store), [4], "3 is not there any more");
             store.copy(&local.0.join(name(3))).expect("copies");
-            assert_eq!(store.steps().expect("lists"), BTreeSet::from([3, 4]));
-            store.drop_after(3).expect("removes");
-            assert_eq!(store.steps().expect("lists"), BTreeSet::from([3]));
+            assert_eq!(steps(&store), [3, 4]);
+            // Another training touches none of them, whatever its steps are.
+            let error = store.copy(&of_print(&other, 7, "other")).expect_err("another").to_string();
+            assert!(error.contains("step-00000003") && error.contains("print"), "{error}");
+            store.drop_after(&at(0, "other")).expect_err("another's");
+            assert_eq!(steps(&store), [3, 4]);
+            store.drop_after(&at(3, "print")).expect("removes");
+            assert_eq!(steps(&store), [3]);
+            // One that goes on from it, with other data, has its place.
+            let from = State { from: vec!["print".into()], ..at(0, "other") };
+            store.drop_after(&from).expect("removes");
+            assert!(steps(&store).is_empty());
+            store.copy(&local.0.join(name(3))).expect("copies");
             // Without its manifest a checkpoint is none.
             let key = store.key(&name(3), MANIFEST);
             store.wait(store.inner.delete(&key)).expect("removes");
-            assert!(store.steps().expect("lists").is_empty());
+            assert!(steps(&store).is_empty());
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::manifest::Facts;
 use super::store::Store;
-use super::{Snapshot, folder};
+use super::{Snapshot, State, folder};
 use crate::upkeep::thread_time;
 use danlu_core::recipe::CheckpointRecipe;
 use danlu_core::{Error, Result};
@@ -99,11 +99,12 @@ impl Writer {
         std::mem::take(&mut self.cost)
     }
 
-    /// Removes the checkpoints after `step`: training has gone back before them. What is to be told
-    /// if the store does not let them go.
-    pub fn drop_after(&self, step: u64) -> Result<Option<String>> {
-        folder::drop_after(&self.folder, step)?;
-        let failed = self.store.as_ref().and_then(|store| store.drop_after(step).err());
+    /// Removes the checkpoints after where the training stands, which has gone back before them. What
+    /// is to be told if the store does not let them go.
+    pub fn drop_after(&self, state: &State) -> Result<Option<String>> {
+        folder::drop_after(&self.folder, state.step)?;
+        let failed = self.store.as_ref().and_then(|store| store.drop_after(state).err());
+        let step = state.step;
         Ok(failed.map(|e| format!("checkpoints after step {step} are still in the store: {e}")))
     }
 

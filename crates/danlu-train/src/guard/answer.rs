@@ -167,7 +167,7 @@ fn go_back<S: Subject>(
     // What it has cost does not come back.
     subject.state_mut().upkeep = upkeep;
     let step = subject.state().step;
-    if let Some(told) = writer.drop_after(step)? {
+    if let Some(told) = writer.drop_after(subject.state())? {
         watcher.tell(Event::Note(told));
     }
     subject.logs().iter().try_for_each(|name| drop_after(&run.log(name), step))?;
