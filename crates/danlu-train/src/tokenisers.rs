@@ -24,7 +24,8 @@ use std::ops::Range;
 pub(crate) const PARTS: [&str; 4] =
     ["image", "audio", ImageTokeniser::SEMANTIC, AudioTokeniser::SEMANTIC];
 
-/// Share of the examples of the picture recogniser that lie between two drawings of one thing.
+/// Share of the examples of the picture recogniser that are blended with a drawing of the same thing,
+/// which may be itself: of two drawings, half of these lie between both.
 const BETWEEN: f32 = 0.5;
 
 /// One line of a tokeniser's log.
