@@ -92,15 +92,14 @@ def engines(o):
     ]
 
 
-def environment(o):
-    """The same threads for all, and nothing that slows a library down behind our back."""
+def same_threads(threads):
+    """An environment with the same threads for all, and nothing that slows a library down behind our back."""
     out = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
                  "RAYON_NUM_THREADS", "MATMUL_NUM_THREADS"):
-        out[name] = str(o.threads)
+        out[name] = str(threads)
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         out.pop(name, None)
-    out["PYTHON"] = o.python
     return out
 
 
@@ -131,7 +130,7 @@ def run_once(engine, o):
         command += o.peer_options.split()
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                              env=environment(o), timeout=o.timeout, check=False)
+                              env={**same_threads(o.threads), "PYTHON": o.python}, timeout=o.timeout, check=False)
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(f"no result after {error.timeout:.0f} s") from error
     except OSError as error:

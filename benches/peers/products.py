@@ -8,10 +8,11 @@ its own. The table has medians in GFLOP/s; a ratio is ours over the best of the 
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
+
+from compare import same_threads
 
 LIBRARIES = ["gemm", "faer", "matrixmultiply", "openblas"]
 
@@ -28,11 +29,7 @@ def main():
     p.add_argument("--json", help="file for every single result")
     o = p.parse_args()
 
-    env = dict(os.environ)
-    for name in ("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MATMUL_NUM_THREADS"):
-        env[name] = str(o.threads)
-    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-        env.pop(name, None)
+    env = same_threads(o.threads)
     if o.openblas_core:
         env["OPENBLAS_CORETYPE"] = o.openblas_core
 

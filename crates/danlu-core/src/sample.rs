@@ -111,9 +111,13 @@ impl Row {
     /// Parses one line. `base` is the folder against which media paths are resolved. The error is
     /// a sentence for [`Error::Row`].
     pub fn parse(text: &str, base: &Path) -> Result<Row, String> {
-        let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
-        let Value::Object(map) = &value else {
-            return Err(format!("expected a JSON object, found {}", kind(&value)));
+        Self::of(&serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?, base)
+    }
+
+    /// The same of a line that is parsed already.
+    pub fn of(value: &Value, base: &Path) -> Result<Row, String> {
+        let Value::Object(map) = value else {
+            return Err(format!("expected a JSON object, found {}", kind(value)));
         };
         match (map.get("messages"), map.get("text")) {
             (Some(_), Some(_)) => {

@@ -32,15 +32,16 @@ pub type Numbered = Vec<(usize, TuneRow)>;
 pub fn read_tuning(path: &Path) -> Result<(Numbered, Vec<String>)> {
     let base = path.parent().unwrap_or(Path::new("."));
     let (mut rows, mut bad) = (Vec::new(), Vec::new());
+    let mut keep = |row: Result<(usize, TuneRow)>| match row {
+        Ok(row) => rows.push(row),
+        Err(e) => bad.push(e.to_string()),
+    };
+    let numbered = |i: usize, row: Result<TuneRow, String>| {
+        row.map(|row| (i, row)).map_err(|message| Error::row(path, i, message))
+    };
     if is_table(path) {
         for object in objects(path)? {
-            let row = object.and_then(|(i, object)| {
-                Ok((i, parse_value(object, base).map_err(|e| Error::row(path, i, e))?))
-            });
-            match row {
-                Ok(row) => rows.push(row),
-                Err(e) => bad.push(e.to_string()),
-            }
+            keep(object.and_then(|(i, object)| numbered(i, parse_value(object, base))));
         }
         return Ok((rows, bad));
     }
@@ -52,10 +53,7 @@ pub fn read_tuning(path: &Path) -> Result<(Numbered, Vec<String>)> {
         let row = std::str::from_utf8(line)
             .map_err(|e| format!("not UTF-8: {e}"))
             .and_then(|text| parse(text, base));
-        match row {
-            Ok(row) => rows.push((i + 1, row)),
-            Err(message) => bad.push(Error::row(path, i + 1, message).to_string()),
-        }
+        keep(numbered(i + 1, row));
     }
     Ok((rows, bad))
 }
@@ -77,7 +75,7 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
     } else if map.contains_key("instruction") {
         TuneRow::Chat(alpaca(&map, &mut media)?)
     } else {
-        match Row::parse(&Value::Object(map).to_string(), base)? {
+        match Row::of(&Value::Object(map), base)? {
             Row::Text(text) => TuneRow::Text(text),
             Row::Chat(mut sample) => {
                 media.fill(&mut sample.messages)?;

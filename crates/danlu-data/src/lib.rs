@@ -29,5 +29,5 @@ pub use pack::{
 pub use packing::{Packer, cut};
 pub use questions::{questions, write_set};
 pub use scenes::{Scene, SceneObject};
-pub use table::{Rows, read_rows};
+pub use table::{Rows, is_table, read_rows};
 pub use tasks::{Drawn, TASKS, Task, View};

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// Whether a file is taken for Parquet: by its name.
-pub(crate) fn is_table(path: &Path) -> bool {
+pub fn is_table(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
 }
 
@@ -58,7 +58,7 @@ pub fn read_rows(path: &Path) -> Result<Rows> {
     Ok(Box::new(objects(path)?.map(move |object| {
         let (i, object) = object?;
         let base = file.parent().unwrap_or(Path::new("."));
-        let row = Row::parse(&object.to_string(), base);
+        let row = Row::of(&object, base);
         row.map(|row| (i, row)).map_err(|message| Error::row(&file, i, message))
     })))
 }
@@ -106,28 +106,12 @@ fn value(field: Field) -> Result<Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tasks::tests::Folder;
     use crate::{TuneRow, read_tuning};
     use danlu_core::{Media, Part};
 
     fn golden(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name)
-    }
-
-    /// A folder of its own for one test, taken away when it is dropped.
-    struct Folder(std::path::PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Self {
-            let folder = std::env::temp_dir().join(format!("danlu-{name}-{}", std::process::id()));
-            std::fs::create_dir_all(&folder).expect("a temporary folder");
-            Self(folder)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
     }
 
     #[test]

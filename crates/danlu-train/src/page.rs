@@ -189,13 +189,8 @@ fn samples(page: &mut Page, run: &Run) -> Result<()> {
 
 /// What it costs to watch and keep a run.
 pub(crate) fn upkeep(of: Upkeep) -> Figure {
-    let shares = of.shares(rayon::current_num_threads());
-    let [guard, checkpoints, audit, writing] = shares.map(|s| 100.0 * s);
-    let words = format!(
-        "of the time of steps: guard {guard:.2}, checkpoints {checkpoints:.2} and {writing:.2} \
-         beside, audit {audit:.2}"
-    );
-    figure("Upkeep", format!("{:.2} %", 100.0 * shares.iter().sum::<f64>()), &words)
+    let (all, parts) = of.percent();
+    figure("Upkeep", format!("{all:.2} %"), &format!("of the time of steps: {parts}"))
 }
 
 /// What was seen inside the model.

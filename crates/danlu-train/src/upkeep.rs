@@ -53,13 +53,18 @@ impl Upkeep {
         if self.steps == 0.0 {
             return said;
         }
-        let shares = self.shares(rayon::current_num_threads());
-        let [guard, checkpoints, audit, writing] = shares.map(|s| 100.0 * s);
-        let all = 100.0 * shares.iter().sum::<f64>();
-        format!(
-            "{said}, {all:.2} % of the steps upkeep (guard {guard:.2}, checkpoints {checkpoints:.2} and \
-             {writing:.2} beside, audit {audit:.2})"
-        )
+        let (all, parts) = self.percent();
+        format!("{said}, {all:.2} % of the steps upkeep ({parts})")
+    }
+
+    /// All of it in percent of the time of the steps, and its parts in words.
+    pub(crate) fn percent(&self) -> (f64, String) {
+        let shares = self.shares(rayon::current_num_threads()).map(|s| 100.0 * s);
+        let [guard, checkpoints, audit, writing] = shares;
+        let parts = format!(
+            "guard {guard:.2}, checkpoints {checkpoints:.2} and {writing:.2} beside, audit {audit:.2}"
+        );
+        (shares.iter().sum(), parts)
     }
 }
 

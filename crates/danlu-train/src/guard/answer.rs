@@ -11,7 +11,7 @@ use crate::run::{Run, drop_after};
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::GuardRecipe;
 use danlu_core::{Error, Result};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Steps before trouble that it may have begun with unseen.
 const MARGIN: u64 = 2;
@@ -64,13 +64,12 @@ pub(crate) fn step<S: Subject>(
     watcher: &mut dyn Watcher,
 ) -> Result<Done> {
     let started = Instant::now();
-    let mut applied = Duration::ZERO;
-    let done = judged(r, run, subject, pass, writer, watcher, &mut applied);
-    subject.state_mut().upkeep.guard += (started.elapsed() - applied).as_secs_f64();
+    let done = judged(r, run, subject, pass, writer, watcher);
+    subject.state_mut().upkeep.guard += started.elapsed().as_secs_f64();
     done
 }
 
-/// The same; `applied` becomes the time that moving the weights took.
+/// The same. The time that moving the weights takes is taken off what the guard costs.
 fn judged<S: Subject>(
     r: &GuardRecipe,
     run: &Run,
@@ -78,7 +77,6 @@ fn judged<S: Subject>(
     pass: &mut S::Pass,
     writer: &mut Writer,
     watcher: &mut dyn Watcher,
-    applied: &mut Duration,
 ) -> Result<Done> {
     let trouble = match judge(r, subject, pass)? {
         Verdict::Go => {
@@ -87,7 +85,7 @@ fn judged<S: Subject>(
             let usual = subject.usual_share();
             let started = Instant::now();
             subject.apply(pass);
-            *applied = started.elapsed();
+            subject.state_mut().upkeep.guard -= started.elapsed().as_secs_f64();
             let first = S::figures(pass).samples[0];
             let trouble = remembered.and_then(|b| moved(r, subject, b, usual, first));
             if !r.on {

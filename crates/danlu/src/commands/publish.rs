@@ -59,6 +59,13 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
     let t = &model.tokenisers;
     let recognisers = [&t.image_semantic, &t.audio_semantic].into_iter().flatten();
     let recognisers: usize = recognisers.map(|r| r.size()).sum();
+    let (start, ancestor) = match model.info.from.is_empty() {
+        true => ("from nothing ", ""),
+        false => (
+            "",
+            ", from the weights of another training, which `danlu.json` names by their fingerprint",
+        ),
+    };
     let line = |out: &mut String, text: String| {
         out.push_str(&text);
         out.push('\n');
@@ -85,15 +92,10 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
                 as f64
                 / 1e6,
             recognisers as f64 / 1e6,
-            if model.info.from.is_empty() { "from nothing " } else { "" },
+            start,
             model.info.steps,
             model.info.tokens as f64 / 1e6,
-            if model.info.from.is_empty() {
-                ""
-            } else {
-                ", from the weights of another training, which `danlu.json` names by their \
-                 fingerprint"
-            },
+            ancestor,
         ),
     );
     line(&mut out, "## Made of\n".into());

@@ -3,7 +3,7 @@
 use crate::answer::fitting;
 use crate::commands::eval;
 use danlu_core::{Error, Result};
-use danlu_data::{TuneRow, read_tuning};
+use danlu_data::{TuneRow, is_table, read_tuning};
 use danlu_eval::{Files, Gallery, Interval, Question, interval, read_set};
 use danlu_model::Model;
 use danlu_model::engine::{CacheFormat, WeightFormat};
@@ -102,7 +102,7 @@ pub(crate) fn read_choices(path: &Path) -> Result<Vec<Choice>> {
 
 /// Reads texts: of the rows of a `.jsonl` or `.parquet` file that have `text`, or a whole file.
 pub(crate) fn read_texts(path: &Path) -> Result<Vec<String>> {
-    if path.extension().is_none_or(|e| e != "jsonl" && e != "parquet") {
+    if path.extension().is_none_or(|e| e != "jsonl") && !is_table(path) {
         return Ok(vec![std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?]);
     }
     let (rows, _) = read_tuning(path)?;
