@@ -37,23 +37,24 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
 }
 
 /// `e^x` with a relative error below 2e-7, in a form that vectorises: range reduction by powers
-/// of two, then the minimax polynomial of Cephes `expf`.
+/// of two, then the minimax polynomial of Cephes `expf`. The multiply-adds are fused, which rounds the
+/// same on every machine.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, which then also stands
     // in the lowest bits. It is taken from there: a cast to an integer saturates, and the loops that
     // call this are no longer vectorised.
-    let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, 12_582_912.0);
     let n = shifted - 12_582_912.0;
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5e-1;
-    let y = p * r * r + r + 1.0;
+    let r = n.mul_add(-0.693_359_4, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = r.mul_add(1.987_569_1e-4, 1.398_199_9e-3);
+    let p = r.mul_add(p, 8.333_452e-3);
+    let p = r.mul_add(p, 4.166_579_6e-2);
+    let p = r.mul_add(p, 1.666_666_5e-1);
+    let p = r.mul_add(p, 5e-1);
+    let y = (p * r).mul_add(r, r) + 1.0;
     y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 

@@ -51,7 +51,7 @@ mod testing;
 
 pub use activate::{activate, silu, swiglu};
 pub use activation::Activation;
-pub use attention::{AttentionShape, Rotary, attention, attention_cached};
+pub use attention::{AttentionMemory, AttentionShape, Rotary, attention, attention_cached};
 pub use conv::{ConvShape, conv1d, conv2d};
 pub use cpu::{Transposed, fma_peak, gemm_rate};
 pub use embedding::embedding;

@@ -6,8 +6,8 @@
 //! here when it is dropped: a small block in a list by size, a large one as a free part of an
 //! [`arena`], and the next buffer takes it, whatever it holds.
 //!
-//! What is kept for later is never more than it takes to reach the largest amount that was in use
-//! at one time: where new memory would pass that, other memory is given back first.
+//! What is kept for later is little more than it takes to reach the largest amount that was in use at
+//! one time: where new memory would pass that by an eighth, other memory is given back first.
 
 mod arena;
 
@@ -133,9 +133,12 @@ impl Pool {
         }
     }
 
-    /// Gives memory back while what is in use and kept passes the largest use so far.
+    /// Gives memory back while what is in use and kept passes the largest use so far by more than an
+    /// eighth. Large blocks of many sizes never lie without gaps: with no room at all for those, pages
+    /// would go back to the system and come from it anew in every step.
     fn make_room(&mut self) {
-        while self.now.used + self.now.kept > self.now.peak && self.now.kept > 0 {
+        let most = self.now.peak + self.now.peak / 8;
+        while self.now.used + self.now.kept > most && self.now.kept > 0 {
             self.give_back();
         }
     }

@@ -8,7 +8,7 @@
 use danlu_core::{Error, Result};
 use danlu_model::TransformerConfig;
 use danlu_model::arch::GptConfig;
-use danlu_ops::{AttentionShape, tensor_bytes};
+use danlu_ops::{AttentionMemory, AttentionShape, tensor_bytes};
 use std::path::Path;
 
 /// Bytes of memory at the peak of training, by what holds them. The data, the program, the scratch
@@ -81,8 +81,6 @@ pub struct Sizes {
     width: usize,
     depth: usize,
     attention: AttentionShape,
-    /// Whether attention turns or normalises queries and keys into a matrix of their own.
-    turns: bool,
     /// Width of what goes into the activation of the feed-forward, and of what comes out.
     feed: [usize; 2],
     /// Learnt positions.
@@ -100,7 +98,6 @@ impl From<&TransformerConfig> for Sizes {
             width: c.width,
             depth: c.depth,
             attention: c.attention(),
-            turns: true,
             feed: [2 * c.hidden, c.hidden],
             positions: 0,
             tied: c.tied,
@@ -116,7 +113,6 @@ impl From<&GptConfig> for Sizes {
             width: c.width,
             depth: c.depth,
             attention: c.attention(),
-            turns: false,
             feed: [4 * c.width; 2],
             positions: c.context,
             tied: true,
@@ -248,10 +244,7 @@ struct Walk<'a> {
     n: usize,
 }
 
-/// Rows and columns of a block of scores in attention, and rows of logits at one time, as in
-/// `danlu-ops`.
-const QUERIES: usize = 64;
-const KEYS: usize = 512;
+/// Rows of logits at one time, as in `danlu-ops`.
 const LOGITS: usize = 1024;
 
 impl Walk<'_> {
@@ -262,31 +255,10 @@ impl Walk<'_> {
         [self.s.width, a.projection(), a.output(), wide, hidden].map(|w| self.n * w)
     }
 
-    /// What attention makes of queries, keys and values beside its output.
-    fn prepared(&self, backward: bool) -> Vec<usize> {
-        let a = &self.s.attention;
-        let across = self.n * a.kv_heads * a.head_dim;
-        let mut all = vec![across];
-        if self.s.turns {
-            all.push(self.n * (a.heads + a.kv_heads) * a.head_dim);
-        }
-        if backward {
-            all.push(across);
-        }
-        all
-    }
-
-    /// What the threads hold of attention, each for a head of a document.
-    fn scores(&self, backward: bool) -> Vec<usize> {
-        let (a, window) = (&self.s.attention, self.l.window);
-        let block = QUERIES.min(window) * KEYS.min(window);
-        let (one, units) = if backward {
-            ([vec![block; 2], vec![window * a.head_dim; 3]].concat(), 1)
-        } else {
-            (vec![block, QUERIES.min(window) * a.head_dim], window.div_ceil(QUERIES))
-        };
-        let threads = self.l.threads.min(self.l.rows * a.heads * units);
-        one.repeat(threads)
+    /// What attention takes beside its output.
+    fn attention(&self, backward: bool) -> AttentionMemory {
+        let documents = [self.n / self.l.window, self.l.window];
+        AttentionMemory::new(&self.s.attention, documents, self.l.threads, backward)
     }
 
     /// A layer forward. Its input is there before and after; its output comes to it, and, if
@@ -300,10 +272,11 @@ impl Walk<'_> {
         };
         book.take(ACTIVATIONS, [stream, projection]);
         drop(book, stream);
-        book.take(WORKSPACE, self.prepared(false));
+        let attention = self.attention(false);
+        book.take(WORKSPACE, attention.shared.clone());
         book.take(ACTIVATIONS, [mixed]);
-        book.pass(WORKSPACE, self.scores(false));
-        book.give(WORKSPACE, self.prepared(false));
+        book.pass(WORKSPACE, attention.threads);
+        book.give(WORKSPACE, attention.shared);
         drop(book, projection);
         book.take(ACTIVATIONS, [stream]);
         drop(book, mixed);
@@ -334,13 +307,12 @@ impl Walk<'_> {
         // The projection after attention, and attention.
         book.take(WORKSPACE, [mixed]);
         book.take(GRADIENTS, [out]);
-        let a = &self.s.attention;
-        let spread = self.n * a.heads * 2 * a.head_dim;
-        book.take(WORKSPACE, self.prepared(true));
-        book.take(WORKSPACE, [projection, spread]);
-        book.pass(WORKSPACE, self.scores(true));
-        book.give(WORKSPACE, self.prepared(true));
-        book.give(WORKSPACE, [spread, mixed]);
+        let attention = self.attention(true);
+        book.take(WORKSPACE, [projection]);
+        book.take(WORKSPACE, attention.shared.clone());
+        book.pass(WORKSPACE, attention.threads);
+        book.give(WORKSPACE, attention.shared);
+        book.give(WORKSPACE, [mixed]);
         book.give(ACTIVATIONS, [projection, mixed]);
         // The projection before attention, and the first norm.
         book.take(WORKSPACE, [stream]);

@@ -6,6 +6,7 @@
 
 mod buffer;
 mod kernels;
+mod micro;
 mod pack;
 mod plan;
 mod run;
@@ -14,6 +15,7 @@ mod tests;
 
 use kernels::{Kernel, kernel};
 pub use kernels::{Level, force_level, level};
+pub use micro::Micro;
 use run::{Product, Right, Start};
 use std::mem::MaybeUninit;
 
@@ -54,6 +56,15 @@ impl<'a> Mat<'a> {
             .and_then(|(i, j)| i.checked_add(j));
         last.is_some_and(|last| last < self.data.len())
     }
+}
+
+/// Which operand of a product is packed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Packing {
+    /// The left one, by its rows.
+    Left,
+    /// The right one, by its columns.
+    Right,
 }
 
 /// How many threads a product may use.

@@ -35,8 +35,8 @@ impl Arena {
         Self { ranges: Vec::new() }
     }
 
-    /// A block of `bytes` (a multiple of [`LARGE`]), out of the smallest part that holds it, and how
-    /// many of its bytes have pages already. `None` if the system has no more addresses.
+    /// A block of `bytes` (a multiple of [`LARGE`]), out of the smallest part that holds it (with
+    /// pages, if there is one), and how many of its bytes have pages already. `None` if the system has no more addresses.
     pub(super) fn take(&mut self, bytes: usize) -> Option<(NonNull<u8>, usize)> {
         let (range, address, part) = match self.smallest(bytes) {
             Some(found) => found,
@@ -55,13 +55,14 @@ impl Arena {
         Some((NonNull::new(address as *mut u8)?, kept))
     }
 
-    /// The smallest free part of at least `bytes`, the first of several: its range, address, size.
+    /// The smallest free part of at least `bytes`, the first of several and rather one that has the
+    /// pages already: its range, address, size.
     fn smallest(&self, bytes: usize) -> Option<(usize, usize, Part)> {
         let parts = self.ranges.iter().enumerate();
         parts
             .flat_map(|(r, range)| range.free.iter().map(move |(&address, &p)| (r, address, p)))
             .filter(|(.., part)| part.bytes >= bytes)
-            .min_by_key(|(.., part)| part.bytes)
+            .min_by_key(|(.., part)| (part.kept < bytes, part.bytes))
     }
 
     /// Takes back a block that [`Self::take`] gave, whose pages stay.
