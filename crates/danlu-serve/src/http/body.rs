@@ -162,7 +162,7 @@ pub(crate) async fn form(app: &App, headers: &HeaderMap, body: Body) -> Answer<F
 }
 
 async fn fields(app: &App, headers: &HeaderMap, body: Body) -> Answer<Form> {
-    use axum::extract::{FromRequest, Multipart};
+    use axum::extract::{DefaultBodyLimit, FromRequest, Multipart};
     let meter = Arc::new(std::sync::Mutex::new((Meter::new(app), None::<ApiError>)));
     let counting = meter.clone();
     let stream = body.into_data_stream().map(move |piece| {
@@ -176,6 +176,8 @@ async fn fields(app: &App, headers: &HeaderMap, body: Body) -> Answer<Form> {
     });
     let mut request = axum::http::Request::new(Body::from_stream(stream));
     *request.headers_mut() = headers.clone();
+    // The meter has the limit; the framework has one of its own, of 2 MB.
+    DefaultBodyLimit::disable().apply(&mut request);
     let refused = |fallback: ApiError| {
         let guard = meter.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         guard.1.clone().unwrap_or(fallback)
@@ -196,7 +198,8 @@ async fn fields(app: &App, headers: &HeaderMap, body: Body) -> Answer<Form> {
         if name == "file" {
             file = Some(bytes);
         } else {
-            let text = String::from_utf8(bytes.to_vec()).ok().filter(|t| t.len() <= MAX_TEXT);
+            let text = (bytes.len() <= MAX_TEXT).then(|| String::from_utf8(bytes.to_vec()).ok());
+            let text = text.flatten();
             let wanted = format!("UTF-8 of at most {MAX_TEXT} bytes");
             let text = text.ok_or_else(|| ApiError::expected(name.clone(), wanted, "another"))?;
             texts.push((name, text));

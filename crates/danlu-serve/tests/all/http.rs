@@ -82,6 +82,29 @@ fn bodies_over_the_limit_are_refused_with_and_without_a_length() {
 }
 
 #[test]
+fn a_form_may_be_as_large_as_any_body() {
+    let server = serve(Options { body_time: Duration::from_secs(20), ..options() });
+    // What follows the samples is passed over.
+    let file = [crate::api::wav(), vec![0; 3 << 20]].concat();
+    let answer = crate::api::transcribe(server.address, &file, &[]);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let mut chunks = b"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: localhost\r\n\
+        content-type: multipart/form-data; boundary=XX\r\ntransfer-encoding: chunked\r\n\r\n"
+        .to_vec();
+    let head = "--XX\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
+    let pieces = std::iter::repeat_n(vec![b'x'; 1 << 20], 40);
+    for piece in std::iter::once(head.as_bytes().to_vec()).chain(pieces) {
+        chunks.extend(format!("{:x}\r\n", piece.len()).bytes());
+        chunks.extend(piece);
+        chunks.extend(b"\r\n");
+    }
+    chunks.extend(b"9\r\n\r\n--XX--\r\n\r\n0\r\n\r\n");
+    let error = raw(server.address, &chunks).expect("an answer").error(413);
+    assert_eq!(error["code"], "request_too_large");
+    server.stop();
+}
+
+#[test]
 fn a_client_that_sends_all_before_it_listens_hears_why_it_was_refused() {
     let server = serve(Options { max_body: 4 << 20, ..options() });
     let a = server.address;
