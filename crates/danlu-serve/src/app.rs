@@ -63,7 +63,7 @@ impl App {
         *self.drain.borrow()
     }
 
-    /// Lets what runs end and takes nothing more.
+    /// Lets requests that have begun end and takes no more.
     pub(crate) fn drain(&self) {
         self.drain.send_replace(true);
     }

@@ -232,12 +232,6 @@ impl Ask {
 
     /// Starts the replies.
     pub(crate) async fn start(self, app: &Arc<App>) -> Answer<Vec<Reply>> {
-        if app.draining() {
-            let message = "the server is stopping";
-            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
-                .code("stopping")
-                .retry(5));
-        }
         // Schemas are compiled here, off the threads that serve connections.
         let lookup = app.options.lookup;
         let (ask, jobs) = app

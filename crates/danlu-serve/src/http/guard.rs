@@ -57,6 +57,9 @@ impl Drop for Busy {
 const OPEN: [&str; 8] =
     ["/", "/app.js", "/app.css", "/icon.svg", "/health", "/ready", "/openapi.json", "/favicon.ico"];
 
+/// Paths that are answered while the server drains.
+const STATE: [&str; 3] = ["/health", "/ready", "/metrics"];
+
 static REQUESTS: AtomicU64 = AtomicU64::new(0);
 
 /// The middleware.
@@ -117,6 +120,10 @@ fn check(app: &App, connection: &Option<Connection>, request: &Request) -> Answe
     }
     check_host(app, request.headers())?;
     check_origin(request.headers())?;
+    if app.draining() && !STATE.contains(&request.uri().path()) {
+        let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
+        return Err(error.code("stopping").retry(5));
+    }
     if OPEN.contains(&request.uri().path()) {
         return Ok(None);
     }

@@ -61,16 +61,21 @@ impl Connections {
         Some(Slot { of: self.clone(), id, busy, evict })
     }
 
-    /// How many are open.
-    pub(super) fn open(&self) -> usize {
-        self.lock().open.len()
+    /// The number that the next connection has: those that are open have smaller ones.
+    pub(super) fn next(&self) -> u64 {
+        self.lock().next
     }
 
-    /// Ends when none is open.
-    pub(super) async fn empty(&self) {
+    /// How many are open of those whose numbers are below `next`.
+    pub(super) fn open(&self, next: u64) -> usize {
+        self.lock().open.range(..next).count()
+    }
+
+    /// Ends when none of them is open.
+    pub(super) async fn ended(&self, next: u64) {
         loop {
             let changed = self.changed.notified();
-            if self.open() == 0 {
+            if self.open(next) == 0 {
                 return;
             }
             changed.await;
@@ -103,12 +108,16 @@ mod tests {
         let second = all.enter().expect("room");
         first.busy.store(1, Ordering::Release);
         let third = all.enter().expect("the second is idle");
-        assert_eq!(all.open(), 2);
+        assert_eq!(all.open(all.next()), 2);
         third.busy.store(1, Ordering::Release);
         assert!(all.enter().is_none(), "both are busy");
         drop(second);
-        assert_eq!(all.open(), 2, "it had already lost its place");
-        drop((first, third));
-        assert_eq!(all.open(), 0);
+        assert_eq!(all.open(all.next()), 2, "it had already lost its place");
+        let next = all.next();
+        drop(first);
+        let fourth = all.enter().expect("room");
+        assert_eq!((all.open(next), all.open(all.next())), (1, 2), "the third came before");
+        drop((third, fourth));
+        assert_eq!(all.open(all.next()), 0);
     }
 }

@@ -23,14 +23,24 @@ use tower::ServiceExt;
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 32 << 10;
 
-/// Serves connections until the server drains, then until the last reply has ended or the time to
-/// drain is over.
+/// Serves connections until the server drains, then until those of before have ended or the time to
+/// drain is over. Who comes meanwhile is told so: a balancer that asks `/ready` is to hear that it
+/// should go elsewhere, and not that nobody is there.
 pub(crate) async fn serve(listener: TcpListener, router: Router, app: Arc<App>) {
     let connections = Arc::new(Connections::new(app.options.max_connections));
+    let drained = async {
+        app.drained().await;
+        let next = connections.next();
+        let ended = connections.ended(next);
+        if tokio::time::timeout(app.options.drain_time, ended).await.is_err() {
+            tracing::warn!(open = connections.open(next), "the time to drain is over");
+        }
+    };
+    let mut drained = pin!(drained);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = app.drained() => break,
+            () = drained.as_mut() => return,
         };
         match accepted {
             Ok((stream, _)) => {
@@ -45,11 +55,6 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, app: Arc<App>) 
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         }
-    }
-    drop(listener);
-    let done = connections.empty();
-    if tokio::time::timeout(app.options.drain_time, done).await.is_err() {
-        tracing::warn!(open = connections.open(), "the time to drain is over");
     }
 }
 
@@ -82,7 +87,8 @@ async fn connection(
         .max_headers(64)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let mut asked = false;
+    // One that comes while the server drains is closed by its first answer.
+    let mut asked = app.draining();
     loop {
         tokio::select! {
             // How a connection ends is the client's affair.

@@ -252,13 +252,27 @@ fn a_model_that_does_not_load_is_an_error() {
 fn stopping_lets_replies_end_and_takes_no_more() {
     let (server, alive) = slow(20, options());
     let a = server.address;
-    let more = json!({"max_tokens": 50, "stream": true});
+    let more = json!({"max_tokens": 100, "stream": true});
     std::thread::scope(|scope| {
         let running = scope.spawn(|| chat(a, "ok".into(), more));
         wait_for("a job", || alive.load(Ordering::SeqCst) == 1);
-        server.stop();
+        let stopping = scope.spawn(|| server.stop());
+        wait_for("the drain", || get(a, "/ready").status == 503);
+        // Who asks meanwhile hears how it is.
+        let ready = get(a, "/ready");
+        assert_eq!((ready.status, &ready.json()["status"]), (503, &json!("draining")));
+        assert_eq!(ready.header("connection"), Some("close"));
+        assert_eq!((get(a, "/health").status, get(a, "/metrics").status), (200, 200));
+        let refused = chat(a, "ok".into(), json!({}));
+        assert_eq!(refused.error(503)["code"], "stopping");
+        assert!(refused.header("retry-after").is_some());
+        get(a, "/v1/models").error(503);
+        // One who says nothing is not waited for.
+        let _silent = connect(a);
+        assert_eq!(alive.load(Ordering::SeqCst), 1, "the reply still runs");
         let answer = running.join().expect("ends");
         assert_eq!(events(&answer).last().expect("one")["choices"][0]["finish_reason"], "length");
+        stopping.join().expect("ends");
     });
     assert!(std::net::TcpStream::connect(a).is_err(), "nobody listens any more");
 }
