@@ -31,6 +31,8 @@ pub(crate) enum Piece {
 pub(crate) struct End {
     /// `stop` or `length`.
     pub(crate) reason: &'static str,
+    /// A stop string cut it off.
+    pub(crate) cut: bool,
     pub(crate) usage: Usage,
 }
 
@@ -142,8 +144,10 @@ impl Reply {
     /// The rest of the text, and after it the end.
     fn end(&mut self, reason: &'static str) -> Option<Piece> {
         self.ended = true;
-        let end = Piece::End(End { reason, usage: self.usage });
         let text = self.text.finish();
+        let cut = self.text.stopped();
+        let reason = if cut { "stop" } else { reason };
+        let end = Piece::End(End { reason, cut, usage: self.usage });
         if text.is_empty() && self.logprobs.is_empty() {
             return Some(end);
         }
@@ -176,7 +180,7 @@ impl Reply {
             // Nothing more is wanted: dropping the reply cancels what runs.
             self.next = None;
             self.ended = true;
-            let end = Piece::End(End { reason: "stop", usage: self.usage });
+            let end = Piece::End(End { reason: "stop", cut: true, usage: self.usage });
             if text.is_empty() {
                 return Ok(Some(end));
             }
@@ -237,6 +241,8 @@ pub(crate) struct Whole {
     pub(crate) pictures: Vec<Picture>,
     pub(crate) sounds: Vec<Sound>,
     pub(crate) reason: &'static str,
+    /// A stop string cut it off.
+    pub(crate) cut: bool,
     pub(crate) usage: Usage,
 }
 
@@ -251,7 +257,9 @@ pub(crate) async fn whole(mut reply: Reply) -> Answer<Whole> {
             }
             Piece::Picture(picture) => out.pictures.push(picture),
             Piece::Sound(sound) => out.sounds.push(sound),
-            Piece::End(end) => (out.reason, out.usage) = (end.reason, end.usage),
+            Piece::End(end) => {
+                (out.reason, out.cut, out.usage) = (end.reason, end.cut, end.usage);
+            }
         }
     }
     Ok(out)

@@ -188,17 +188,18 @@ impl Wanted {
         }))
     }
 
-    /// Refuses a text that should be JSON and is not, which is so only where a limit was reached.
-    fn check_json(&self, text: &str, reason: &str) -> Answer<()> {
+    /// Refuses a text that should be JSON and is not, which is so only where a limit of the schema was
+    /// reached. One that a stop string `cut` is what was asked for.
+    fn check_json(&self, text: &str, reason: &str, cut: bool) -> Answer<()> {
         let whole = || serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
-        if self.json && reason == "stop" && !whole() {
+        if self.json && reason == "stop" && !cut && !whole() {
             return Err(ApiError::internal("a reply came to the limits of its schema"));
         }
         Ok(())
     }
 
     async fn choice(&self, index: usize, whole: Whole) -> Answer<Value> {
-        self.check_json(&whole.text, whole.reason)?;
+        self.check_json(&whole.text, whole.reason, whole.cut)?;
         let call = if self.tools.any() { self.tools.call(&whole.text) } else { None };
         let bare = self.to.is_some_and(|to| to != Modality::Text);
         let mut message = json!({"role": "assistant", "refusal": null, "content": whole.text});
@@ -333,7 +334,7 @@ impl Wanted {
                     self.delta(events, index, delta, none()).await?;
                 }
                 Piece::End(end) => {
-                    self.check_json(&held, end.reason)?;
+                    self.check_json(&held, end.reason, end.cut)?;
                     let mut reason = end.reason;
                     if let Some(mut call) = self.tools.call(&held).filter(|_| holds) {
                         call["index"] = json!(0);

@@ -126,6 +126,40 @@ fn a_required_tool_is_called_with_arguments_that_fit() {
 }
 
 #[test]
+fn a_stop_string_may_cut_what_keeps_to_a_schema() {
+    let server = server();
+    let schema = json!({
+        "type": "object",
+        "properties": {"kind": {"enum": ["cat", "dog"]}},
+        "required": ["kind"],
+        "additionalProperties": false,
+    });
+    let form = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let tool = json!({"type": "function", "function": {"name": "paint", "parameters": schema}});
+    for (stop, before, more) in [
+        ("kind", "{\"", json!({"response_format": form})),
+        (
+            "\"arguments",
+            "{\"name\":\"paint\",",
+            json!({"tools": [tool], "tool_choice": "required"}),
+        ),
+    ] {
+        let mut more = more;
+        more["stop"] = json!(stop);
+        more["max_tokens"] = json!(60);
+        let answer = chat(server.address, "ok".into(), more.clone());
+        assert_eq!(text(&answer), before);
+        assert_eq!(answer.json()["choices"][0]["finish_reason"], "stop");
+        more["stream"] = json!(true);
+        let events = events(&chat(server.address, "ok".into(), more));
+        let said = events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str());
+        assert_eq!(said.collect::<String>(), before);
+        assert_eq!(events.last().expect("one")["choices"][0]["finish_reason"], "stop");
+    }
+    server.stop();
+}
+
+#[test]
 fn a_template_from_a_client_is_refused() {
     let server = server();
     let more = json!({"chat_template": "{% for i in range(10**9) %}{% endfor %}"});
