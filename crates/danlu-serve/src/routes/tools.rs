@@ -96,18 +96,22 @@ impl Tools {
 
     /// The schema that a reply is held to if a call is required.
     pub(crate) fn schema(&self) -> Option<Value> {
-        let call = |tool: &Tool| {
+        let call = |(i, tool): (usize, &Tool)| {
+            let mut arguments = tool.parameters.clone();
+            move_schema(&mut arguments, &format!("/anyOf/{i}/properties/arguments"));
             json!({
                 "type": "object",
-                "properties": {"name": {"const": tool.name}, "arguments": tool.parameters},
+                "properties": {"name": {"const": tool.name}, "arguments": arguments},
                 "required": ["name", "arguments"],
                 "additionalProperties": false,
             })
         };
         let calls: Vec<Value> = match &self.choice {
             Choice::Never | Choice::Free => return None,
-            Choice::Any => self.list.iter().map(call).collect(),
-            Choice::One(name) => self.list.iter().filter(|t| t.name == *name).map(call).collect(),
+            Choice::Any => self.list.iter().enumerate().map(call).collect(),
+            Choice::One(name) => {
+                self.list.iter().filter(|t| t.name == *name).enumerate().map(call).collect()
+            }
         };
         Some(json!({"anyOf": calls}))
     }
@@ -127,6 +131,34 @@ impl Tools {
             "type": "function",
             "function": {"name": name, "arguments": arguments.to_string()},
         }))
+    }
+}
+
+/// References of a schema that begin at its root, for it to stand at `place` of another.
+fn move_schema(schema: &mut Value, place: &str) {
+    let map = match schema {
+        Value::Object(map) => map,
+        Value::Array(list) => return list.iter_mut().for_each(|one| move_schema(one, place)),
+        _ => return,
+    };
+    for (key, value) in map {
+        match (key.as_str(), value) {
+            // Data, whatever it looks like.
+            ("const" | "enum" | "default" | "examples", _) => {}
+            ("$ref" | "$dynamicRef", Value::String(to)) => {
+                if let Some(rest) =
+                    to.strip_prefix('#').filter(|r| r.is_empty() || r.starts_with('/'))
+                {
+                    *to = format!("#{place}{rest}");
+                }
+            }
+            // Their keys are names, which may be any of those above.
+            (
+                "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas",
+                Value::Object(named),
+            ) => named.values_mut().for_each(|one| move_schema(one, place)),
+            (_, value) => move_schema(value, place),
+        }
     }
 }
 
@@ -178,6 +210,68 @@ mod tests {
             assert_eq!(tools.call(text), None, "{text}");
         }
         assert_eq!(tools.schema(), None);
+    }
+
+    #[test]
+    fn tools_may_have_definitions_of_their_own() {
+        use crate::engine::{BitMask, Mask};
+        // As the official client makes one of a class with classes in it.
+        let nested = |name: &str, colours: [&str; 2]| {
+            json!({"type": "function", "function": {"name": name, "strict": true, "parameters": {
+                "$defs": {
+                    "Colour": {"enum": colours, "title": "Colour", "type": "string"},
+                    "Spot": {
+                        "properties": {
+                            "colour": {"$ref": "#/$defs/Colour"},
+                            "next": {"anyOf": [{"$ref": "#/$defs/Spot"}, {"type": "null"}]},
+                        },
+                        "required": ["colour", "next"],
+                        "title": "Spot",
+                        "type": "object",
+                        "additionalProperties": false,
+                    },
+                },
+                "properties": {"spot": {"$ref": "#/$defs/Spot"}},
+                "required": ["spot"],
+                "title": name,
+                "type": "object",
+                "additionalProperties": false,
+            }}})
+        };
+        let map = json!({
+            "tools": [nested("paint", ["red", "blue"]), nested("print", ["black", "grey"])],
+            "tool_choice": "required",
+        });
+        let Value::Object(map) = map else { unreachable!("it is one") };
+        let schema = Tools::take(&mut Fields::new(map)).expect("valid").schema().expect("one");
+        let entries: Vec<Vec<u8>> = (0..=255u8).map(|b| vec![b]).collect();
+        let grammars = crate::schema::Grammars::new(&entries, vec![256]).expect("builds");
+        let may_say = |name: &str, colour: &str| {
+            let mut mask = grammars.mask("tools", &schema).expect("compiles");
+            let spot = |next: &str| format!(r#"{{"colour":"{colour}","next":{next}}}"#);
+            let text =
+                format!(r#"{{"name":"{name}","arguments":{{"spot":{}}}}}"#, spot(&spot("null")));
+            text.bytes().map(u32::from).chain([256]).all(|id| {
+                let mut bits = BitMask::new(257);
+                mask.allowed(&mut bits);
+                mask.accept(id);
+                bits.contains(id)
+            })
+        };
+        assert!(may_say("paint", "blue") && may_say("print", "grey"));
+        assert!(!may_say("paint", "grey") && !may_say("print", "blue"));
+    }
+
+    #[test]
+    fn data_that_looks_like_a_reference_is_left_alone() {
+        let mut schema = json!({
+            "properties": {"$ref": {"const": {"$ref": "#/a"}}, "enum": {"$ref": "#"}},
+            "items": [{"$ref": "#/$defs/b"}, {"$ref": "other#/c"}],
+        });
+        move_schema(&mut schema, "/at");
+        assert_eq!(schema["properties"]["$ref"]["const"]["$ref"], "#/a");
+        assert_eq!(schema["properties"]["enum"]["$ref"], "#/at");
+        assert_eq!(schema["items"], json!([{"$ref": "#/at/$defs/b"}, {"$ref": "other#/c"}]));
     }
 
     #[test]
