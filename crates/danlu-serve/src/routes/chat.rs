@@ -19,6 +19,7 @@ use danlu_core::{Modality, Picture, Role, Sound, instruction};
 use serde_json::{Map, Value, json};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// What a request wants besides the drawing of tokens.
 struct Wanted {
@@ -27,6 +28,8 @@ struct Wanted {
     name: String,
     id: String,
     created: u64,
+    /// When the replies have to be made.
+    deadline: Instant,
     to: Option<Modality>,
     sound: Format,
     tools: Tools,
@@ -95,6 +98,7 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
         name,
         id: format!("chatcmpl-{}", unique()),
         created: now(),
+        deadline: Instant::now() + app.options.reply_time,
         to,
         sound: format,
         json: schema.is_some(),
@@ -174,18 +178,27 @@ fn image(picture: &Picture) -> Value {
 }
 
 impl Wanted {
-    /// A sound as the API tells it, with what the model itself hears in it.
-    async fn audio(&self, sound: Sound) -> Answer<Value> {
+    /// A sound as the API tells it, with what the model itself hears in it: nothing, if there is no
+    /// place or time left to listen. The sound is made and is not lost by that.
+    async fn audio(&self, sound: Sound) -> Value {
         let data = to_base64(&self.sound.encode(&sound));
         let words = instruction::transcribe(None);
-        let heard = heard(&self.app, self.chosen.clone(), sound, words, Drawing::plain()).await?;
-        Ok(json!({
+        let heard = heard(&self.app, self.chosen.clone(), sound, words, Drawing::plain());
+        let heard = match tokio::time::timeout_at(self.deadline, heard).await {
+            Ok(Ok(heard)) => heard.text,
+            Ok(Err(error)) => {
+                tracing::warn!(status = error.status.as_u16(), "a reply was not listened to");
+                String::new()
+            }
+            Err(_) => String::new(),
+        };
+        json!({
             "id": format!("audio_{}", unique()),
             "data": data,
             // Nothing is kept here, so it cannot be asked for again.
             "expires_at": now(),
-            "transcript": heard.text,
-        }))
+            "transcript": heard,
+        })
     }
 
     /// Refuses a text that should be JSON and is not, which is so only where a limit of the schema was
@@ -212,7 +225,7 @@ impl Wanted {
         // The official reply has room for one sound; they are joined.
         if let Some(first) = whole.sounds.first() {
             let samples = whole.sounds.iter().flat_map(|s| s.samples.iter().copied()).collect();
-            message["audio"] = self.audio(Sound { rate: first.rate, samples }).await?;
+            message["audio"] = self.audio(Sound { rate: first.rate, samples }).await;
         }
         let reason = if call.is_some() { "tool_calls" } else { whole.reason };
         if let Some(call) = call {
@@ -330,7 +343,7 @@ impl Wanted {
                     self.delta(events, index, delta, none()).await?;
                 }
                 Piece::Sound(sound) => {
-                    let delta = json!({"audio": self.audio(sound).await?});
+                    let delta = json!({"audio": self.audio(sound).await});
                     self.delta(events, index, delta, none()).await?;
                 }
                 Piece::End(end) => {

@@ -121,6 +121,21 @@ fn more_replies_than_places_are_refused_whole() {
     server.stop();
 }
 
+#[test]
+fn a_spoken_reply_is_not_lost_if_nobody_can_listen_to_it() {
+    let server = serve(Options { max_batch: 1, max_queue: 0, ..options() });
+    let more = json!({
+        "modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"},
+        "max_tokens": 12, "stream": true,
+    });
+    // The reply has the only place, so that what it says may find none.
+    let answer = chat(server.address, "Say hi".into(), more);
+    let deltas = events(&answer).into_iter().map(|e| e["choices"][0]["delta"]["audio"].clone());
+    let audio = deltas.into_iter().find(|audio| !audio.is_null()).expect("a sound");
+    assert!(audio["data"].is_string() && audio["transcript"].is_string(), "{audio}");
+    server.stop();
+}
+
 fn request(body: &serde_json::Value) -> Vec<u8> {
     let body = body.to_string();
     format!(
