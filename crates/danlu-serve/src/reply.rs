@@ -46,11 +46,15 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Another reply to the same prompt.
-    pub(crate) fn add(&mut self, other: Usage) {
-        self.prompt = self.prompt.max(other.prompt);
-        self.completion += other.completion;
-        self.cached = self.cached.max(other.cached);
+    /// That of all replies, `each` of which in a row are to one prompt: it counts once.
+    pub(crate) fn sum(replies: &[Usage], each: usize) -> Usage {
+        let mut sum = Usage::default();
+        for same in replies.chunks(each.max(1)) {
+            sum.prompt += same.iter().map(|u| u.prompt).max().unwrap_or(0);
+            sum.cached += same.iter().map(|u| u.cached).max().unwrap_or(0);
+            sum.completion += same.iter().map(|u| u.completion).sum::<usize>();
+        }
+        sum
     }
 
     pub(crate) fn json(self) -> Value {

@@ -241,9 +241,9 @@ impl Wanted {
     }
 
     async fn answer(&self, replies: Vec<Reply>) -> Answer {
-        let (mut usage, mut choices) = (Usage::default(), Vec::new());
+        let (mut usages, mut choices) = (Vec::new(), Vec::new());
         for (i, whole) in wholes(replies).await?.into_iter().enumerate() {
-            usage.add(whole.usage);
+            usages.push(whole.usage);
             choices.push(self.choice(i, whole).await?);
         }
         let answer = json!({
@@ -253,7 +253,7 @@ impl Wanted {
             "model": self.name,
             "system_fingerprint": null,
             "choices": choices,
-            "usage": usage.json(),
+            "usage": Usage::sum(&usages, usages.len()).json(),
         });
         Ok(json_response(StatusCode::OK, &answer))
     }
@@ -270,9 +270,8 @@ impl Wanted {
             };
             match made {
                 Ok(usages) => {
-                    let mut usage = Usage::default();
-                    usages.into_iter().for_each(|u| usage.add(u));
                     if self.usage {
+                        let usage = Usage::sum(&usages, usages.len());
                         let mut chunk = self.chunk(Vec::new());
                         chunk["usage"] = usage.json();
                         if events.send(&chunk).await.is_err() {

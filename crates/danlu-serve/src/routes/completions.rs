@@ -26,6 +26,8 @@ struct Wanted {
     created: u64,
     logprobs: bool,
     usage: bool,
+    /// Replies to each prompt.
+    each: usize,
     /// What each choice begins with.
     echo: Vec<String>,
 }
@@ -90,6 +92,7 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
         created: now(),
         logprobs: logprobs.is_some(),
         usage: options.get("include_usage") == Some(&Value::Bool(true)),
+        each: drawing.replies,
         echo: echoes,
     };
     if stream { Ok(wanted.stream(replies)) } else { wanted.answer(replies).await }
@@ -146,9 +149,9 @@ impl Wanted {
     }
 
     async fn answer(&self, replies: Vec<Reply>) -> Answer {
-        let (mut usage, mut choices) = (Usage::default(), Vec::new());
+        let (mut usages, mut choices) = (Vec::new(), Vec::new());
         for (i, whole) in wholes(replies).await?.into_iter().enumerate() {
-            usage.add(whole.usage);
+            usages.push(whole.usage);
             let echo = &self.echo[i];
             let logprobs = self.logprobs.then(|| older(&whole.logprobs, echo.chars().count()));
             choices.push(json!({
@@ -159,7 +162,7 @@ impl Wanted {
             }));
         }
         let mut answer = self.shape(choices);
-        answer["usage"] = usage.json();
+        answer["usage"] = Usage::sum(&usages, self.each).json();
         Ok(json_response(StatusCode::OK, &answer))
     }
 
@@ -175,9 +178,8 @@ impl Wanted {
             };
             match made {
                 Ok(usages) => {
-                    let mut usage = Usage::default();
-                    usages.into_iter().for_each(|u| usage.add(u));
                     if self.usage {
+                        let usage = Usage::sum(&usages, self.each);
                         let mut last = self.shape(Vec::new());
                         last["usage"] = usage.json();
                         if events.send(&last).await.is_err() {

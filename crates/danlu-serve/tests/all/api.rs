@@ -176,6 +176,32 @@ fn completions_go_on_where_a_text_ends() {
 }
 
 #[test]
+fn every_prompt_of_a_request_is_counted_once() {
+    let server = server();
+    let ask = |prompt: Value, n: usize, stream: bool| {
+        let mut body = json!({"model": "tiny", "prompt": prompt, "n": n, "max_tokens": 3});
+        if stream {
+            body["stream"] = json!(true);
+            body["stream_options"] = json!({"include_usage": true});
+        }
+        let answer = post(server.address, "/v1/completions", &body);
+        let whole = if stream { events(&answer).pop().expect("usage") } else { answer.json() };
+        let cached = &whole["usage"]["prompt_tokens_details"]["cached_tokens"];
+        let count = |v: &Value| v.as_u64().expect("a count");
+        (count(&whole["usage"]["prompt_tokens"]), count(cached))
+    };
+    let (long, short) = ("ok hi ".repeat(30), "a b c ".repeat(8));
+    let (one, two) = (ask(json!(long), 1, false).0, ask(json!(short), 1, false).0);
+    for stream in [false, true] {
+        let (prompt, cached) = ask(json!([long, short]), 2, stream);
+        assert_eq!(prompt, one + two);
+        // Both are known by now, but for their last tokens.
+        assert!(cached + 2 * 17 >= prompt && cached < prompt, "{cached} of {prompt}");
+    }
+    server.stop();
+}
+
+#[test]
 fn images_speech_and_transcription() {
     let server = server();
     let body = json!({"model": "tiny", "prompt": "a cat", "n": 2, "size": "64x64"});
