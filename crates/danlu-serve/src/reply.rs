@@ -130,11 +130,10 @@ impl Reply {
                     completion_tokens,
                     ..
                 })) => {
-                    self.usage = Usage {
-                        prompt: prompt_tokens,
-                        completion: completion_tokens,
-                        cached: cached_tokens,
-                    };
+                    // What the engine made behind a stop string is no part of the reply.
+                    let cut = self.text.stopped();
+                    let completion = if cut { self.usage.completion } else { completion_tokens };
+                    self.usage = Usage { prompt: prompt_tokens, completion, cached: cached_tokens };
                     let reason = if reason == FinishReason::Length { "length" } else { "stop" };
                     self.end(reason)
                 }
@@ -160,6 +159,9 @@ impl Reply {
     }
 
     async fn token(&mut self, id: u32, logprob: Option<Logprob>) -> Answer<Option<Piece>> {
+        if self.text.stopped() {
+            return Ok(None);
+        }
         self.usage.completion += 1;
         let model = self.model.clone();
         let bytes = match model.vocabulary.kind(id) {
@@ -181,16 +183,11 @@ impl Reply {
         }
         let text = self.text.push(&bytes);
         if self.text.stopped() {
-            // Nothing more is wanted: dropping the reply cancels what runs.
-            self.next = None;
-            self.ended = true;
-            let end = Piece::End(End { reason: "stop", cut: true, usage: self.usage });
+            // The end follows when the engine has said what the reply came to.
+            self.running.finish();
             if text.is_empty() {
-                return Ok(Some(end));
+                self.logprobs.clear();
             }
-            self.next = Some(end);
-            let logprobs = std::mem::take(&mut self.logprobs);
-            return Ok(Some(Piece::Text { text, logprobs }));
         }
         if text.is_empty() {
             return Ok(None);

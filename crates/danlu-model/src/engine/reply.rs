@@ -54,6 +54,18 @@ impl Waiting {
         }
     }
 
+    /// What its reply came to, if it was begun.
+    pub(super) fn done(&self, reason: FinishReason) -> Option<Event> {
+        let begun = self.begun.as_ref()?;
+        Some(Event::Done {
+            id: self.id,
+            reason,
+            prompt_tokens: self.job.prompt.len(),
+            cached_tokens: begun.cached,
+            completion_tokens: begun.said,
+        })
+    }
+
     /// The reply, with pages for its ids.
     pub(super) fn start(self, own: Sequence, blank: Option<Sequence>) -> Reply {
         let Self { id, job, adapter, begun } = self;
@@ -105,6 +117,17 @@ impl Reply {
         let ahead = AHEAD.min(self.job.max_tokens - self.said);
         let mut all = self.blank.iter_mut().chain([&mut self.own]);
         all.all(|s| cache.grow(s, s.ids.len() + ahead))
+    }
+
+    /// What it came to.
+    pub(super) fn done(&self, reason: FinishReason) -> Event {
+        Event::Done {
+            id: self.id,
+            reason,
+            prompt_tokens: self.job.prompt.len(),
+            cached_tokens: self.cached,
+            completion_tokens: self.said,
+        }
     }
 
     /// Gives its pages back. What it said is kept, for it to be read again and go on.

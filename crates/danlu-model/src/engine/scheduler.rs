@@ -5,7 +5,7 @@ use super::additions::{Adapted, Additions};
 use super::cache::Cache;
 use super::decoder::{Decoder, Want};
 use super::draft::{Draft, Wanted};
-use super::job::{BitMask, EngineOptions, Event, Job, JobId, Usage};
+use super::job::{BitMask, EngineOptions, Event, FinishReason, Job, JobId, Usage};
 use super::lookup;
 use super::reply::{Drawn, Named, Reply, Waiting};
 use crate::arch::Transformer;
@@ -201,6 +201,20 @@ impl Scheduler {
         }
     }
 
+    /// Ends a job whose reply has said all that is wanted of it, and tells what it came to; `None` if
+    /// there is no such reply.
+    pub fn finish(&mut self, id: JobId) -> Option<Event> {
+        if let Some(at) = self.running.iter().position(|r| r.id == id) {
+            let done = self.running[at].done(FinishReason::Stop);
+            self.close(at);
+            return Some(done);
+        }
+        let at = self.waiting.iter().position(|waiting| waiting.id == id)?;
+        let done = self.waiting[at].done(FinishReason::Stop)?;
+        self.waiting.remove(at);
+        Some(done)
+    }
+
     /// Drops every job, and everything that the cache knows.
     pub fn reset(&mut self) {
         self.waiting.clear();
@@ -357,14 +371,7 @@ impl Scheduler {
             note.note(guesses.len(), right);
         }
         for (at, reason) in done.into_iter().rev() {
-            let reply = &self.running[at];
-            events.push(Event::Done {
-                id: reply.id,
-                reason,
-                prompt_tokens: reply.job.prompt.len(),
-                cached_tokens: reply.cached,
-                completion_tokens: reply.said,
-            });
+            events.push(self.running[at].done(reason));
             self.close(at);
         }
         events

@@ -225,7 +225,15 @@ fn known_prompts_are_not_read_again_and_cancelled_jobs_leave_nothing() {
     let waiting = scheduler.add(Job::new(prompt.clone(), 9)).expect("fits");
     scheduler.step();
     scheduler.cancel(waiting);
-    scheduler.cancel(running);
+    let done = Event::Done {
+        id: running,
+        reason: FinishReason::Stop,
+        prompt_tokens: 64,
+        cached_tokens: 63,
+        completion_tokens: 1,
+    };
+    assert_eq!(scheduler.finish(running), Some(done));
+    assert_eq!(scheduler.finish(running), None);
     assert!(scheduler.step().is_empty());
     scheduler.add(Job::new(prompt, 9)).expect("fits");
     scheduler.step();

@@ -35,6 +35,9 @@ pub trait Engine: Send {
     fn add(&mut self, job: Job) -> Result<JobId>;
     /// Drops a job, running or waiting. Unknown ids are passed over.
     fn cancel(&mut self, id: JobId);
+    /// Ends a job whose reply has said all that is wanted of it: the event that is its last. `None` if
+    /// there is no such reply.
+    fn finish(&mut self, id: JobId) -> Option<Event>;
     /// One pass over the running jobs.
     fn step(&mut self) -> Vec<Event>;
     /// How busy it is.
@@ -55,6 +58,10 @@ impl Engine for Scheduler {
 
     fn cancel(&mut self, id: JobId) {
         Scheduler::cancel(self, id);
+    }
+
+    fn finish(&mut self, id: JobId) -> Option<Event> {
+        Scheduler::finish(self, id)
     }
 
     fn step(&mut self) -> Vec<Event> {

@@ -39,6 +39,7 @@ pub type Told = Result<Event, String>;
 enum Command {
     Add { ticket: u64, job: Box<Job>, events: mpsc::Sender<Told> },
     Cancel { ticket: u64 },
+    Finish { ticket: u64 },
     Embed { text: Vec<u32>, answer: oneshot::Sender<Result<Vec<f32>>> },
 }
 
@@ -76,6 +77,12 @@ impl Drop for Running {
 }
 
 impl Running {
+    /// Asks for no more than there is: the last event follows.
+    pub fn finish(&self) {
+        // If the thread has ended, so have the events.
+        let _ = self.commands.send(Command::Finish { ticket: self.ticket });
+    }
+
     /// The next event; `None` after the last, or if the thread ended.
     pub async fn next(&mut self) -> Option<Told> {
         self.events.recv().await
@@ -189,6 +196,10 @@ impl Loop {
         }
     }
 
+    fn job(&self, ticket: u64) -> Option<JobId> {
+        self.jobs.iter().find(|(_, w)| w.ticket == ticket).map(|(&id, _)| id)
+    }
+
     fn obey(&mut self, command: Command) {
         match command {
             Command::Add { ticket, job, events } => {
@@ -204,12 +215,15 @@ impl Loop {
                 }
             }
             Command::Cancel { ticket } => {
-                let found = self.jobs.iter().find(|(_, w)| w.ticket == ticket).map(|(&id, _)| id);
-                if let Some(id) = found {
+                if let Some(id) = self.job(ticket) {
                     self.jobs.remove(&id);
                     self.engine.cancel(id);
                     self.metrics.finished(FinishReason::Cancelled);
                 }
+            }
+            Command::Finish { ticket } => {
+                let done = self.job(ticket).and_then(|id| self.engine.finish(id));
+                done.into_iter().for_each(|event| self.tell(event));
             }
             Command::Embed { text, answer } => {
                 match catch_unwind(AssertUnwindSafe(|| self.engine.begin_embedding(text))) {

@@ -117,7 +117,16 @@ fn a_stop_string_ends_the_reply_before_it() {
     let short = value["choices"][0]["message"]["content"].as_str().expect("text").to_string();
     assert_eq!(short, text[..text.find(&middle).expect("it is there")]);
     assert_eq!(value["choices"][0]["finish_reason"], "stop");
-    assert!(value["usage"]["prompt_tokens"].as_u64().is_some_and(|n| n > 0));
+    let count = |v: &Value| v.as_u64().expect("a count");
+    let (prompt, made) = (&value["usage"]["prompt_tokens"], &value["usage"]["completion_tokens"]);
+    assert!(count(made) < count(&whole["usage"]["completion_tokens"]));
+    let cached = count(&value["usage"]["prompt_tokens_details"]["cached_tokens"]);
+    assert!(cached + 17 > count(prompt), "{cached} of {prompt}: it was asked before");
+    // It is a reply that ended, in the counts too.
+    let counted = |name: &str| metric(server.address, name);
+    assert_eq!(counted("request_success_total{finished_reason=\"abort\"}"), 0.0);
+    assert_eq!(counted("e2e_request_latency_seconds_count"), 2.0);
+    assert_eq!(counted("prompt_tokens_total"), 2.0 * count(prompt) as f64);
     server.stop();
 }
 

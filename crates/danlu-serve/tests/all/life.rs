@@ -44,6 +44,19 @@ impl Engine for Slow {
         self.count();
     }
 
+    fn finish(&mut self, id: JobId) -> Option<Event> {
+        let at = self.jobs.iter().position(|j| j.0 == id)?;
+        let said = self.jobs.remove(at).1;
+        self.count();
+        Some(Event::Done {
+            id,
+            reason: FinishReason::Stop,
+            prompt_tokens: 1,
+            cached_tokens: 0,
+            completion_tokens: said,
+        })
+    }
+
     fn step(&mut self) -> Vec<Event> {
         std::thread::sleep(self.step);
         assert!(!self.jobs.iter().any(|j| j.3 == self.panics), "as it was asked to");
