@@ -67,6 +67,12 @@ impl Usage {
     }
 }
 
+/// The time for a reply is over.
+pub(crate) fn late() -> ApiError {
+    let message = "the reply took too long";
+    ApiError::new(StatusCode::GATEWAY_TIMEOUT, message).code("timeout")
+}
+
 /// A reply in the making. Dropping it cancels it.
 pub(crate) struct Reply {
     running: Running,
@@ -115,10 +121,7 @@ impl Reply {
                 return Ok(None);
             }
             let event = tokio::time::timeout_at(self.deadline, self.running.next()).await;
-            let event = event.map_err(|_| {
-                let message = "the reply took too long";
-                ApiError::new(StatusCode::GATEWAY_TIMEOUT, message).code("timeout")
-            })?;
+            let event = event.map_err(|_| late())?;
             let piece = match event {
                 None => return Err(ApiError::internal("the model's thread has ended")),
                 Some(Err(message)) => return Err(ApiError::internal(message)),

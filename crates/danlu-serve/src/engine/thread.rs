@@ -37,7 +37,7 @@ pub enum Refusal {
 pub type Told = Result<Event, String>;
 
 enum Command {
-    Add { ticket: u64, job: Box<Job>, events: mpsc::Sender<Told> },
+    Add { ticket: u64, job: Box<Job>, events: mpsc::Sender<Told>, place: Place },
     Cancel { ticket: u64 },
     Finish { ticket: u64 },
     Embed { text: Vec<u32>, answer: oneshot::Sender<Result<Vec<f32>>> },
@@ -53,12 +53,12 @@ pub struct ModelThread {
     metrics: Arc<Metrics>,
 }
 
-/// A reply in the making. Dropping it cancels it and gives its place back.
+/// A reply in the making. Dropping it cancels it. Its place is free when it has ended, whether or not
+/// it was read.
 pub struct Running {
     events: mpsc::Receiver<Told>,
     ticket: u64,
     commands: commands::Sender<Command>,
-    _place: Place,
 }
 
 struct Place(Arc<AtomicUsize>);
@@ -120,9 +120,9 @@ impl ModelThread {
             let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
             let job = Box::new(job);
             self.commands
-                .send(Command::Add { ticket, job, events: sender })
+                .send(Command::Add { ticket, job, events: sender, place })
                 .map_err(|_| Refusal::Gone)?;
-            out.push(Running { events, ticket, commands: self.commands.clone(), _place: place });
+            out.push(Running { events, ticket, commands: self.commands.clone() });
         }
         Ok(out)
     }
@@ -158,6 +158,7 @@ struct Waiting {
     events: mpsc::Sender<Told>,
     since: Instant,
     last: Option<Instant>,
+    _place: Place,
 }
 
 struct Loop {
@@ -202,11 +203,12 @@ impl Loop {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Add { ticket, job, events } => {
+            Command::Add { ticket, job, events, place } => {
                 let since = Instant::now();
                 match self.engine.add(*job) {
                     Ok(id) => {
-                        self.jobs.insert(id, Waiting { ticket, events, since, last: None });
+                        let waiting = Waiting { ticket, events, since, last: None, _place: place };
+                        self.jobs.insert(id, waiting);
                     }
                     Err(error) => {
                         // If nobody listens any more, there is nothing to tell.

@@ -9,12 +9,13 @@ use crate::http::body;
 use crate::http::error::{Answer, ApiError, json_response};
 use crate::http::fields::{Fields, kind};
 use crate::http::sse::Events;
-use crate::reply::{Piece, Reply, Usage, wholes};
+use crate::reply::{Piece, Reply, Usage, late, wholes};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use danlu_core::{Control, Modality};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// Most prompts of a request.
 const MAX_PROMPTS: usize = 16;
@@ -167,13 +168,16 @@ impl Wanted {
     }
 
     fn stream(self, replies: Vec<Reply>) -> axum::http::Response<axum::body::Body> {
-        let (events, response) = Events::channel(self.app.options.reader_time);
+        let options = &self.app.options;
+        let (events, response) = Events::channel(options.reader_time);
+        // Not longer, however often the reader comes back for one event more.
+        let end = Instant::now() + options.reply_time + options.reader_time;
         tokio::spawn(async move {
             let parts = replies.into_iter().enumerate();
             let parts = parts.map(|(i, reply)| self.stream_one(&events, i, reply));
             let all = futures_util::future::try_join_all(parts);
             let made = tokio::select! {
-                made = all => made,
+                made = tokio::time::timeout_at(end, all) => made.unwrap_or_else(|_| Err(late())),
                 () = events.gone() => return,
             };
             match made {

@@ -185,17 +185,7 @@ fn a_client_that_leaves_is_not_generated_for() {
 #[test]
 fn a_reader_that_does_not_read_loses_its_stream() {
     let reader_time = Duration::from_millis(500);
-    let alive = Arc::new(AtomicUsize::new(0));
-    let shared = alive.clone();
-    let options = Options { reader_time, ..options() };
-    let mut server = Server::start(options, move |host| {
-        let engine = Slow::engine(0, &shared);
-        // A context so long that the sockets' buffers cannot take the reply.
-        let one = host.host("tiny", tokenisers(), 1_000_000, engine, Vec::new())?;
-        Catalogue::new(vec![one])
-    })
-    .expect("listens");
-    server.loaded().expect("loads");
+    let (server, alive) = long(Options { reader_time, ..options() });
     let mut client = connect(server.address);
     let more = json!({"max_tokens": 900_000, "stream": true});
     client.write_all(&request(&chat_body("ok".into(), more))).expect("writes");
@@ -207,6 +197,53 @@ fn a_reader_that_does_not_read_loses_its_stream() {
     let _ = client.read_to_end(&mut rest);
     assert!(!String::from_utf8_lossy(&rest).contains("[DONE]"));
     assert_healthy(server.address);
+    server.stop();
+}
+
+/// A context so long that the sockets' buffers cannot take the reply.
+fn long(options: Options) -> (Server, Arc<AtomicUsize>) {
+    let alive = Arc::new(AtomicUsize::new(0));
+    let shared = alive.clone();
+    let mut server = Server::start(options, move |host| {
+        let engine = Slow::engine(0, &shared);
+        let one = host.host("tiny", tokenisers(), 1_000_000, engine, Vec::new())?;
+        Catalogue::new(vec![one])
+    })
+    .expect("listens");
+    server.loaded().expect("loads");
+    (server, alive)
+}
+
+#[test]
+fn a_reader_who_takes_long_keeps_no_place_and_not_for_ever() {
+    let (server, alive) = long(Options {
+        max_batch: 1,
+        max_queue: 0,
+        reader_time: Duration::from_secs(1),
+        reply_time: Duration::from_secs(4),
+        ..options()
+    });
+    let start = Instant::now();
+    let mut client = connect(server.address);
+    let more = json!({"max_tokens": 200_000, "stream": true});
+    client.write_all(&request(&chat_body("ok".into(), more))).expect("writes");
+    wait_for("a job", || alive.load(Ordering::SeqCst) == 1);
+    let mut slow = client.try_clone().expect("clones");
+    // Never so slow that one event takes too long.
+    let reading = std::thread::spawn(move || {
+        let mut piece = [0; 16_384];
+        while start.elapsed() < Duration::from_secs(6) && slow.read(&mut piece).is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    wait_for("its end", || alive.load(Ordering::SeqCst) == 0);
+    assert_healthy(server.address);
+    assert!(start.elapsed() < Duration::from_secs(4), "the reader still reads");
+    reading.join().expect("ends");
+    let mut rest = Vec::new();
+    let _ = client.read_to_end(&mut rest);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(!String::from_utf8_lossy(&rest).contains("[DONE]"));
     server.stop();
 }
 
