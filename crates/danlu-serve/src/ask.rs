@@ -36,12 +36,11 @@ pub(crate) struct Drawing {
 }
 
 /// Names of parameters that official clients send and that change nothing here.
-pub(crate) const IGNORED: [&str; 9] = [
+pub(crate) const IGNORED: [&str; 8] = [
     "user",
     "metadata",
     "store",
     "service_tier",
-    "parallel_tool_calls",
     "safety_identifier",
     "prompt_cache_key",
     "reasoning_effort",

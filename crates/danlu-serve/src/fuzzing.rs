@@ -29,7 +29,7 @@ pub fn request(bytes: &[u8]) -> bool {
     let drawing = Drawing::take(&mut fields, 512).is_ok();
     let tools = Tools::take(&mut fields).is_ok_and(|tools| {
         // What is said to the model, and what it says, is made of what came.
-        let _ = (tools.any(), tools.schema(), tools.call(&tools.instruction()));
+        let _ = (tools.any(), tools.schema(), tools.calls(&tools.instruction()));
         true
     });
     fields.pass_over(&IGNORED);

@@ -1,7 +1,7 @@
 //! Conversations: text, pictures and sounds in; text, pictures and sounds out; whole or streamed.
 
 use super::speech::{Format, voice};
-use super::tools::Tools;
+use super::tools::{Held, Tools};
 use super::transcriptions::heard;
 use crate::app::{App, now};
 use crate::ask::{Ask, Drawing, IGNORED, model};
@@ -213,10 +213,12 @@ impl Wanted {
 
     async fn choice(&self, index: usize, whole: Whole) -> Answer<Value> {
         self.check_json(&whole.text, whole.reason, whole.cut)?;
-        let call = if self.tools.any() { self.tools.call(&whole.text) } else { None };
+        let calls = if self.tools.any() { self.tools.calls(&whole.text) } else { Vec::new() };
         let bare = self.to.is_some_and(|to| to != Modality::Text);
         let mut message = json!({"role": "assistant", "refusal": null, "content": whole.text});
-        if call.is_some() || (bare && whole.text.is_empty()) {
+        if !calls.is_empty() {
+            message["content"] = json!(Tools::before(&whole.text));
+        } else if bare && whole.text.is_empty() {
             message["content"] = Value::Null;
         }
         if !whole.pictures.is_empty() {
@@ -227,9 +229,9 @@ impl Wanted {
             let samples = whole.sounds.iter().flat_map(|s| s.samples.iter().copied()).collect();
             message["audio"] = self.audio(Sound { rate: first.rate, samples }).await;
         }
-        let reason = if call.is_some() { "tool_calls" } else { whole.reason };
-        if let Some(call) = call {
-            message["tool_calls"] = json!([call]);
+        let reason = if calls.is_empty() { whole.reason } else { "tool_calls" };
+        if !calls.is_empty() {
+            message["tool_calls"] = Value::Array(calls);
         }
         let logprobs = self.logprobs.then(|| json!({"content": whole.logprobs, "refusal": null}));
         Ok(json!({
@@ -327,15 +329,17 @@ impl Wanted {
     async fn stream_one(&self, events: &Events, index: usize, mut reply: Reply) -> Answer<Usage> {
         let none = || (Vec::new(), None);
         self.delta(events, index, json!({"role": "assistant", "content": ""}), none()).await?;
-        // Whether a text is a call is known at its end.
-        let (holds, mut held) = (self.tools.any(), String::new());
+        let (holds, mut held) = (self.tools.any(), Held::default());
+        let mut said = String::new();
         while let Some(piece) = reply.next().await? {
             match piece {
                 Piece::Text { text, logprobs } => {
-                    if self.json || holds {
-                        held += &text;
+                    if self.json {
+                        said += &text;
                     }
-                    if !holds {
+                    let (text, logprobs) =
+                        if holds { held.push(text, logprobs) } else { (text, logprobs) };
+                    if !text.is_empty() || !logprobs.is_empty() {
                         let delta = json!({"content": text});
                         self.delta(events, index, delta, (logprobs, None)).await?;
                     }
@@ -349,14 +353,23 @@ impl Wanted {
                     self.delta(events, index, delta, none()).await?;
                 }
                 Piece::End(end) => {
-                    self.check_json(&held, end.reason, end.cut)?;
+                    self.check_json(&said, end.reason, end.cut)?;
                     let mut reason = end.reason;
-                    if let Some(mut call) = self.tools.call(&held).filter(|_| holds) {
-                        call["index"] = json!(0);
+                    let mut calls = self.tools.calls(&held.text());
+                    let (text, logprobs) = held.take();
+                    if !calls.is_empty() {
                         reason = "tool_calls";
-                        self.delta(events, index, json!({"tool_calls": [call]}), none()).await?;
-                    } else if holds && !held.is_empty() {
-                        self.delta(events, index, json!({"content": held}), none()).await?;
+                        for (i, call) in calls.iter_mut().enumerate() {
+                            call["index"] = json!(i);
+                        }
+                        let mut delta = json!({"tool_calls": calls});
+                        if let Some(before) = Tools::before(&text) {
+                            delta["content"] = json!(before);
+                        }
+                        self.delta(events, index, delta, (logprobs, None)).await?;
+                    } else if !text.is_empty() || !logprobs.is_empty() {
+                        let delta = json!({"content": text});
+                        self.delta(events, index, delta, (logprobs, None)).await?;
                     }
                     let last = (Vec::new(), Some(reason));
                     self.delta(events, index, json!({}), last).await?;

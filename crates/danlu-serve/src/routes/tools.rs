@@ -8,6 +8,9 @@ use serde_json::{Map, Value, json};
 /// Most tools of a request.
 const MAX_TOOLS: usize = 64;
 
+/// What stands before a call among text.
+const OPEN: &str = "<tool_call>";
+
 /// Whether a tool is to be called.
 #[derive(Debug, Clone, PartialEq)]
 enum Choice {
@@ -31,6 +34,8 @@ struct Tool {
 pub(crate) struct Tools {
     list: Vec<Tool>,
     choice: Choice,
+    /// A reply may be several calls.
+    several: bool,
 }
 
 impl Tools {
@@ -77,7 +82,8 @@ impl Tools {
                 "`tool_choice` names a tool that is not there",
             ));
         }
-        Ok(Self { list, choice })
+        let several = fields.flag("parallel_tool_calls")?.unwrap_or(true);
+        Ok(Self { list, choice, several })
     }
 
     /// Whether a reply may be a call.
@@ -116,13 +122,25 @@ impl Tools {
         Some(json!({"anyOf": calls}))
     }
 
-    /// The call that a reply is, if it is one: JSON alone, or between `<tool_call>` tags.
-    pub(crate) fn call(&self, text: &str) -> Option<Value> {
-        let inner = match text.split_once("<tool_call>") {
-            Some((_, rest)) => rest.split("</tool_call>").next().unwrap_or_default(),
-            None => text,
-        };
-        let call: Map<String, Value> = serde_json::from_str(inner.trim()).ok()?;
+    /// The calls that a reply is, if it is some: one as JSON alone, or each between `<tool_call>`
+    /// tags.
+    pub(crate) fn calls(&self, text: &str) -> Vec<Value> {
+        let mut inner = text.split(OPEN);
+        let before = inner.next().unwrap_or_default();
+        let tagged: Vec<&str> =
+            inner.map(|rest| rest.split("</tool_call>").next().unwrap_or_default()).collect();
+        let all = if tagged.is_empty() { vec![before] } else { tagged };
+        let calls = all.into_iter().filter_map(|inner| self.call(inner));
+        calls.take(if self.several { usize::MAX } else { 1 }).collect()
+    }
+
+    /// What a reply says before its calls.
+    pub(super) fn before(text: &str) -> Option<&str> {
+        text.split_once(OPEN).map(|(before, _)| before).filter(|before| !before.trim().is_empty())
+    }
+
+    fn call(&self, text: &str) -> Option<Value> {
+        let call: Map<String, Value> = serde_json::from_str(text.trim()).ok()?;
         let name = call.get("name")?.as_str()?;
         self.list.iter().find(|t| t.name == name)?;
         let arguments = call.get("arguments").filter(|a| a.is_object())?;
@@ -132,6 +150,56 @@ impl Tools {
             "function": {"name": name, "arguments": arguments.to_string()},
         }))
     }
+}
+
+/// A reply as it comes: what could still be a call is held back, with its log probabilities, and the
+/// rest is let go.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pieces: Vec<(String, Vec<Value>)>,
+    /// There was text that no call begins with.
+    text: bool,
+}
+
+impl Held {
+    /// Takes a piece; what is certainly text now.
+    pub(super) fn push(&mut self, text: String, logprobs: Vec<Value>) -> (String, Vec<Value>) {
+        self.pieces.push((text, logprobs));
+        let all = self.text();
+        let begun = all.trim_start();
+        if !self.text && (begun.is_empty() || begun.starts_with('{')) {
+            return Default::default();
+        }
+        self.text = true;
+        let most = all.len().min(OPEN.len() - 1);
+        let tail = || (1..=most).rev().find(|&n| all.ends_with(&OPEN[..n]));
+        let until = all.find(OPEN).unwrap_or_else(|| all.len() - tail().unwrap_or(0));
+        // By whole pieces, so that each has its own log probabilities.
+        let mut end = 0;
+        let certain = self.pieces.iter().take_while(|(text, _)| {
+            end += text.len();
+            end <= until
+        });
+        let count = certain.count();
+        join(self.pieces.drain(..count))
+    }
+
+    /// What is held.
+    pub(super) fn text(&self) -> String {
+        self.pieces.iter().map(|(text, _)| text.as_str()).collect()
+    }
+
+    /// Lets everything go.
+    pub(super) fn take(&mut self) -> (String, Vec<Value>) {
+        join(self.pieces.drain(..))
+    }
+}
+
+fn join(pieces: impl Iterator<Item = (String, Vec<Value>)>) -> (String, Vec<Value>) {
+    pieces.fold(Default::default(), |(all, mut logprobs), (text, more)| {
+        logprobs.extend(more);
+        (all + &text, logprobs)
+    })
 }
 
 /// References of a schema that begin at its root, for it to stand at `place` of another.
@@ -201,15 +269,32 @@ mod tests {
     #[test]
     fn calls_are_found_and_other_text_is_text() {
         let tools = tools(json!("auto")).expect("valid");
-        let call = tools.call(" {\"name\":\"weather\",\"arguments\":{\"city\":\"Bern\"}}");
-        let call = call.expect("a call");
-        assert_eq!(call["function"]["arguments"], "{\"city\":\"Bern\"}");
+        let calls = tools.calls(" {\"name\":\"weather\",\"arguments\":{\"city\":\"Bern\"}}");
+        assert_eq!(calls.len(), 1);
+        assert_eq!(calls[0]["function"]["arguments"], "{\"city\":\"Bern\"}");
         let tagged = "ok <tool_call>{\"name\":\"weather\",\"arguments\":{}}</tool_call>";
-        assert!(tools.call(tagged).is_some());
+        assert_eq!(tools.calls(&format!("{tagged}\n{tagged}")).len(), 2);
         for text in ["sunny", "{\"name\":\"other\",\"arguments\":{}}", "{\"name\":\"weather\"}"] {
-            assert_eq!(tools.call(text), None, "{text}");
+            assert!(tools.calls(text).is_empty(), "{text}");
         }
         assert_eq!(tools.schema(), None);
+    }
+
+    #[test]
+    fn what_could_be_a_call_is_held_and_nothing_else() {
+        let told = |pieces: &[&str]| {
+            let mut held = Held::default();
+            let said: Vec<String> =
+                pieces.iter().map(|p| held.push(p.to_string(), vec![json!(p)]).0).collect();
+            (said, held.take())
+        };
+        let (said, (rest, logprobs)) =
+            told(&[" ", "a", " {", "<tool", "x", " <", "tool_call>", "{"]);
+        assert_eq!(said, ["", " a", " {", "", "<toolx", "", "", ""]);
+        assert_eq!((rest.as_str(), logprobs.len()), (" <tool_call>{", 3));
+        let (said, (rest, logprobs)) = told(&["\n", "{\"", "name", "<tool_call>"]);
+        assert_eq!((said.concat().as_str(), logprobs.len()), ("", 4));
+        assert_eq!(rest, "\n{\"name<tool_call>");
     }
 
     #[test]

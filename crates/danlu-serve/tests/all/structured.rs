@@ -126,6 +126,37 @@ fn a_required_tool_is_called_with_arguments_that_fit() {
 }
 
 #[test]
+fn with_tools_text_is_streamed_as_without() {
+    let server = server();
+    let tool = json!({"type": "function", "function": {"name": "paint"}});
+    let mut texts = Vec::new();
+    for stream in [false, true] {
+        let more = json!({
+            "tools": [tool], "stream": stream, "logprobs": true, "max_tokens": 30,
+            "temperature": 1.0, "seed": 3,
+        });
+        let answer = chat(server.address, "ok".into(), more);
+        if !stream {
+            let choice = answer.json()["choices"][0].clone();
+            let logprobs = choice["logprobs"]["content"].as_array().expect("a list").len();
+            texts
+                .push((choice["message"]["content"].as_str().expect("text").to_string(), logprobs));
+            continue;
+        }
+        let events = events(&answer);
+        let choices = || events.iter().map(|e| &e["choices"][0]);
+        let said = choices().filter_map(|c| c["delta"]["content"].as_str());
+        let pieces = said.clone().filter(|text| !text.is_empty()).count();
+        assert!(pieces > 5, "{pieces}: {}", answer.text());
+        let logprobs = choices().filter_map(|c| c["logprobs"]["content"].as_array());
+        texts.push((said.collect(), logprobs.map(Vec::len).sum()));
+    }
+    assert_eq!(texts[0], texts[1]);
+    assert!(texts[0].1 > 20);
+    server.stop();
+}
+
+#[test]
 fn a_stop_string_may_cut_what_keeps_to_a_schema() {
     let server = server();
     let schema = json!({
