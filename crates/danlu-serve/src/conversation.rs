@@ -7,7 +7,7 @@ use crate::http::fields::kind;
 use crate::media;
 use danlu_core::{AssetId, Media, Message, Modality, Part, Picture, Role, Sample, Sound};
 use danlu_model::prompt::{Codes, Template};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Most messages of a request.
 const MAX_MESSAGES: usize = 1_024;
@@ -42,13 +42,13 @@ impl Turn {
 }
 
 /// Reads the `messages` of a chat request.
-pub(crate) fn messages(list: &[Value]) -> Answer<Vec<Turn>> {
+pub(crate) fn messages(list: Vec<Value>) -> Answer<Vec<Turn>> {
     if list.is_empty() || list.len() > MAX_MESSAGES {
         let wanted = format!("a list of 1 to {MAX_MESSAGES} messages");
         return Err(ApiError::expected("messages", wanted, list.len()));
     }
     let turns: Vec<Turn> = list
-        .iter()
+        .into_iter()
         .enumerate()
         .map(|(i, value)| message(&format!("messages[{i}]"), value))
         .collect::<Answer<_>>()?;
@@ -61,10 +61,32 @@ pub(crate) fn messages(list: &[Value]) -> Answer<Vec<Turn>> {
     Ok(turns)
 }
 
-fn message(at: &str, value: &Value) -> Answer<Turn> {
-    let Value::Object(map) = value else {
-        return Err(ApiError::expected(at, "an object", kind(value)));
-    };
+/// Takes what should be an object apart.
+fn object(at: &str, value: Value) -> Answer<Map<String, Value>> {
+    match value {
+        Value::Object(map) => Ok(map),
+        other => Err(ApiError::expected(at, "an object", kind(&other))),
+    }
+}
+
+/// Takes what should be a string out of an object.
+fn string(map: &mut Map<String, Value>, at: &str, key: &str) -> Answer<String> {
+    match map.remove(key) {
+        Some(Value::String(text)) => Ok(text),
+        other => {
+            let found = other.as_ref().map_or("nothing".into(), kind);
+            Err(ApiError::expected(format!("{at}.{key}"), "a string", found))
+        }
+    }
+}
+
+/// Takes what should be an object out of an object.
+fn inner(map: &mut Map<String, Value>, at: &str, key: &str) -> Answer<Map<String, Value>> {
+    object(&format!("{at}.{key}"), map.remove(key).unwrap_or_default())
+}
+
+fn message(at: &str, value: Value) -> Answer<Turn> {
+    let mut map = object(at, value)?;
     let role_at = format!("{at}.role");
     let role = match map.get("role").and_then(Value::as_str) {
         Some("system" | "developer") => Role::System,
@@ -76,63 +98,78 @@ fn message(at: &str, value: &Value) -> Answer<Turn> {
             return Err(ApiError::expected(role_at, wanted, "another"));
         }
     };
+    let calls = match map.remove("tool_calls").filter(|calls| !calls.is_null()) {
+        Some(calls) if role == Role::Assistant => said_calls(&format!("{at}.tool_calls"), calls)?,
+        _ => String::new(),
+    };
     let content_at = format!("{at}.content");
-    let parts = match map.get("content") {
-        Some(Value::String(text)) => vec![(content_at, Content::Text(text.clone()))],
+    let mut parts = match map.remove("content") {
+        Some(Value::String(text)) => vec![(content_at.clone(), Content::Text(text))],
         Some(Value::Array(list)) if !list.is_empty() => list
-            .iter()
+            .into_iter()
             .enumerate()
             .map(|(i, part)| content(format!("{content_at}[{i}]"), part))
             .collect::<Answer<_>>()?,
-        None | Some(Value::Null) if role == Role::Assistant => match map.get("tool_calls") {
-            Some(calls) => vec![(content_at, Content::Text(calls.to_string()))],
-            None => vec![(content_at, Content::Text(String::new()))],
-        },
+        None | Some(Value::Null) if role == Role::Assistant => {
+            vec![(content_at.clone(), Content::Text(String::new()))]
+        }
         other => {
-            let found = other.map_or("nothing".into(), kind);
+            let found = other.as_ref().map_or("nothing".into(), kind);
             return Err(ApiError::expected(content_at, "a string or a list of parts", found));
         }
     };
+    if !calls.is_empty() {
+        parts.push((content_at, Content::Text(calls)));
+    }
     Ok(Turn { role, parts })
 }
 
-fn content(at: String, value: &Value) -> Answer<(String, Content)> {
-    let Value::Object(map) = value else {
-        return Err(ApiError::expected(at, "an object", kind(value)));
+/// The calls of an earlier reply in the words that the model made them in: one as JSON alone, several
+/// between tags.
+fn said_calls(at: &str, calls: Value) -> Answer<String> {
+    let list = match calls {
+        Value::Array(list) => list,
+        other => return Err(ApiError::expected(at, "a list", kind(&other))),
     };
-    let string = |map: &Map<String, Value>, at: &str, key: &str| match map.get(key) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        other => {
-            let found = other.map_or("nothing".into(), kind);
-            Err(ApiError::expected(format!("{at}.{key}"), "a string", found))
-        }
-    };
-    let object = |key: &str| match map.get(key) {
-        Some(Value::Object(inner)) => Ok(inner),
-        other => {
-            let found = other.map_or("nothing".into(), kind);
-            Err(ApiError::expected(format!("{at}.{key}"), "an object", found))
-        }
-    };
+    let tagged = list.len() > 1;
+    let mut out = String::new();
+    for (i, call) in list.into_iter().enumerate() {
+        let at = format!("{at}[{i}]");
+        let mut function = inner(&mut object(&at, call)?, &at, "function")?;
+        let at = format!("{at}.function");
+        let name = string(&mut function, &at, "name")?;
+        let arguments = string(&mut function, &at, "arguments")?;
+        // Mostly JSON; what is not stays the text that it is.
+        let arguments = serde_json::from_str(&arguments).unwrap_or(Value::String(arguments));
+        let call = json!({"name": name, "arguments": arguments}).to_string();
+        out += &if tagged { format!("<tool_call>{call}</tool_call>") } else { call };
+    }
+    Ok(out)
+}
+
+fn content(at: String, value: Value) -> Answer<(String, Content)> {
+    let mut map = object(&at, value)?;
     match map.get("type").and_then(Value::as_str) {
         Some("text") => {
-            let text = string(map, &at, "text")?;
+            let text = string(&mut map, &at, "text")?;
             Ok((at, Content::Text(text)))
         }
         Some("image_url") => {
-            let inner = format!("{at}.image_url");
-            let url = string(object("image_url")?, &inner, "url")?;
-            Ok((format!("{inner}.url"), Content::Picture(url)))
+            let mut picture = inner(&mut map, &at, "image_url")?;
+            let at = format!("{at}.image_url");
+            let url = string(&mut picture, &at, "url")?;
+            Ok((format!("{at}.url"), Content::Picture(url)))
         }
         Some("input_audio") => {
-            let inner = format!("{at}.input_audio");
-            let sound = object("input_audio")?;
-            let format = string(sound, &inner, "format")?;
+            let mut sound = inner(&mut map, &at, "input_audio")?;
+            let at = format!("{at}.input_audio");
+            let format = string(&mut sound, &at, "format")?;
             if !["wav", "mp3", "flac", "ogg"].contains(&format.as_str()) {
                 let wanted = "one of wav, mp3, flac, ogg";
-                return Err(ApiError::expected(format!("{inner}.format"), wanted, "another"));
+                return Err(ApiError::expected(format!("{at}.format"), wanted, "another"));
             }
-            Ok((format!("{inner}.data"), Content::Sound(string(sound, &inner, "data")?)))
+            let data = string(&mut sound, &at, "data")?;
+            Ok((format!("{at}.data"), Content::Sound(data)))
         }
         _ => {
             let wanted = "one of text, image_url, input_audio";
@@ -253,4 +290,35 @@ fn too_long(model: &Hosted, param: &str, found: &str) -> ApiError {
     let context = model.context;
     let message = format!("the model's context is {context} tokens; the prompt has {found}");
     ApiError::bad(param, message).code("context_length_exceeded")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The text of the first of some messages.
+    fn text(message: Value) -> Answer<String> {
+        let turns = messages(vec![message])?;
+        let parts = turns[0].parts.iter().map(|(_, content)| match content {
+            Content::Text(text) => text.as_str(),
+            other => panic!("{other:?}"),
+        });
+        Ok(parts.collect())
+    }
+
+    #[test]
+    fn calls_of_earlier_replies_are_told_as_they_were_made() {
+        let call = json!({"id": "c", "type": "function",
+            "function": {"name": "f", "arguments": "{\"a\":1}"}});
+        let said = json!({"name": "f", "arguments": {"a": 1}}).to_string();
+        let assistant = |content: Value, calls: Value| json!({"role": "assistant", "content": content, "tool_calls": calls});
+        for empty in [Value::Null, json!("")] {
+            assert_eq!(text(assistant(empty, json!([call]))).expect("valid"), said);
+        }
+        let two = format!("ok<tool_call>{said}</tool_call><tool_call>{said}</tool_call>");
+        assert_eq!(text(assistant(json!("ok"), json!([call, call]))).expect("valid"), two);
+        assert_eq!(text(assistant(json!("ok"), Value::Null)).expect("valid"), "ok");
+        let error = text(assistant(json!(""), json!([{"type": "custom"}]))).expect_err("another");
+        assert_eq!(error.param.as_deref(), Some("messages[0].tool_calls[0].function"));
+    }
 }

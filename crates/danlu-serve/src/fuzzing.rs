@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 /// The messages of a chat request with their pictures and sounds. Whether they are accepted.
 pub fn messages(bytes: &[u8]) -> bool {
     let list: Option<Vec<Value>> = serde_json::from_slice(bytes).ok();
-    let turns = list.and_then(|list| crate::conversation::messages(&list).ok());
+    let turns = list.and_then(|list| crate::conversation::messages(list).ok());
     let decoded = |(at, content): &(String, Content)| match content {
         Content::Picture(url) => media::picture(at, url).is_ok(),
         Content::Sound(data) => media::sound_of_text(at, data, 8.0).is_ok(),

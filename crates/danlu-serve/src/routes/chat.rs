@@ -53,7 +53,7 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
     let mut fields = Fields::new(map);
     let chosen = model(&app, &mut fields)?;
     let list = Fields::required("messages", fields.list("messages")?)?;
-    let mut turns = messages(&list)?;
+    let mut turns = messages(list)?;
     let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
     let to = modalities(fields.list("modalities")?)?;
     let mut sound = fields.object("audio")?.unwrap_or_default();
