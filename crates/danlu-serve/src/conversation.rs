@@ -6,6 +6,7 @@ use crate::http::error::{Answer, ApiError};
 use crate::http::fields::kind;
 use crate::media;
 use danlu_core::{AssetId, Media, Message, Modality, Part, Picture, Role, Sample, Sound};
+use danlu_model::modality::{ImageTokeniser, PLACES};
 use danlu_model::prompt::{Codes, Template};
 use serde_json::{Map, Value, json};
 
@@ -178,7 +179,8 @@ fn content(at: String, value: Value) -> Answer<(String, Content)> {
     }
 }
 
-/// Pictures and sounds of one request, as assets of its sample.
+/// Pictures and sounds of one request, as assets of its sample. Pictures are as the tokeniser takes
+/// them: at the size that they come in, those of one request would be hundreds of megabytes.
 #[derive(Default)]
 struct Decoded {
     pictures: Vec<Picture>,
@@ -193,8 +195,7 @@ struct RequestCodes<'a> {
 impl Codes for RequestCodes<'_> {
     fn image(&mut self, media: &Media, _: bool) -> danlu_core::Result<Vec<u32>> {
         let Media::Asset(AssetId(i)) = media else { return Err(no_asset()) };
-        let picture = danlu_media::fit(&self.media.pictures[*i as usize], 64);
-        Ok(self.model.tokenisers.image_codes(&[&picture])?.remove(0))
+        Ok(self.model.tokenisers.image_codes(&[&self.media.pictures[*i as usize]])?.remove(0))
     }
 
     fn audio(&mut self, media: &Media, _: bool) -> danlu_core::Result<Vec<u32>> {
@@ -229,6 +230,7 @@ pub(crate) fn prompt(model: &Hosted, turns: Vec<Turn>) -> Answer<Vec<u32>> {
         _ => 0,
     });
     check_text(model, "messages", text.sum())?;
+    check_pictures(model, "messages", &turns)?;
     let mut media = Decoded::default();
     let mut messages = Vec::with_capacity(turns.len());
     for turn in turns {
@@ -254,7 +256,7 @@ fn decode(model: &Hosted, at: &str, content: Content, media: &mut Decoded) -> An
         Content::Text(text) => Part::Text(text),
         Content::Picture(url) => {
             check_modality(model, at, Modality::Image)?;
-            media.pictures.push(media::picture(at, &url)?);
+            media.pictures.push(danlu_media::fit(&media::picture(at, &url)?, PLACES as usize));
             Part::Image(Media::Asset(AssetId(media.pictures.len() as u32 - 1)))
         }
         Content::Sound(data) => {
@@ -276,6 +278,13 @@ pub(crate) fn check_text(model: &Hosted, param: &str, bytes: usize) -> Answer<()
         return Ok(());
     }
     Err(too_long(model, param, &format!("{bytes} bytes of text")))
+}
+
+/// Refuses pictures whose codes cannot fit, before any is decoded.
+fn check_pictures(model: &Hosted, param: &str, turns: &[Turn]) -> Answer<()> {
+    let parts = turns.iter().flat_map(|t| &t.parts);
+    let count = parts.filter(|(_, c)| matches!(c, Content::Picture(_))).count();
+    check_length(model, param, count * (ImageTokeniser::TOKENS + 2))
 }
 
 /// Refuses a prompt that leaves no room for a reply.

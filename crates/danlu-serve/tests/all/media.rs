@@ -195,6 +195,33 @@ fn a_hundred_pictures_in_one_request_are_refused() {
     server.stop();
 }
 
+#[test]
+fn pictures_are_made_small_one_by_one_and_only_if_all_can_fit() {
+    let server = server();
+    let one = |bytes: &[u8]| {
+        let url = format!("data:image/png;base64,{}", STANDARD.encode(bytes));
+        json!({"type": "image_url", "image_url": {"url": url}})
+    };
+    let large = one(&danlu_media::encode_png(&Picture::filled(4_000, 4_000, [1, 2, 3])));
+    assert_eq!(chat(server.address, json!([large]), Value::Null).status, 200);
+    let before = most_resident();
+    // Each is 48 megabytes, all together at their full size more than 500.
+    assert_eq!(chat(server.address, json!(vec![large; 11]), Value::Null).status, 200);
+    let grown = most_resident() - before;
+    assert!(grown < 250 << 10, "{grown} kB more for ten pictures more");
+    // More than the context holds are not even looked at.
+    let error = chat(server.address, json!(vec![one(b"none"); 12]), Value::Null).error(400);
+    assert_eq!(error["code"], "context_length_exceeded");
+    server.stop();
+}
+
+/// The most memory that this process had, in kilobytes, where the system tells.
+fn most_resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
 /// Changed files never end a request in anything but an answer.
 #[test]
 fn changed_files_are_answered() {
