@@ -223,14 +223,14 @@ pub(crate) fn check_modality(model: &Hosted, param: &str, modality: Modality) ->
     Err(ApiError::bad(param, message).code("unsupported_modality"))
 }
 
-/// The ids before the reply. Takes the processor a while.
-pub(crate) fn prompt(model: &Hosted, turns: Vec<Turn>) -> Answer<Vec<u32>> {
+/// The ids before the reply; `param` is where what is said came from. Takes the processor a while.
+pub(crate) fn prompt(model: &Hosted, param: &str, turns: Vec<Turn>) -> Answer<Vec<u32>> {
     let text = turns.iter().flat_map(|t| &t.parts).map(|(_, c)| match c {
         Content::Text(text) => text.len(),
         _ => 0,
     });
-    check_text(model, "messages", text.sum())?;
-    check_pictures(model, "messages", &turns)?;
+    check_text(model, param, text.sum())?;
+    check_pictures(model, param, &turns)?;
     let mut media = Decoded::default();
     let mut messages = Vec::with_capacity(turns.len());
     for turn in turns {
@@ -243,7 +243,7 @@ pub(crate) fn prompt(model: &Hosted, turns: Vec<Turn>) -> Answer<Vec<u32>> {
     let sample = Sample { messages, ..Default::default() };
     let mut codes = RequestCodes { model, media: &media };
     let ids = Template::new(&model.tokenisers).prompt(&sample, &mut codes)?;
-    check_length(model, "messages", ids.len())?;
+    check_length(model, param, ids.len())?;
     Ok(ids)
 }
 

@@ -16,6 +16,12 @@ const MANY_PIECES: usize = 4_096;
 /// What such pieces should have on average, in bytes.
 const SMALL_PIECE: usize = 256;
 
+/// Most bytes that the values of one JSON body may take beside their texts. They are many times what
+/// was sent, if that is `[1,1,1,...`.
+const MOST_VALUES: usize = 64 << 20;
+/// Bytes of JSON from which on reading it is work for the threads beside the model.
+const LONG: usize = 64 << 10;
+
 /// Bytes of bodies in memory, all requests together.
 #[derive(Debug, Default)]
 pub(crate) struct Buffered(AtomicUsize);
@@ -67,10 +73,7 @@ impl Meter {
             return Err(too_large(self.most));
         }
         if !roomy {
-            let message = "too many large requests at a time";
-            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
-                .code("overloaded")
-                .retry(1));
+            return Err(overloaded());
         }
         if self.pieces > MANY_PIECES && self.share.bytes < self.pieces * SMALL_PIECE {
             let message = "the body comes in too many small pieces";
@@ -78,6 +81,11 @@ impl Meter {
         }
         Ok(())
     }
+}
+
+fn overloaded() -> ApiError {
+    let message = "too many large requests at a time";
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).code("overloaded").retry(1)
 }
 
 fn too_large(most: usize) -> ApiError {
@@ -111,17 +119,48 @@ fn broken() -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, "the body could not be read")
 }
 
-/// A JSON object.
-pub(crate) async fn json(app: &App, headers: &HeaderMap, body: Body) -> Answer<Map<String, Value>> {
+/// At most what the values of a JSON text take, guessed from the characters that part them: an object
+/// has a node for its first few keys.
+fn values(bytes: &[u8]) -> usize {
+    let most = |byte: &u8| match byte {
+        b'{' => 640,
+        b'[' | b',' | b':' => 64,
+        _ => 0,
+    };
+    bytes.iter().map(most).sum()
+}
+
+/// A JSON object, and its share of the memory: to be held as long as anything of it is.
+pub(crate) async fn json(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+) -> Answer<(Map<String, Value>, Share)> {
     check_head(headers, "application/json", app.options.max_body)?;
     let mut meter = Meter::new(app);
     let bytes = tokio::time::timeout(app.options.body_time, whole(body, &mut meter));
     let bytes = bytes.await.map_err(|_| late())??;
+    let (mut share, together) = (meter.share, meter.together);
+    if bytes.len() < LONG {
+        return read(&bytes, &mut share, together).map(|map| (map, share));
+    }
+    app.work(move || read(&bytes, &mut share, together).map(|map| (map, share))).await
+}
+
+fn read(bytes: &[u8], share: &mut Share, together: usize) -> Answer<Map<String, Value>> {
+    let values = values(bytes);
+    if values > MOST_VALUES {
+        let message = "the body has too many values";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, message).code("invalid_json"));
+    }
+    if !share.grow(values, together) {
+        return Err(overloaded());
+    }
     let message = |e: serde_json::Error| {
         // The position helps; the words of the parser could repeat what was sent.
         format!("the body is not valid JSON (line {}, column {})", e.line(), e.column())
     };
-    let value: Value = serde_json::from_slice(&bytes)
+    let value: Value = serde_json::from_slice(bytes)
         .map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, message(e)).code("invalid_json"))?;
     match value {
         Value::Object(map) => Ok(map),
@@ -145,7 +184,8 @@ async fn whole(mut body: Body, meter: &mut Meter) -> Answer<Vec<u8>> {
 pub(crate) struct Form {
     pub(crate) texts: Vec<(String, String)>,
     pub(crate) file: Option<Bytes>,
-    _share: Share,
+    /// To be held as long as the file is.
+    pub(crate) share: Share,
 }
 
 /// Fields that a form may have.
@@ -191,7 +231,7 @@ async fn fields(app: &App, headers: &HeaderMap, body: Body) -> Answer<Form> {
             let share = Share::new(&app.buffered);
             let mut guard = meter.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let share = std::mem::replace(&mut guard.0.share, share);
-            return Ok(Form { texts, file, _share: share });
+            return Ok(Form { texts, file, share });
         };
         let name = field.name().unwrap_or_default().to_string();
         let bytes = field.bytes().await.map_err(|_| refused(not_a_form()))?;
@@ -206,4 +246,35 @@ async fn fields(app: &App, headers: &HeaderMap, body: Body) -> Answer<Form> {
         }
     }
     Err(ApiError::new(StatusCode::BAD_REQUEST, format!("more than {MAX_FIELDS} fields")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::keys::Keys;
+    use crate::options::Options;
+
+    #[test]
+    fn a_body_has_its_share_until_nothing_of_it_is_left() {
+        let app = App::new(Options::default(), Keys::default());
+        let kind = [(header::CONTENT_TYPE, "application/json".parse().expect("a header"))];
+        let headers = HeaderMap::from_iter(kind);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("starts");
+        let read = |text: String| runtime.block_on(json(&app, &headers, Body::from(text)));
+        let taken = || app.buffered.0.load(Ordering::Acquire);
+        for text in ["x".to_string(), "x".repeat(2 * LONG), "x,".repeat(LONG)] {
+            let (map, share) = read(format!("{{\"a\":\"{text}\"}}")).expect("valid");
+            assert_eq!(map["a"].as_str(), Some(text.as_str()));
+            assert!(taken() >= text.len() + 640, "{}", taken());
+            drop(share);
+            assert_eq!(taken(), 0);
+        }
+        for many in ["1,", "[", "{\"\":0},"] {
+            let error = read(format!("{{\"a\":[{}", many.repeat(1_100_000))).expect_err("too many");
+            assert_eq!((error.status.as_u16(), error.code), (400, Some("invalid_json")));
+            assert!(error.message.contains("too many values"), "{}", error.message);
+            assert_eq!(taken(), 0);
+        }
+    }
 }

@@ -48,7 +48,7 @@ pub(super) fn unique() -> String {
 /// The handler.
 pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answer {
     let (head, body) = request.into_parts();
-    let map = body::json(&app, &head.headers, body).await?;
+    let (map, share) = body::json(&app, &head.headers, body).await?;
     let name = map.get("model").and_then(Value::as_str).unwrap_or_default().to_string();
     let mut fields = Fields::new(map);
     let chosen = model(&app, &mut fields)?;
@@ -109,9 +109,10 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
     };
     let host = chosen.model.clone();
     let work = app.work(move || {
+        let _share = share;
         let grammars = if schema.is_some() { Some(host.grammars()?) } else { None };
         let schema = schema.zip(grammars);
-        Ok((prompt(&host, turns)?, schema.map(|((p, s), g)| (p, g, Arc::new(s)))))
+        Ok((prompt(&host, "messages", turns)?, schema.map(|((p, s), g)| (p, g, Arc::new(s)))))
     });
     let (prompt, schema) = work.await?;
     let top_logprobs = logprobs.then(|| top.unwrap_or(0) as usize);

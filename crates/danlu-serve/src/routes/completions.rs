@@ -36,7 +36,7 @@ struct Wanted {
 /// The handler.
 pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -> Answer {
     let (head, body) = request.into_parts();
-    let map = body::json(&app, &head.headers, body).await?;
+    let (map, share) = body::json(&app, &head.headers, body).await?;
     let name = map.get("model").and_then(Value::as_str).unwrap_or_default().to_string();
     let mut fields = Fields::new(map);
     let chosen = model(&app, &mut fields)?;
@@ -58,6 +58,7 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
     }
     let host = chosen.model.clone();
     let ids = app.work(move || {
+        let _share = share;
         prompts
             .iter()
             .map(|value| {

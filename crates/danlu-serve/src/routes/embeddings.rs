@@ -20,7 +20,8 @@ const MAX_TEXTS: usize = 256;
 /// The handler.
 pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Answer {
     let (head, body) = request.into_parts();
-    let mut fields = Fields::new(body::json(&app, &head.headers, body).await?);
+    let (map, share) = body::json(&app, &head.headers, body).await?;
+    let mut fields = Fields::new(map);
     let chosen = model(&app, &mut fields)?;
     let input = Fields::required("input", fields.take("input"))?;
     let base64 = fields.choice("encoding_format", &["float", "base64"])? == Some("base64");
@@ -31,7 +32,11 @@ pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) ->
         return Err(ApiError::bad("model", message));
     }
     let host = chosen.model.clone();
-    let texts = app.work(move || ids(&host, &input)).await?;
+    let work = app.work(move || {
+        let _share = share;
+        ids(&host, &input)
+    });
+    let texts = work.await?;
     let tokens: usize = texts.iter().map(Vec::len).sum();
     let mut data = Vec::with_capacity(texts.len());
     for (i, text) in texts.into_iter().enumerate() {

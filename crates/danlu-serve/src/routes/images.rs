@@ -20,7 +20,8 @@ const MAX_PROMPT: usize = 4_000;
 /// The handler.
 pub(super) async fn images(State(app): State<Arc<App>>, request: Request) -> Answer {
     let (head, body) = request.into_parts();
-    let mut fields = Fields::new(body::json(&app, &head.headers, body).await?);
+    let (map, share) = body::json(&app, &head.headers, body).await?;
+    let mut fields = Fields::new(map);
     let chosen = model(&app, &mut fields)?;
     let text = Fields::required("prompt", fields.string("prompt")?)?;
     if text.is_empty() || text.chars().count() > MAX_PROMPT {
@@ -37,7 +38,11 @@ pub(super) async fn images(State(app): State<Arc<App>>, request: Request) -> Ans
     check_modality(&chosen.model, "model", Modality::Image)?;
     let turns = vec![Turn::text(Role::User, "prompt", instruction::draw(&text))];
     let host = chosen.model.clone();
-    let prompt = app.work(move || prompt(&host, turns)).await?;
+    let work = app.work(move || {
+        let _share = share;
+        prompt(&host, "prompt", turns)
+    });
+    let prompt = work.await?;
     let ask = Ask {
         chosen,
         prompt,

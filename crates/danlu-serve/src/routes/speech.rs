@@ -72,7 +72,8 @@ pub(super) fn voice(param: &str, name: Option<String>) -> Answer<Option<String>>
 /// The handler.
 pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Answer {
     let (head, body) = request.into_parts();
-    let mut fields = Fields::new(body::json(&app, &head.headers, body).await?);
+    let (map, share) = body::json(&app, &head.headers, body).await?;
+    let mut fields = Fields::new(map);
     let chosen = model(&app, &mut fields)?;
     let text = Fields::required("input", fields.string("input")?)?;
     if text.is_empty() || text.chars().count() > MAX_INPUT {
@@ -90,7 +91,11 @@ pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Ans
     let asked = instruction::speak(&text, voice.as_deref());
     let turns = vec![Turn::text(Role::User, "input", asked)];
     let host = chosen.model.clone();
-    let prompt = app.work(move || prompt(&host, turns)).await?;
+    let work = app.work(move || {
+        let _share = share;
+        prompt(&host, "input", turns)
+    });
+    let prompt = work.await?;
     let ask = Ask {
         chosen,
         prompt,

@@ -41,7 +41,12 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
     check_modality(&chosen.model, "model", Modality::Audio)?;
     let file = Fields::required("file", form.file)?;
     let limit = crate::conversation::max_seconds(&chosen.model);
-    let sound = app.work(move || crate::media::sound("file", &file, limit)).await?;
+    let share = form.share;
+    let work = app.work(move || {
+        let _share = share;
+        crate::media::sound("file", &file, limit)
+    });
+    let sound = work.await?;
     let seconds = sound.seconds();
     let words = instruction::transcribe(language.as_deref());
     let whole = heard(&app, chosen, sound, words, drawing.once()).await?;
@@ -81,7 +86,7 @@ pub(super) async fn heard(
     let at = |content| ("file".to_string(), content);
     let parts = vec![at(Content::Own(sound)), at(Content::Text(words.into()))];
     let (host, turns) = (chosen.model.clone(), vec![Turn { role: Role::User, parts }]);
-    let prompt = app.work(move || prompt(&host, turns)).await?;
+    let prompt = app.work(move || prompt(&host, "file", turns)).await?;
     let ask = Ask {
         chosen,
         prompt,

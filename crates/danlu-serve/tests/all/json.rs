@@ -138,6 +138,9 @@ fn other_endpoints_have_bounds_too() {
         ("/v1/audio/speech", "input", json!({"input": "x".repeat(4_097)})),
         ("/v1/audio/speech", "response_format", json!({"input": "x", "response_format": "mp3"})),
         ("/v1/audio/speech", "voice", json!({"input": "x", "voice": "../x"})),
+        // Over the context.
+        ("/v1/audio/speech", "input", json!({"input": "x".repeat(4_000)})),
+        ("/v1/images/generations", "prompt", json!({"prompt": "x".repeat(3_900)})),
     ] {
         let mut body = body;
         body["model"] = json!("tiny");
