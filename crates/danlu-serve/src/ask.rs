@@ -4,7 +4,7 @@
 use crate::app::App;
 use crate::catalogue::Chosen;
 use crate::engine::{Guidance, Job, Mask, Refusal, ReplyMask, Sampler};
-use crate::http::error::{Answer, ApiError};
+use crate::http::error::{Answer, ApiError, full};
 use crate::http::fields::{Fields, kind};
 use crate::reply::Reply;
 use crate::schema::Grammars;
@@ -251,10 +251,7 @@ impl Ask {
 
 pub(crate) fn refused(refusal: Refusal) -> ApiError {
     match refusal {
-        Refusal::Full { retry } => {
-            let message = "too many requests: the queue is full";
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).code("queue_full").retry(retry)
-        }
+        Refusal::Full { retry } => full(retry),
         Refusal::Gone => ApiError::internal("the model's thread has ended"),
     }
 }

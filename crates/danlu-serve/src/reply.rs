@@ -200,7 +200,7 @@ impl Reply {
 
     async fn media(&mut self) -> Answer<Piece> {
         let (model, ids) = (self.model.clone(), std::mem::take(&mut self.open));
-        let made = self.app.work(move || {
+        let made = self.app.finish(move || {
             let said = Template::new(&model.tokenisers).reply(&ids)?;
             Ok(said.into_iter().next())
         });

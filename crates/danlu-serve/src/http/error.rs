@@ -78,6 +78,12 @@ impl ApiError {
     }
 }
 
+/// Every place is taken; there may be one after so many seconds.
+pub(crate) fn full(retry: u64) -> ApiError {
+    let message = "too many requests: the queue is full";
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).code("queue_full").retry(retry)
+}
+
 impl From<danlu_core::Error> for ApiError {
     fn from(error: danlu_core::Error) -> Self {
         match error {
