@@ -231,27 +231,39 @@ impl Ask {
 
     /// Starts the replies.
     pub(crate) async fn start(self, app: &Arc<App>) -> Answer<Vec<Reply>> {
-        // Schemas are compiled here, off the threads that serve connections.
-        let lookup = app.options.lookup;
-        let (ask, jobs) = app
-            .work(move || {
-                let jobs = self.jobs(lookup)?;
-                Ok((self, jobs))
-            })
-            .await?;
-        let running = ask.chosen.model.thread.submit(jobs).map_err(refused)?;
-        let (model, tokens) = (&ask.chosen.model, ask.prompt.len());
-        let stops = &ask.drawing.stops;
-        Ok(running
-            .into_iter()
-            .map(|running| Reply::new(running, app, model.clone(), tokens, stops))
-            .collect())
+        start(app, vec![self]).await
     }
 }
 
-pub(crate) fn refused(refusal: Refusal) -> ApiError {
+/// Starts the replies to several requests of one model, all of them or none.
+pub(crate) async fn start(app: &Arc<App>, asks: Vec<Ask>) -> Answer<Vec<Reply>> {
+    // Schemas are compiled here, off the threads that serve connections.
+    let lookup = app.options.lookup;
+    let work = app.work(move || {
+        let jobs = asks.iter().map(|ask| ask.jobs(lookup)).collect::<Answer<Vec<_>>>()?;
+        Ok((asks, jobs.into_iter().flatten().collect::<Vec<_>>()))
+    });
+    let (asks, jobs) = work.await?;
+    let Some(first) = asks.first() else { return Ok(Vec::new()) };
+    let model = &first.chosen.model;
+    // With one reply to each it is the prompts that are too many.
+    let param = if first.drawing.replies > 1 { "n" } else { first.param };
+    let running = model.thread.submit(jobs).map_err(|refusal| refused(param, refusal))?;
+    let each = asks.iter().flat_map(|ask| std::iter::repeat_n(ask, ask.drawing.replies));
+    let replies = each.zip(running).map(|(ask, running)| {
+        Reply::new(running, app, model.clone(), ask.prompt.len(), &ask.drawing.stops)
+    });
+    Ok(replies.collect())
+}
+
+/// Why a job was not taken; `param` is what would have to be less of.
+pub(crate) fn refused(param: &str, refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::Full { retry } => full(retry),
+        Refusal::TooMany { most } => {
+            let message = format!("this server makes at most {most} replies at a time");
+            ApiError::bad(param, message)
+        }
         Refusal::Gone => ApiError::internal("the model's thread has ended"),
     }
 }

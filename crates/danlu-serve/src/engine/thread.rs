@@ -29,6 +29,11 @@ pub enum Refusal {
         /// Seconds.
         retry: u64,
     },
+    /// They are more than there are places.
+    TooMany {
+        /// Places.
+        most: usize,
+    },
     /// The engine's thread has ended.
     Gone,
 }
@@ -141,6 +146,9 @@ impl ModelThread {
     /// Takes places, all or none.
     fn places(&self, count: usize) -> Result<Vec<Place>, Refusal> {
         let most = self.limits.queue + self.limits.batch;
+        if count > most {
+            return Err(Refusal::TooMany { most });
+        }
         let before = self.taken.fetch_add(count, Ordering::AcqRel);
         let places: Vec<Place> = (0..count).map(|_| Place(self.taken.clone())).collect();
         if before + count > most {

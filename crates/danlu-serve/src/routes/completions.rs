@@ -3,7 +3,7 @@
 use super::chat::unique;
 use super::embeddings::text_or_ids;
 use crate::app::{App, now};
-use crate::ask::{Ask, Drawing, IGNORED, model};
+use crate::ask::{Ask, Drawing, IGNORED, model, start};
 use crate::conversation::check_length;
 use crate::http::body;
 use crate::http::error::{Answer, ApiError, json_response};
@@ -73,20 +73,17 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
             })
             .collect::<Answer<Vec<_>>>()
     });
-    let mut replies = Vec::new();
-    for prompt in ids.await? {
-        let ask = Ask {
-            chosen: chosen.clone(),
-            prompt,
-            param: "prompt",
-            to: Some(Modality::Text),
-            drawing: drawing.clone(),
-            top_logprobs: logprobs.map(|n| n as usize),
-            schema: None,
-            raw: true,
-        };
-        replies.extend(ask.start(&app).await?);
-    }
+    let asks = ids.await?.into_iter().map(|prompt| Ask {
+        chosen: chosen.clone(),
+        prompt,
+        param: "prompt",
+        to: Some(Modality::Text),
+        drawing: drawing.clone(),
+        top_logprobs: logprobs.map(|n| n as usize),
+        schema: None,
+        raw: true,
+    });
+    let replies = start(&app, asks.collect()).await?;
     let wanted = Wanted {
         app,
         name,

@@ -40,7 +40,7 @@ pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) ->
     let tokens: usize = texts.iter().map(Vec::len).sum();
     let mut data = Vec::with_capacity(texts.len());
     for (i, text) in texts.into_iter().enumerate() {
-        let vector = chosen.model.thread.embed(text).await.map_err(refused)??;
+        let vector = chosen.model.thread.embed(text).await.map_err(|r| refused("input", r))??;
         let embedding = if base64 {
             let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
             Value::String(to_base64(&bytes))

@@ -128,8 +128,15 @@ fn a_full_queue_says_when_to_come_back() {
 #[test]
 fn more_replies_than_places_are_refused_whole() {
     let (server, alive) = slow(5, Options { max_batch: 2, max_queue: 1, ..options() });
-    chat(server.address, "ok".into(), json!({"n": 4})).error(429);
+    // They would never find room, so it is no use to come back.
+    assert_eq!(chat(server.address, "ok".into(), json!({"n": 4})).error(400)["param"], "n");
+    for (prompts, n, param) in [(4, 1, "prompt"), (2, 2, "n")] {
+        let body = json!({"model": "tiny", "prompt": vec!["ok"; prompts], "n": n, "max_tokens": 8});
+        assert_eq!(post(server.address, "/v1/completions", &body).error(400)["param"], param);
+    }
     assert_eq!(alive.load(Ordering::SeqCst), 0);
+    let body = json!({"model": "tiny", "prompt": ["ok", "hi", "a"], "max_tokens": 8});
+    assert_eq!(post(server.address, "/v1/completions", &body).status, 200);
     assert_eq!(chat(server.address, "ok".into(), json!({"n": 3})).status, 200);
     server.stop();
 }
