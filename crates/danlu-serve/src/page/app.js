@@ -81,7 +81,30 @@ function look(theme) {
   if (theme) document.documentElement.classList.add(theme);
 }
 
-function tell(text) { $("status").textContent = text; }
+// What is told is heard by who listens and, unless it is to be seen anyway, seen for a while.
+let fading;
+function tell(text, seen = true) {
+  $("status").textContent = text;
+  if (!seen) return;
+  $("toast").textContent = text;
+  $("toast").hidden = false;
+  clearTimeout(fading);
+  fading = setTimeout(() => { $("toast").hidden = true; }, 6000);
+}
+
+function panel(open) {
+  $("panel").hidden = !open;
+  $("settings").setAttribute("aria-expanded", String(open));
+}
+
+// An error of the server; one about the key shows where it goes.
+function refused(status, body) {
+  if (status === 401) {
+    panel(true);
+    $("key").focus();
+  }
+  return Object.assign(new Error(body.error.message), { status });
+}
 
 // --- models ------------------------------------------------------------------------------------
 
@@ -91,11 +114,13 @@ function headers() {
     : { "content-type": "application/json" };
 }
 
+let again;
 async function load() {
+  clearTimeout(again);
   try {
     const response = await fetch("v1/models", { headers: headers() });
     const body = await response.json();
-    if (!response.ok) throw new Error(body.error.message);
+    if (!response.ok) throw refused(response.status, body);
     models = body.data;
     for (const id of ["model", "model2"]) {
       const before = $(id).value;
@@ -111,7 +136,9 @@ async function load() {
     offer();
   } catch (error) {
     tell(String(error.message));
-    setTimeout(load, 2000);
+    clearTimeout(again);
+    // Another key is waited for, everything else may pass.
+    if (error.status !== 401) again = setTimeout(load, 2000);
   }
 }
 
@@ -351,7 +378,7 @@ async function reply(model, messages, ui, signal) {
     const response = await fetch("v1/chat/completions", {
       method: "POST", headers: headers(), body: JSON.stringify(request(model, messages)), signal,
     });
-    if (!response.ok) throw new Error((await response.json()).error.message);
+    if (!response.ok) throw refused(response.status, await response.json());
     for await (const chunk of events(response)) {
       if (chunk.error) throw new Error(chunk.error.message);
       if (chunk.usage) usage = chunk.usage;
@@ -375,11 +402,11 @@ async function reply(model, messages, ui, signal) {
       show();
     }
     said.content = text;
-    tell(t("done") + ": " + text);
+    tell(t("done") + ": " + text, false);
   } catch (error) {
     const stopped = error.name === "AbortError";
     ui.body.append(make("span", stopped ? "facts" : "failed", stopped ? t("stopped") : error.message));
-    if (!stopped) tell(t("failed") + ": " + error.message);
+    if (!stopped) tell(t("failed") + ": " + error.message, false);
   }
   ui.body.classList.remove("waiting");
   if (!ui.body.childNodes.length) {
@@ -473,9 +500,7 @@ $("compare").onclick = () => {
   document.querySelector(".second").hidden = !on;
 };
 $("settings").onclick = () => {
-  const open = $("panel").hidden;
-  $("panel").hidden = !open;
-  $("settings").setAttribute("aria-expanded", String(open));
+  panel($("panel").hidden);
 };
 $("language").onclick = () => {
   language = language === "en" ? "zh" : "en";
