@@ -6,7 +6,7 @@ const WORDS = {
     skip: "Skip to the message", model: "Model", against: "Against", to: "Reply in", to_text: "text",
     to_image: "pictures", to_audio: "sound", to_any: "anything", compare: "Compare", clear: "New chat",
     settings: "Settings", theme: "Light or dark", temperature: "Temperature", seed: "Seed",
-    most: "Most tokens", alone: "Ask each question by itself", probabilities: "Probabilities on hover",
+    most: "Most tokens", alone: "Ask each question by itself", probabilities: "Probabilities on hover or focus",
     key: "Key", system: "System message", hello: "Text, pictures and sound, in and out",
     hint: "Write, drop a picture or a sound anywhere, draw, or record. Then choose what to be answered in.",
     file: "Attach a file", draw: "Draw a picture", record: "Record sound", message: "Message",
@@ -23,7 +23,7 @@ const WORDS = {
     skip: "跳到消息框", model: "模型", against: "对比", to: "回复形式", to_text: "文字",
     to_image: "图片", to_audio: "声音", to_any: "不限", compare: "对比", clear: "新对话",
     settings: "设置", theme: "浅色或深色", temperature: "温度", seed: "随机种子",
-    most: "最多词元", alone: "每个问题单独提问", probabilities: "悬停显示概率",
+    most: "最多词元", alone: "每个问题单独提问", probabilities: "悬停或聚焦时显示概率",
     key: "密钥", system: "系统消息", hello: "文字、图片和声音，都能读，也都能写",
     hint: "写字、拖入图片或声音、画一张图，或录一段音。再选择想要的回复形式。",
     file: "添加文件", draw: "画一张图", record: "录音", message: "消息",
@@ -151,6 +151,8 @@ function offer() {
     option.disabled = option.value === "any" ? can.size < 3 : !can.has(option.value);
   }
   if ($("to").selectedOptions[0]?.disabled) $("to").value = "text";
+  // Models of pictures and sounds are taught on single questions, those of text alone on conversations.
+  if (!$("alone").dataset.chosen) $("alone").checked = can.size > 1;
 }
 
 // --- attachments -------------------------------------------------------------------------------
@@ -349,8 +351,23 @@ function tokens(body, text, list) {
     span.tip = one.top_logprobs.map((o) =>
       (o.token === one.token ? "▸ " : "  ") + percent(o.logprob).padStart(7) + "  " + JSON.stringify(o.token)).join("\n")
       || percent(one.logprob);
+    // One stop of the tab key a reply; within it the arrows lead on.
+    span.tabIndex = body.querySelector(".token") ? -1 : 0;
     body.append(span);
   }
+}
+
+function walk(event) {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const body = event.target.tip && step ? event.target.closest(".body") : null;
+  if (!body) return;
+  const all = [...body.querySelectorAll(".token")];
+  const next = all[all.indexOf(event.target) + step];
+  if (!next) return;
+  event.preventDefault();
+  event.target.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
 }
 
 async function* events(response) {
@@ -401,7 +418,6 @@ async function reply(model, messages, ui, signal) {
       }
       show();
     }
-    said.content = text;
     tell(t("done") + ": " + text, false);
   } catch (error) {
     const stopped = error.name === "AbortError";
@@ -419,6 +435,8 @@ async function reply(model, messages, ui, signal) {
     ui.facts.textContent = made + " " + t("tokens") + " · " + (made / seconds).toFixed(1) + " " +
       t("per_second") + (first ? " · " + t("first") + " " + ((first - start) / 1000).toFixed(2) + " s" : "");
   }
+  // What was said before it was stopped was said.
+  said.content = text;
   return said;
 }
 
@@ -433,7 +451,9 @@ async function ask(event) {
   grow();
   showUser(text, media);
   const turn = userTurn(text, media);
-  const before = $("alone").checked ? [] : history;
+  // A new chat may be begun while this one is answered.
+  const chat = history;
+  const before = $("alone").checked ? [] : chat;
   const system = $("system").value ? [{ role: "system", content: $("system").value }] : [];
   const messages = [...system, ...before, turn];
   const two = $("compare").getAttribute("aria-pressed") === "true";
@@ -443,13 +463,16 @@ async function ask(event) {
   row.append(...cards.map((c) => c.box));
   show(row);
   running = new AbortController();
+  // Read out when it is whole, and not word by word.
+  $("log").setAttribute("aria-busy", "true");
   $("send").hidden = true;
   $("stop").hidden = false;
   const replies = await Promise.all(chosen.map((m, i) => reply(m, messages, cards[i], running.signal)));
   running = null;
+  $("log").setAttribute("aria-busy", "false");
   $("send").hidden = false;
   $("stop").hidden = true;
-  history.push(turn, replies[0]);
+  chat.push(turn, replies[0]);
 }
 
 function grow() {
@@ -465,6 +488,10 @@ function tip(event) {
   $("tip").hidden = !text;
   if (!text) return;
   $("tip").textContent = text;
+  if (event.type === "focusin") {
+    event.target.setAttribute("role", "note");
+    event.target.setAttribute("aria-describedby", "tip");
+  }
   const box = event.target.getBoundingClientRect();
   const width = $("tip").offsetWidth;
   $("tip").style.left = Math.max(4, Math.min(box.left, innerWidth - width - 4)) + "px";
@@ -481,10 +508,17 @@ $("text").onkeydown = (event) => {
 };
 $("log").onmouseover = tip;
 $("log").onmouseleave = () => { $("tip").hidden = true; };
+$("log").addEventListener("focusin", tip);
+$("log").addEventListener("focusout", (event) => {
+  $("tip").hidden = true;
+  if (event.target.tip) ["role", "aria-describedby"].forEach((name) => event.target.removeAttribute(name));
+});
+$("log").onkeydown = walk;
 $("file").onclick = () => $("picker").click();
 $("picker").onchange = () => { [...$("picker").files].forEach(attach); $("picker").value = ""; };
 $("record").onclick = record;
 $("model").onchange = offer;
+$("alone").onchange = () => { $("alone").dataset.chosen = "1"; };
 $("model2").onchange = () => { $("model2").dataset.chosen = "1"; };
 $("clear").onclick = () => {
   running?.abort();
@@ -516,7 +550,8 @@ $("theme").onclick = () => {
 };
 $("key").onchange = load;
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
+  // In the drawing it closes the drawing.
+  if (event.key === "Escape" && !$("canvas-dialog").open) running?.abort();
 });
 let inside = 0;
 addEventListener("dragenter", (event) => { event.preventDefault(); inside += 1; $("drop").hidden = false; });
