@@ -93,7 +93,10 @@ impl Fields {
     ) -> Answer<Option<&'static str>> {
         let Some(text) = self.string(name)? else { return Ok(None) };
         let found = words.iter().find(|w| **w == text).copied();
-        let wanted = || format!("one of {}", words.join(", "));
+        let wanted = || match words {
+            [] => "none".to_string(),
+            words => format!("one of {}", words.join(", ")),
+        };
         found.map(Some).ok_or_else(|| ApiError::expected(name, wanted(), "another word"))
     }
 

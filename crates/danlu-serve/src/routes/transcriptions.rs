@@ -11,7 +11,7 @@ use crate::reply::{Whole, wholes};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use danlu_core::{Modality, Role, Sound, instruction};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
 use std::sync::Arc;
 
 /// The handler.
@@ -20,10 +20,13 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
     let form = body::form(&app, &head.headers, body).await?;
     let mut map = Map::new();
     for (name, text) in &form.texts {
-        // A form has text only; what looks like a number is one.
-        let number = text.parse::<f64>().ok().filter(|_| name == "temperature" || name == "seed");
-        let value = number.map_or_else(|| Value::String(text.clone()), |n| json!(n));
-        map.insert(name.clone(), value);
+        // A form has text only; what looks like a number is one. NaN and infinity are none.
+        let number = match name.as_str() {
+            "seed" => text.parse::<i64>().ok().map(Value::from),
+            "temperature" => text.parse().ok().and_then(Number::from_f64).map(Value::Number),
+            _ => None,
+        };
+        map.insert(name.clone(), number.unwrap_or_else(|| Value::String(text.clone())));
     }
     let mut fields = Fields::new(map);
     let name = Fields::required("model", fields.string("model")?)?;
@@ -31,7 +34,13 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
     let kinds = ["json", "text", "verbose_json"];
     let format = fields.choice("response_format", &kinds)?.unwrap_or("json");
     let language = fields.string("language")?;
-    fields.pass_over(&["prompt", "timestamp_granularities[]", "include[]", "chunking_strategy"]);
+    // What would change the answer is not passed over.
+    if fields.string("prompt")?.is_some_and(|words| !words.is_empty()) {
+        return Err(ApiError::bad("prompt", "transcriptions are not led by a prompt here"));
+    }
+    fields.choice("timestamp_granularities[]", &["segment"])?;
+    fields.choice("include[]", &[])?;
+    fields.choice("chunking_strategy", &["auto"])?;
     let streamed = fields.string("stream")?;
     if streamed.as_deref().is_some_and(|s| s != "false" && s != "False") {
         return Err(ApiError::bad("stream", "transcriptions are not streamed"));
@@ -57,19 +66,15 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
             bytes_response(StatusCode::OK, kind, format!("{text}\n").into_bytes())
         }
         "verbose_json" => {
-            let language = language.unwrap_or_else(|| "en".into());
-            let segment = json!({
-                "id": 0, "seek": 0, "start": 0.0, "end": seconds, "text": text, "tokens": [],
-                "temperature": 0.0, "avg_logprob": 0.0, "compression_ratio": 1.0,
-                "no_speech_prob": 0.0,
+            let segment = json!({"id": 0, "start": 0.0, "end": seconds, "text": text});
+            let mut answer = json!({
+                "task": "transcribe", "duration": seconds, "text": text, "segments": [segment],
             });
-            json_response(
-                StatusCode::OK,
-                &json!({
-                    "task": "transcribe", "language": language, "duration": seconds, "text": text,
-                    "segments": [segment],
-                }),
-            )
+            // It is what was said to be spoken; nothing here finds out.
+            if let Some(language) = language {
+                answer["language"] = json!(language);
+            }
+            json_response(StatusCode::OK, &answer)
         }
         _ => json_response(StatusCode::OK, &json!({"text": text})),
     })

@@ -151,6 +151,42 @@ fn other_endpoints_have_bounds_too() {
 }
 
 #[test]
+fn forms_have_bounds_too() {
+    let server = server();
+    let ask =
+        |more: &[(&str, &str)]| crate::api::transcribe(server.address, &crate::api::wav(), more);
+    for good in [
+        [("seed", "42"), ("temperature", "0.5")],
+        [("language", "zh"), ("chunking_strategy", "auto")],
+        [("response_format", "verbose_json"), ("timestamp_granularities[]", "segment")],
+    ] {
+        assert_eq!(ask(&good).status, 200, "{good:?}: {}", ask(&good).text());
+    }
+    for (param, bad) in [
+        ("temperature", "nan"),
+        ("temperature", "inf"),
+        ("temperature", "-1"),
+        ("temperature", "hot"),
+        ("seed", "1.5"),
+        ("prompt", "Names: Danlu"),
+        ("timestamp_granularities[]", "word"),
+        ("include[]", "logprobs"),
+        ("chunking_strategy", "{}"),
+        ("stream", "true"),
+        ("response_format", "srt"),
+        ("langage", "en"),
+    ] {
+        assert_eq!(ask(&[(param, bad)]).error(400)["param"], param, "{bad}");
+    }
+    // Nothing is told that was not measured.
+    let told = ask(&[("response_format", "verbose_json")]).json();
+    assert!(told["language"].is_null() && told["segments"][0]["avg_logprob"].is_null(), "{told}");
+    let told = ask(&[("response_format", "verbose_json"), ("language", "zh")]).json();
+    assert_eq!((&told["language"], &told["duration"]), (&json!("zh"), &json!(0.5)));
+    server.stop();
+}
+
+#[test]
 fn a_prompt_over_the_context_is_told_so_and_quickly() {
     let server = serve(danlu_serve::Options { body_time: Duration::from_secs(20), ..options() });
     for text in ["ok hi ".repeat(200), "a".repeat(10_000_000)] {
