@@ -100,6 +100,24 @@ impl Drawing {
     }
 }
 
+/// Whether replies are streamed, and whether the usage is told at the end of the stream.
+pub(crate) fn streamed(fields: &mut Fields) -> Answer<(bool, bool)> {
+    let stream = fields.flag("stream")?.unwrap_or(false);
+    let Some(options) = fields.object("stream_options")? else { return Ok((stream, false)) };
+    if !stream {
+        let message = "`stream_options` needs `stream` to be true";
+        return Err(ApiError::bad("stream_options", message));
+    }
+    let mut options = Fields::within("stream_options.", options);
+    let usage = options.flag("include_usage")?.unwrap_or(false);
+    if options.flag("include_obfuscation")? == Some(true) {
+        let param = "stream_options.include_obfuscation";
+        return Err(ApiError::expected(param, "false", "true"));
+    }
+    options.finish()?;
+    Ok((stream, usage))
+}
+
 fn biases(map: Option<Map<String, Value>>, vocabulary: usize) -> Answer<Vec<(u32, f32)>> {
     let map = map.unwrap_or_default();
     let wrong = |wanted: String, found: String| ApiError::expected("logit_bias", wanted, found);

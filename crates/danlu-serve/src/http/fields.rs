@@ -22,11 +22,22 @@ pub(crate) fn kind(value: &Value) -> String {
 pub(crate) struct Fields {
     map: Map<String, Value>,
     known: Vec<&'static str>,
+    /// What errors put before a name.
+    within: &'static str,
 }
 
 impl Fields {
     pub(crate) fn new(map: Map<String, Value>) -> Self {
-        Self { map, known: Vec::new() }
+        Self::within("", map)
+    }
+
+    /// The fields of an object that is a field itself; `within` is its name with a dot.
+    pub(crate) fn within(within: &'static str, map: Map<String, Value>) -> Self {
+        Self { map, known: Vec::new(), within }
+    }
+
+    fn at(&self, name: &str) -> String {
+        format!("{}{name}", self.within)
     }
 
     /// Takes a field out; null is as good as none.
@@ -46,7 +57,7 @@ impl Fields {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             _ => {
                 let wanted = format!("a number from {} to {}", range.start(), range.end());
-                Err(ApiError::expected(name, wanted, kind(&value)))
+                Err(ApiError::expected(self.at(name), wanted, kind(&value)))
             }
         }
     }
@@ -62,7 +73,7 @@ impl Fields {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             _ => {
                 let wanted = format!("a whole number from {} to {}", range.start(), range.end());
-                Err(ApiError::expected(name, wanted, kind(&value)))
+                Err(ApiError::expected(self.at(name), wanted, kind(&value)))
             }
         }
     }
@@ -72,7 +83,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(b)) => Ok(Some(b)),
-            Some(other) => Err(ApiError::expected(name, "true or false", kind(&other))),
+            Some(other) => Err(ApiError::expected(self.at(name), "true or false", kind(&other))),
         }
     }
 
@@ -81,7 +92,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(ApiError::expected(name, "a string", kind(&other))),
+            Some(other) => Err(ApiError::expected(self.at(name), "a string", kind(&other))),
         }
     }
 
@@ -97,7 +108,7 @@ impl Fields {
             [] => "none".to_string(),
             words => format!("one of {}", words.join(", ")),
         };
-        found.map(Some).ok_or_else(|| ApiError::expected(name, wanted(), "another word"))
+        found.map(Some).ok_or_else(|| ApiError::expected(self.at(name), wanted(), "another word"))
     }
 
     /// An object.
@@ -105,7 +116,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map)),
-            Some(other) => Err(ApiError::expected(name, "an object", kind(&other))),
+            Some(other) => Err(ApiError::expected(self.at(name), "an object", kind(&other))),
         }
     }
 
@@ -114,13 +125,24 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Array(list)) => Ok(Some(list)),
-            Some(other) => Err(ApiError::expected(name, "a list", kind(&other))),
+            Some(other) => Err(ApiError::expected(self.at(name), "a list", kind(&other))),
         }
     }
 
     /// What must be there.
     pub(crate) fn required<T>(name: &'static str, value: Option<T>) -> Answer<T> {
         value.ok_or_else(|| ApiError::bad(name, format!("`{name}` is missing")))
+    }
+
+    /// Refuses a text that would change the answer elsewhere and cannot here.
+    pub(crate) fn without(&mut self, name: &'static str) -> Answer<()> {
+        match self.string(name)? {
+            Some(text) if !text.is_empty() => {
+                let message = format!("`{0}` is not supported: leave it out", self.at(name));
+                Err(ApiError::bad(self.at(name), message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes fields out that change nothing here.
@@ -139,6 +161,7 @@ impl Fields {
             }
             _ => String::new(),
         };
+        let name = self.at(&name);
         Err(ApiError::bad(name.clone(), format!("unknown parameter `{name}`{hint}")))
     }
 }

@@ -4,7 +4,7 @@ use super::speech::{Format, voice};
 use super::tools::{Held, Tools};
 use super::transcriptions::heard;
 use crate::app::{App, now};
-use crate::ask::{Ask, Drawing, IGNORED, model};
+use crate::ask::{Ask, Drawing, IGNORED, model, streamed};
 use crate::catalogue::Chosen;
 use crate::conversation::{Turn, check_modality, messages, prompt};
 use crate::http::body;
@@ -56,12 +56,11 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
     let mut turns = messages(list)?;
     let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
     let to = modalities(fields.list("modalities")?)?;
-    let mut sound = fields.object("audio")?.unwrap_or_default();
-    let format = sound.remove("format");
-    let format = Format::named("audio.format", format.as_ref().and_then(Value::as_str))?;
-    let voice = voice("audio.voice", sound.get("voice").and_then(Value::as_str).map(Into::into))?;
-    let stream = fields.flag("stream")?.unwrap_or(false);
-    let options = fields.object("stream_options")?.unwrap_or_default();
+    let mut sound = Fields::within("audio.", fields.object("audio")?.unwrap_or_default());
+    let format = Format::named("audio.format", sound.string("format")?.as_deref())?;
+    let voice = voice("audio.voice", sound.string("voice")?)?;
+    sound.finish()?;
+    let (stream, usage) = streamed(&mut fields)?;
     let logprobs = fields.flag("logprobs")?.unwrap_or(false);
     let top = fields.integer("top_logprobs", 0..=20)?;
     if top.is_some() && !logprobs {
@@ -103,7 +102,7 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
         sound: format,
         json: schema.is_some(),
         logprobs,
-        usage: options.get("include_usage") == Some(&Value::Bool(true)),
+        usage,
         tools,
         chosen: chosen.clone(),
     };

@@ -3,7 +3,7 @@
 use super::chat::unique;
 use super::embeddings::text_or_ids;
 use crate::app::{App, now};
-use crate::ask::{Ask, Drawing, IGNORED, model, start};
+use crate::ask::{Ask, Drawing, IGNORED, model, start, streamed};
 use crate::conversation::check_length;
 use crate::http::body;
 use crate::http::error::{Answer, ApiError, json_response};
@@ -44,13 +44,15 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
     let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
     let logprobs = fields.integer("logprobs", 0..=5)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
-    let stream = fields.flag("stream")?.unwrap_or(false);
-    let options = fields.object("stream_options")?.unwrap_or_default();
+    let (stream, usage) = streamed(&mut fields)?;
     fields.integer("best_of", 1..=1)?;
-    fields.pass_over(&["suffix"]);
+    fields.without("suffix")?;
     fields.pass_over(&IGNORED);
     fields.finish()?;
     let prompts = each(prompts)?;
+    if echo && !prompts.iter().all(Value::is_string) {
+        return Err(ApiError::bad("echo", "`echo` needs prompts of text"));
+    }
     let mut echoes = Vec::new();
     for prompt in &prompts {
         let text = prompt.as_str().filter(|_| echo).unwrap_or_default();
@@ -90,7 +92,7 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
         id: format!("cmpl-{}", unique()),
         created: now(),
         logprobs: logprobs.is_some(),
-        usage: options.get("include_usage") == Some(&Value::Bool(true)),
+        usage,
         each: drawing.replies,
         echo: echoes,
     };

@@ -84,7 +84,8 @@ pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Ans
     let format = Format::named("response_format", format.as_deref())?;
     let voice = voice("voice", fields.string("voice")?)?;
     fields.number("speed", 1.0..=1.0)?;
-    fields.pass_over(&["instructions", "stream_format"]);
+    fields.without("instructions")?;
+    fields.choice("stream_format", &["audio"])?;
     let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
     fields.finish()?;
     check_modality(&chosen.model, "model", Modality::Audio)?;

@@ -35,9 +35,7 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
     let format = fields.choice("response_format", &kinds)?.unwrap_or("json");
     let language = fields.string("language")?;
     // What would change the answer is not passed over.
-    if fields.string("prompt")?.is_some_and(|words| !words.is_empty()) {
-        return Err(ApiError::bad("prompt", "transcriptions are not led by a prompt here"));
-    }
+    fields.without("prompt")?;
     fields.choice("timestamp_granularities[]", &["segment"])?;
     fields.choice("include[]", &[])?;
     fields.choice("chunking_strategy", &["auto"])?;

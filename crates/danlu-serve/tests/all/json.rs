@@ -97,6 +97,10 @@ fn every_parameter_has_its_bounds_and_its_name() {
         ("response_format.type", json!({"type": "yaml"})),
         ("tool_choice", json!("required")),
         ("stream", json!("yes")),
+        ("stream_options", json!({"include_usage": true})),
+        ("audio.voice", json!({"voice": {"id": "x"}})),
+        ("audio.format", json!({"format": "mp3"})),
+        ("audio.pitch", json!({"voice": "alloy", "pitch": 2})),
         ("temprature", json!(1)),
     ] {
         let mut body = chat_body("ok".into(), json!({"logprobs": true}));
@@ -104,6 +108,15 @@ fn every_parameter_has_its_bounds_and_its_name() {
         body[key] = bad.clone();
         let error = post(server.address, "/v1/chat/completions", &body).error(400);
         assert_eq!(error["param"], param, "{bad}: {error}");
+    }
+    for (key, bad) in [
+        ("include_usage", json!("yes")),
+        ("include_obfuscation", json!(true)),
+        ("include_usge", json!(true)),
+    ] {
+        let more = json!({"stream": true, "stream_options": {key: bad}});
+        let error = chat(server.address, "ok".into(), more).error(400);
+        assert_eq!(error["param"], format!("stream_options.{key}"));
     }
     for missing in ["model", "messages"] {
         let mut body = chat_body("ok".into(), Value::Null);
@@ -126,6 +139,11 @@ fn other_endpoints_have_bounds_too() {
         ("/v1/completions", "prompt", json!({"prompt": [999_999]})),
         ("/v1/completions", "prompt", json!({"prompt": {}})),
         ("/v1/completions", "logprobs", json!({"prompt": "ok", "logprobs": 6})),
+        ("/v1/completions", "suffix", json!({"prompt": "ok", "suffix": "end"})),
+        ("/v1/completions", "echo", json!({"prompt": [1, 2], "echo": true})),
+        ("/v1/completions", "stream_options", json!({"prompt": "ok", "stream_options": {}})),
+        ("/v1/audio/speech", "instructions", json!({"input": "x", "instructions": "whisper"})),
+        ("/v1/audio/speech", "stream_format", json!({"input": "x", "stream_format": "sse"})),
         ("/v1/embeddings", "input", json!({"input": [999_999]})),
         ("/v1/embeddings", "input", json!({"input": []})),
         ("/v1/embeddings", "input", json!({"input": ""})),
