@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::ask::named;
 use crate::catalogue::Hosted;
 use crate::http::error::{Answer, json_response};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -39,7 +40,12 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Answer {
 }
 
 /// One of them.
-pub(super) async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -> Answer {
+pub(super) async fn one(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Answer {
+    // What is no text is no name.
+    let name = name.map_or_else(|_| "\u{FFFD}".to_string(), |Path(name)| name);
     let chosen = named(&app, &name)?;
     Ok(json_response(StatusCode::OK, &entry(&app, &chosen.model, &name)))
 }

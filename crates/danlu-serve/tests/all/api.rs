@@ -306,7 +306,10 @@ fn models_state_and_the_page() {
         assert!(!list["data"][0][key].is_null());
     }
     assert_eq!(get(a, "/v1/models/tiny").json(), list["data"][0]);
-    assert_eq!(get(a, "/v1/models/none").error(404)["code"], "model_not_found");
+    for none in ["none", "%FF", "%00", "a%20b"] {
+        let error = get(a, &format!("/v1/models/{none}")).error(404);
+        assert_eq!(error["code"], "model_not_found", "{none}");
+    }
     assert_eq!(get(a, "/health").status, 200);
     assert_eq!(get(a, "/ready").status, 200);
     assert_eq!(get(a, "/openapi.json").json()["openapi"], "3.1.0");
