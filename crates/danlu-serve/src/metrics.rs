@@ -38,7 +38,8 @@ impl Histogram {
 
 #[derive(Debug, Default)]
 struct Values {
-    usage: Usage,
+    /// Of each model.
+    usages: Vec<Usage>,
     first_token: Histogram,
     next_token: Histogram,
     request: Histogram,
@@ -61,8 +62,16 @@ impl Metrics {
         f(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    pub(crate) fn usage(&self, usage: Usage) {
-        self.with(|v| v.usage = usage);
+    /// A place for the usage of one more model.
+    pub(crate) fn model(&self) -> usize {
+        self.with(|v| {
+            v.usages.push(Usage::default());
+            v.usages.len() - 1
+        })
+    }
+
+    pub(crate) fn usage(&self, model: usize, usage: Usage) {
+        self.with(|v| v.usages[model] = usage);
     }
 
     pub(crate) fn first_token(&self, seconds: f64) {
@@ -106,14 +115,21 @@ impl Metrics {
     pub fn text(&self) -> String {
         self.with(|v| {
             let mut out = String::new();
+            // Of all models together, and of the cache that is fullest.
+            let usage = v.usages.iter().fold(Usage::default(), |sum, one| Usage {
+                running: sum.running + one.running,
+                waiting: sum.waiting + one.waiting,
+                cache: sum.cache.max(one.cache),
+                guessed: [0, 1].map(|i| sum.guessed[i] + one.guessed[i]),
+            });
             let single = [
-                ("num_requests_running", "gauge", "Replies in the making.", v.usage.running as f64),
-                ("num_requests_waiting", "gauge", "Jobs in the queue.", v.usage.waiting as f64),
+                ("num_requests_running", "gauge", "Replies in the making.", usage.running as f64),
+                ("num_requests_waiting", "gauge", "Jobs in the queue.", usage.waiting as f64),
                 (
                     "kv_cache_usage_perc",
                     "gauge",
-                    "Share of the cache in use, 0 to 1.",
-                    v.usage.cache,
+                    "Share of the fullest cache in use, 0 to 1.",
+                    usage.cache,
                 ),
                 ("prompt_tokens_total", "counter", "Tokens read.", v.prompt_tokens as f64),
                 ("generation_tokens_total", "counter", "Tokens made.", v.generation_tokens as f64),
@@ -127,13 +143,13 @@ impl Metrics {
                     "guessed_tokens_total",
                     "counter",
                     "Tokens that were guessed.",
-                    v.usage.guessed[0] as f64,
+                    usage.guessed[0] as f64,
                 ),
                 (
                     "guesses_right_total",
                     "counter",
                     "Guessed tokens that were right.",
-                    v.usage.guessed[1] as f64,
+                    usage.guessed[1] as f64,
                 ),
             ];
             for (name, kind, help, value) in single {
@@ -164,6 +180,27 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn models_are_counted_together() {
+        let metrics = Metrics::default();
+        let (one, other) = (metrics.model(), metrics.model());
+        let usage = Usage { running: 2, waiting: 1, cache: 0.5, guessed: [4, 3] };
+        metrics.usage(one, usage);
+        metrics.usage(other, Usage { running: 1, cache: 0.25, ..usage });
+        metrics.usage(other, usage);
+        metrics.usage(other, Usage { running: 1, cache: 0.25, ..usage });
+        let text = metrics.text();
+        for line in [
+            "num_requests_running 3",
+            "num_requests_waiting 2",
+            "kv_cache_usage_perc 0.5",
+            "guessed_tokens_total 8",
+            "guesses_right_total 6",
+        ] {
+            assert!(text.contains(&format!("\n{line}\n")), "{line} in\n{text}");
+        }
+    }
 
     #[test]
     fn buckets_are_cumulative_and_end_in_the_count() {

@@ -102,10 +102,10 @@ impl ModelThread {
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let (sender, receiver) = commands::channel();
-        let shared = metrics.clone();
+        let (shared, model) = (metrics.clone(), metrics.model());
         std::thread::Builder::new().name("model".into()).spawn(move || {
             let (jobs, embeddings) = (HashMap::new(), VecDeque::new());
-            Loop { engine, jobs, embeddings, metrics: shared }.run(&receiver)
+            Loop { engine, jobs, embeddings, metrics: shared, model }.run(&receiver)
         })?;
         Ok(Self {
             commands: sender,
@@ -174,6 +174,8 @@ struct Loop {
     jobs: HashMap<JobId, Waiting>,
     embeddings: VecDeque<(Embedding, oneshot::Sender<Result<Vec<f32>>>)>,
     metrics: Arc<Metrics>,
+    /// Its place there.
+    model: usize,
 }
 
 fn failed() -> Error {
@@ -292,6 +294,6 @@ impl Loop {
     }
 
     fn tell_usage(&self) {
-        self.metrics.usage(self.engine.usage());
+        self.metrics.usage(self.model, self.engine.usage());
     }
 }
