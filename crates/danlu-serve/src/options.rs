@@ -14,7 +14,7 @@ pub struct Options {
     /// File of keys; see [`Keys::load`](crate::Keys::load). Without, anybody may ask.
     pub keys: Option<PathBuf>,
     /// Names that a `Host` header may have besides those of this machine's own loop. Empty: any,
-    /// unless the server listens on the loop only and has no keys.
+    /// unless the server listens on the loop only and has no keys. Pages of these hosts may ask too.
     pub allowed_hosts: Vec<String>,
     /// Most open connections.
     pub max_connections: usize,

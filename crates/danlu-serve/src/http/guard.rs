@@ -119,7 +119,7 @@ fn check(app: &App, connection: &Option<Connection>, request: &Request) -> Answe
         return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
     }
     check_host(app, request.headers())?;
-    check_origin(request.headers())?;
+    check_origin(&app.options.allowed_hosts, request.headers())?;
     if app.draining() && !STATE.contains(&request.uri().path()) {
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
         return Err(error.code("stopping").retry(5));
@@ -150,9 +150,8 @@ fn check_host(app: &App, headers: &HeaderMap) -> Answer<()> {
         name.eq_ignore_ascii_case("localhost")
             || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
     };
-    let named = |name: &str| options.allowed_hosts.iter().any(|h| h.eq_ignore_ascii_case(name));
     match given {
-        Some(name) if here(name) || named(name) => Ok(()),
+        Some(name) if here(name) || among(&options.allowed_hosts, name) => Ok(()),
         _ => {
             let message = "this server does not answer to that host name (see --allow-host)";
             Err(ApiError::new(StatusCode::FORBIDDEN, message).code("host_not_allowed"))
@@ -160,12 +159,17 @@ fn check_host(app: &App, headers: &HeaderMap) -> Answer<()> {
     }
 }
 
-/// Only our own page may ask from a browser.
-fn check_origin(headers: &HeaderMap) -> Answer<()> {
+fn among(hosts: &[String], name: &str) -> bool {
+    hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
+}
+
+/// Only our own page may ask from a browser. Behind a proxy that puts its own name for us into `Host`
+/// it comes from a host that is named with `--allow-host`.
+fn check_origin(hosts: &[String], headers: &HeaderMap) -> Answer<()> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let host = headers.get(header::HOST).and_then(|v| v.to_str().ok());
     let authority = origin.to_str().ok().and_then(|o| Some(o.split_once("://")?.1));
-    if authority.is_some() && authority == host {
+    if authority.is_some_and(|a| Some(a) == host || among(hosts, host_name(a))) {
         return Ok(());
     }
     let message = "requests from pages of other origins are not answered";
@@ -216,10 +220,14 @@ mod tests {
         let ask = |origin: &str| {
             let headers = [(header::HOST, "a:80"), (header::ORIGIN, origin)];
             let headers = headers.map(|(k, v)| (k, v.parse().expect("a header")));
-            check_origin(&HeaderMap::from_iter(headers)).is_ok()
+            check_origin(&["chat.example".into()], &HeaderMap::from_iter(headers)).is_ok()
         };
-        assert!(ask("http://a:80"));
-        for other in ["http://b:80", "null", "http://a:81", "http://a:80.evil"] {
+        for own in ["http://a:80", "https://chat.example", "http://Chat.Example:8443"] {
+            assert!(ask(own), "{own}");
+        }
+        let others =
+            ["http://b:80", "null", "http://a:81", "http://a:80.evil", "http://x.chat.example"];
+        for other in others {
             assert!(!ask(other), "{other}");
         }
     }

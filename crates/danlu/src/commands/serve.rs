@@ -49,8 +49,9 @@ pub(crate) struct Args {
     /// Let anybody on the network ask, without keys
     #[arg(long)]
     without_keys: bool,
-    /// Host name that requests may be addressed to; may be given several times (default: any, and
-    /// those of the loop alone if the server has no keys and listens there)
+    /// Host name that requests may be addressed to, and that the page may come from behind a proxy;
+    /// may be given several times (default: any, and those of the loop alone if the server has no keys
+    /// and listens there)
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
     /// How weights are kept: f32, f16, q8_0, q4_0 or q4_k; fewer bits answer faster and less exactly.
