@@ -87,8 +87,11 @@ fn best_first(all: &mut [(u32, f32)]) {
     all.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
 }
 
+/// Temperatures below which the likeliest is drawn: what they divide by them is no number any more.
+const COLD: f32 = 1e-6;
+
 fn pick(how: &Sampler, logits: &[f32], scan: &mut Scan, rng: &mut Rng) -> u32 {
-    if how.temperature <= 0.0 {
+    if how.temperature < COLD {
         scan.run(logits, 0.0);
         return scan.best(logits);
     }
@@ -163,6 +166,11 @@ mod tests {
     #[test]
     fn limits_hold_and_forbidden_ids_never_come() {
         assert_eq!(drawn(&Sampler::default()), [0]);
+        for temperature in [1e-40, 1e-20, 1e-5] {
+            let cold = Sampler { temperature, ..Default::default() };
+            assert_eq!(drawn(&cold), [0]);
+            assert_eq!(drawn(&Sampler { top_p: 0.9, min_p: 0.1, ..cold }), [0]);
+        }
         let hot = Sampler { temperature: 5.0, ..Default::default() };
         assert_eq!(drawn(&hot), [0, 1, 2, 3, 4]);
         assert_eq!(drawn(&Sampler { top_k: 2, ..hot.clone() }), [0, 2]);

@@ -207,10 +207,11 @@ impl Wanted {
                 Piece::End(end) => (String::new(), vec![], Some(end.reason), Some(end.usage)),
                 Piece::Picture(_) | Piece::Sound(_) => continue,
             };
-            let text = std::mem::take(&mut echo) + &text;
+            offset += echo.chars().count();
             let logprobs =
                 (self.logprobs && !logprobs.is_empty()).then(|| older(&logprobs, offset));
             offset += text.chars().count();
+            let text = std::mem::take(&mut echo) + &text;
             let chunk = self.shape(vec![json!({
                 "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason,
             })]);

@@ -178,6 +178,14 @@ fn completions_go_on_where_a_text_ends() {
     let tokens = logprobs["tokens"].as_array().expect("tokens").len();
     assert_eq!(logprobs["token_logprobs"].as_array().expect("values").len(), tokens);
     assert_eq!(logprobs["text_offset"][0], 2);
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    streamed["prompt"] = json!("ok");
+    let streamed = events(&post(server.address, "/v1/completions", &streamed));
+    let offsets =
+        streamed.iter().filter_map(|e| e["choices"][0]["logprobs"]["text_offset"].as_array());
+    let offsets: Vec<&Value> = offsets.flatten().collect();
+    assert_eq!((offsets[0], offsets.len()), (&logprobs["text_offset"][0], tokens));
     let body = json!({"model": "tiny", "prompt": [1, 2], "max_tokens": 5, "stream": true});
     let streamed = events(&post(server.address, "/v1/completions", &body));
     assert!(streamed.last().is_some_and(|e| e["choices"][0]["finish_reason"].is_string()));
