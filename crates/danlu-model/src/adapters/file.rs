@@ -357,6 +357,15 @@ mod tests {
             let back = Adapter::load(&path).expect("loads");
             assert_eq!((&back.config, &back.deltas), (&adapter.config, &adapter.deltas));
             assert_eq!(back.info.hash, adapter.hash());
+            #[cfg(unix)]
+            {
+                // Who names a folder may name it by another name.
+                let link = folder("link");
+                let _ = std::fs::remove_file(&link);
+                std::os::unix::fs::symlink(&path, &link).expect("links");
+                assert_eq!(Adapter::load(&link).expect("loads").deltas, adapter.deltas);
+                std::fs::remove_file(&link).expect("removes");
+            }
             std::fs::remove_dir_all(&path).expect("removes");
         }
     }

@@ -87,7 +87,8 @@ impl TextTokeniser {
         let wrong = |found: &dyn std::fmt::Display| Error::file(path, WANTED, found);
         serde_json::from_slice::<Whole>(bytes).map_err(|e| wrong(&e))?;
         let tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
-        if let Err(error) = tokenizer.encode_fast("a 1\n\u{e9}!", false) {
+        // The last is a character that no vocabulary has.
+        if let Err(error) = tokenizer.encode_fast("a 1\n\u{e9}!\u{10FFFD}", false) {
             return Err(Error::file(path, "a tokenizer.json that encodes every text", error));
         }
         Ok(Self::of(tokenizer))
@@ -245,6 +246,54 @@ mod tests {
         for end in [decoder, decoder + 12, decoder + 20, decoder + 40] {
             assert!(parse(&json[..end]).is_err(), "cut at {end}");
         }
+    }
+
+    /// The trained file with something else in one place of it.
+    fn changed(key: &str, value: serde_json::Value) -> Result<TextTokeniser> {
+        let json = tokeniser().to_json().expect("json");
+        let mut json: serde_json::Value = serde_json::from_str(&json).expect("json");
+        json[key] = value;
+        TextTokeniser::parse("tokenizer.json".as_ref(), json.to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_pattern_that_goes_back_for_ever_ends() {
+        let byte_level = serde_json::json!({
+            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+        });
+        for pattern in ["(a+)+", "(a+)+$", "(a|b|ab)*(?=c)", "(?:(a+)+)+(?=b)\\1"] {
+            let split = serde_json::json!({
+                "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+                "invert": false,
+            });
+            let both =
+                serde_json::json!({"type": "Sequence", "pretokenizers": [split, byte_level]});
+            let t = changed("pre_tokenizer", both).expect("reads");
+            let start = std::time::Instant::now();
+            for text in ["a".repeat(20_000), "ab".repeat(10_000) + "!"] {
+                assert_eq!(t.decode(&t.encode(&text)), text, "{pattern}");
+            }
+            assert!(start.elapsed().as_secs() < 10, "{pattern}: {:?}", start.elapsed());
+        }
+    }
+
+    #[test]
+    fn a_vocabulary_that_lacks_characters_is_refused() {
+        let vocabulary = serde_json::json!({
+            "a": 0, "## ": 1, "##1": 2, "##\n": 3, "##\u{e9}": 4, "##!": 5,
+        });
+        let model = serde_json::json!({
+            "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocabulary,
+        });
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": model,
+        });
+        let parsed = TextTokeniser::parse("tokenizer.json".as_ref(), json.to_string().as_bytes());
+        let error = parsed.expect_err("no text of other characters could be read").to_string();
+        assert!(error.contains("encodes every text"), "{error}");
     }
 
     #[test]

@@ -135,7 +135,11 @@ fn fragments_and_other_kinds_are_refused_without_internals() {
         image(a, url).error(400);
     }
     // JPEG bytes under the name of PNG are what they are.
-    assert_eq!(image(a, &png()).status, 200);
+    assert_eq!(image_of(a, "png", include_bytes!("tiny.jpg")).status, 200);
+    // So are sounds.
+    let data = json!({"data": STANDARD.encode(wav()), "format": "mp3"});
+    let said = json!([{"type": "input_audio", "input_audio": data}]);
+    assert_eq!(chat(a, said, Value::Null).status, 200);
     assert_healthy(a);
     server.stop();
 }
