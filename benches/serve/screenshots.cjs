@@ -1,5 +1,5 @@
-// Takes the pictures of the page: a Chromium that is driven over its debugging port, a running
-// server with the reference model, PNG files out. Usage:
+// Takes the pictures of the page, and checks what they do not show: a Chromium that is driven over
+// its debugging port, a running server with the reference model, PNG files out. Usage:
 // node --experimental-websocket screenshots.cjs URL FOLDER [CHROMIUM]
 "use strict";
 
@@ -89,12 +89,83 @@ class Page {
       showAttached();`);
   }
 
+  async press(key) {
+    const windowsVirtualKeyCode = { Escape: 27, ArrowRight: 39 }[key];
+    for (const type of ["rawKeyDown", "keyUp"]) {
+      await this.send("Input.dispatchKeyEvent", { type, key, code: key, windowsVirtualKeyCode });
+    }
+  }
+
+  async holds(what, condition) {
+    if (!await this.run("return Boolean(" + condition + ")")) this.problems.push("not so: " + what);
+  }
+
   async shoot(name) {
     const { data } = await this.send("Page.captureScreenshot", { format: "png" });
     const bytes = Buffer.from(data, "base64");
     writeFileSync(join(folder, name), bytes);
     console.log(name, Math.round(bytes.length / 1000) + " kB");
   }
+}
+
+async function checks(page) {
+  await page.size(1100, 760);
+  await page.open("light");
+  // A reply that ends when it is told to, so that something can be done meanwhile.
+  await page.run(`
+    window.asked = fetch;
+    window.fetch = async (path, options) => {
+      if (!path.endsWith("completions")) return asked(path, options);
+      return new Response(new ReadableStream({ start(stream) {
+        window.say = (choice) => stream.enqueue(new TextEncoder().encode(
+          "data: " + JSON.stringify({ choices: [{ delta: {}, ...choice }] }) + "\\n\\n"));
+        window.end = () => stream.close();
+        options.signal.onabort = () => stream.error(options.signal.reason);
+      } }));
+    };
+    const logprobs = { content: ["a", "b"].map((token) => ({ token, logprob: -1, top_logprobs: [] })) };
+    window.spoken = { delta: { content: "ab" }, logprobs };
+    window.begin = (text) => {
+      document.getElementById("text").value = text;
+      document.getElementById("ask").requestSubmit();
+    };
+    begin("one");`);
+  await page.until("window.say");
+  await page.run("say(spoken)");
+  await page.until("document.querySelectorAll('.token').length === 2");
+  await page.holds("a reply is not read out by pieces", "document.getElementById('log').ariaBusy === 'true'");
+  await page.run("document.getElementById('draw').click()");
+  await page.press("Escape");
+  await page.until("!document.getElementById('canvas-dialog').open");
+  await page.holds("Escape in the drawing leaves the reply alone", "running && !running.signal.aborted");
+  await page.run("document.querySelector('.token').focus()");
+  await page.holds("the focus shows probabilities", "!document.getElementById('tip').hidden");
+  await page.press("ArrowRight");
+  await page.holds("the arrows lead on", "document.activeElement === document.querySelectorAll('.token')[1]");
+  await page.holds("and show the next", "!document.getElementById('tip').hidden");
+  await page.press("Escape");
+  await page.until("document.getElementById('stop').hidden");
+  await page.holds("what was said before the stop is kept", "history.length === 2 && history[1].content === 'ab'");
+  await page.run("window.say = null; begin('two')");
+  await page.until("window.say");
+  await page.run("document.getElementById('clear').click()");
+  await page.until("document.getElementById('stop').hidden");
+  await page.holds("a new chat has nothing of the one before", "history.length === 0");
+  await page.run("attach(new Blob(['x'], { type: 'text/plain' }))");
+  await page.holds("what is told is seen", "!document.getElementById('toast').hidden && document.getElementById('toast').textContent");
+  await page.run(`
+    window.tries = 0;
+    window.status = "503";
+    window.fetch = async () => {
+      tries += 1;
+      return new Response('{"error":{"message":"no"}}', { status: Number(window.status) });
+    };
+    load(); load(); load();`);
+  await wait(3000);
+  await page.holds("it tries again by one clock", "tries === 4");
+  await page.run("window.status = '401'; load();");
+  await page.until("!document.getElementById('panel').hidden");
+  await page.holds("the key is asked for", "document.activeElement.id === 'key'");
 }
 
 async function main() {
@@ -166,6 +237,7 @@ async function main() {
     await page.shoot("page-phone.png");
     const wide = await page.run("return document.documentElement.scrollWidth > innerWidth");
     if (wide) page.problems.push("the page is wider than a phone");
+    await checks(page);
     if (page.problems.length) throw new Error(page.problems.join("\n"));
   } finally {
     browser.kill();
