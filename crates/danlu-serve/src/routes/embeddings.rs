@@ -8,11 +8,13 @@ use crate::http::body;
 use crate::http::error::{Answer, ApiError, json_response};
 use crate::http::fields::{Fields, kind};
 use crate::media::to_base64;
+use crate::reply::late;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use danlu_model::prompt::Template;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// Most texts of a request.
 const MAX_TEXTS: usize = 256;
@@ -38,9 +40,11 @@ pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) ->
     });
     let texts = work.await?;
     let tokens: usize = texts.iter().map(Vec::len).sum();
+    let deadline = Instant::now() + app.options.reply_time;
     let mut data = Vec::with_capacity(texts.len());
     for (i, text) in texts.into_iter().enumerate() {
-        let vector = chosen.model.thread.embed(text).await.map_err(|r| refused("input", r))??;
+        let made = tokio::time::timeout_at(deadline, chosen.model.thread.embed(text)).await;
+        let vector = made.map_err(|_| late())?.map_err(|r| refused("input", r))??;
         let embedding = if base64 {
             let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
             Value::String(to_base64(&bytes))

@@ -287,6 +287,19 @@ fn a_reply_that_takes_too_long_is_given_up() {
 }
 
 #[test]
+fn texts_that_take_too_long_to_embed_are_given_up() {
+    let server = serve(Options { reply_time: Duration::from_millis(50), ..options() });
+    let body = json!({"model": "tiny", "input": vec![vec![1; 390]; 256]});
+    let start = Instant::now();
+    let error = post(server.address, "/v1/embeddings", &body).error(504);
+    assert_eq!(error["code"], "timeout");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let body = json!({"model": "tiny", "input": [1, 2]});
+    assert_eq!(post(server.address, "/v1/embeddings", &body).status, 200);
+    server.stop();
+}
+
+#[test]
 fn while_it_loads_it_lives_and_is_not_ready() {
     let go = Arc::new(AtomicBool::new(false));
     let waiting = go.clone();
