@@ -17,11 +17,16 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 32 << 10;
+
+/// Time that a connection without a request has left when the server begins to drain: who has just
+/// come is to hear how it is.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Serves connections until the server drains, then until those of before have ended or the time to
 /// drain is over. Who comes meanwhile is told so: a balancer that asks `/ready` is to hear that it
@@ -52,7 +57,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, app: Arc<App>) 
             // No more files, most likely: some will close.
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
@@ -89,12 +94,17 @@ async fn connection(
     let mut connection = pin!(connection);
     // One that comes while the server drains is closed by its first answer.
     let mut asked = app.draining();
+    let drained = async {
+        app.drained().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    let mut drained = pin!(drained);
     loop {
         tokio::select! {
             // How a connection ends is the client's affair.
             _ = connection.as_mut() => return,
             () = slot.evicted() => return,
-            () = app.drained(), if !asked => {
+            () = drained.as_mut(), if !asked => {
                 asked = true;
                 connection.as_mut().graceful_shutdown();
             }
