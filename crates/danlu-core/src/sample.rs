@@ -68,7 +68,19 @@ pub enum Row {
     Text(String),
 }
 
-const KEYS: [&str; 7] = ["messages", "expected", "task", "label", "id", "source", "licence"];
+/// The last three stand beside `messages` in files that many have; the messages say it all.
+const KEYS: [&str; 10] = [
+    "messages",
+    "expected",
+    "task",
+    "label",
+    "id",
+    "source",
+    "licence",
+    "prompt",
+    "prompt_id",
+    "category",
+];
 
 /// Reads a JSON Lines file of samples, one `(line, row)` at a time; blank lines are passed over.
 /// Media paths are resolved against the file's folder but not opened.
@@ -182,6 +194,12 @@ fn message(value: &Value, base: &Path) -> Result<Message, String> {
         Some(other) => return Err(format!("`role`: expected a string, found {}", kind(other))),
         None => return Err("`role` is missing".into()),
     };
+    // A turn that is not to be learnt must not be learnt silently.
+    match map.get("weight") {
+        None | Some(Value::Null) => {}
+        Some(weight) if weight.as_f64() == Some(1.0) => {}
+        Some(other) => return Err(format!("`weight`: expected 1, found {}", kind(other))),
+    }
     let Some(value) = map.get("content") else {
         return Err("`content` is missing".into());
     };
@@ -266,6 +284,10 @@ mod tests {
             (r#"{"messages":[]}"#, "at least one message"),
             (r#"{"messages":[{"role":"robot","content":"x"}]}"#, "unknown role `robot`"),
             (r#"{"messages":[{"role":"user"}]}"#, "`content` is missing"),
+            (
+                r#"{"messages":[{"role":"assistant","content":"x","weight":0}]}"#,
+                "`weight`: expected 1, found the number 0",
+            ),
             (r#"{"messages":[{"role":"user","content":[]}]}"#, "at least one part"),
             (
                 r#"{"messages":[{"role":"user","content":[{"type":"video","video":"x"}]}]}"#,

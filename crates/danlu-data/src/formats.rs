@@ -27,7 +27,7 @@ pub enum TuneRow {
 /// Rows with the numbers of their lines (JSON Lines) or rows (Parquet).
 pub type Numbered = Vec<(usize, TuneRow)>;
 
-/// Reads a file of JSON Lines, or of Parquet if it is called so: the usable rows with their numbers,
+/// Reads a file of JSON Lines or of one JSON array, or of Parquet if it is called so: the usable rows with their numbers,
 /// and a message for each of the others (`file:line: ...`).
 pub fn read_tuning(path: &Path) -> Result<(Numbered, Vec<String>)> {
     let base = path.parent().unwrap_or(Path::new("."));
@@ -46,6 +46,14 @@ pub fn read_tuning(path: &Path) -> Result<(Numbered, Vec<String>)> {
         return Ok((rows, bad));
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
+        let objects: Vec<Value> = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::file(path, "a JSON array of rows, or a row a line", e))?;
+        for (i, object) in objects.into_iter().enumerate() {
+            keep(numbered(i + 1, parse_value(object, base)));
+        }
+        return Ok((rows, bad));
+    }
     for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -205,7 +213,9 @@ fn said(role: Role, text: &str) -> Message {
 
 /// `instruction`, `input`, `output`, and `system` and `history` where there are such.
 fn alpaca(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, String> {
-    only(map, &["instruction", "input", "output", "system", "history", "id", "source", "task"])?;
+    // `text` is the same once more, in the template of the program that the rows were made for.
+    let columns = ["instruction", "input", "output", "system", "history", "text", "id", "source"];
+    only(map, &[columns.as_slice(), &["task", "category"]].concat())?;
     let instruction = string(map, "instruction")?.unwrap_or_default();
     let output = string(map, "output")?.ok_or("`output` is missing")?;
     let asked = match string(map, "input")? {
@@ -298,7 +308,14 @@ fn pair(map: &Map<String, Value>, base: &Path, media: &mut Attached) -> Result<T
         }
         _ => Vec::new(),
     };
-    prompt.extend(chosen);
+    // Whole conversations may repeat the prompt, and either may have a system's turn more.
+    if chosen.starts_with(&prompt) || chosen.ends_with(&prompt) {
+        prompt = chosen;
+    } else if !prompt.ends_with(&chosen) {
+        return Err("`chosen` and `rejected`: expected conversations that begin with `prompt`, \
+                    found others"
+            .into());
+    }
     if prompt.is_empty() {
         return Err("expected `prompt`, or whole conversations in `chosen` and `rejected`".into());
     }
@@ -367,6 +384,47 @@ mod tests {
         ] {
             assert_eq!(row(text), wanted, "{text}");
         }
+    }
+
+    #[test]
+    fn a_prompt_that_the_conversations_repeat_is_asked_once() {
+        let row = |asked: &str| {
+            let side = |reply: &str| {
+                format!(
+                    r#"[{{"role":"user","content":"{asked}"}},{{"role":"assistant","content":"{reply}"}}]"#
+                )
+            };
+            let (better, worse) = (side("Hello."), side("What?"));
+            let text = format!(
+                r#"{{"prompt":"Hi","prompt_id":"7","chosen":{better},"rejected":{worse}}}"#
+            );
+            parse(&text, Path::new("/d"))
+        };
+        let Ok(TuneRow::Pair { prompt, .. }) = row("Hi") else { panic!("{:?}", row("Hi")) };
+        assert_eq!(prompt, vec![said(Role::User, "Hi")]);
+        let error = row("Bye").expect_err("another question");
+        assert!(error.contains("begin with `prompt`"), "{error}");
+    }
+
+    #[test]
+    fn files_that_people_have_are_read_as_they_are() {
+        let wanted = vec![said(Role::User, "Add"), said(Role::Assistant, "2")];
+        for text in [
+            r#"{"instruction":"Add","input":"","output":"2","text":"Below is ... Add ... 2"}"#,
+            r#"{"prompt":"Add","prompt_id":"7","category":"Closed QA","messages":[{"role":"user","content":"Add"},{"role":"assistant","content":"2","weight":1}]}"#,
+        ] {
+            assert_eq!(chat(text), wanted, "{text}");
+        }
+        let at = std::env::temp_dir().join(format!("danlu-array-{}.json", std::process::id()));
+        let array = "[\n {\"instruction\":\"Add\",\"output\":\"2\"},\n {\"text\":3}\n]";
+        std::fs::write(&at, array).expect("write");
+        let (rows, bad) = read_tuning(&at).expect("an array");
+        assert!(matches!(&rows[..], [(1, TuneRow::Chat(s))] if s.messages == wanted), "{rows:?}");
+        assert!(bad.len() == 1 && bad[0].contains(":2: `text`"), "{bad:?}");
+        std::fs::write(&at, "[{").expect("write");
+        let error = read_tuning(&at).expect_err("half an array").to_string();
+        assert!(error.contains("a JSON array of rows"), "{error}");
+        std::fs::remove_file(&at).expect("remove");
     }
 
     #[test]

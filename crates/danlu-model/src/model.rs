@@ -136,6 +136,22 @@ impl Tokenisers {
         Ok(())
     }
 
+    /// The files of a model folder that these tokenisers have nothing for.
+    fn not_written(&self) -> Vec<&'static str> {
+        let chat = self.chat.is_some();
+        let there = [
+            (SPECIAL_TOKENS, chat),
+            (CHAT_TEMPLATE, chat),
+            ("generation_config.json", chat),
+            (SYSTEM_PROMPT, self.chat.as_ref().is_some_and(|c| c.system().is_some())),
+            ("image.safetensors", self.image.is_some()),
+            ("audio.safetensors", self.audio.is_some()),
+            ("image-semantic.safetensors", self.image_semantic.is_some()),
+            ("audio-semantic.safetensors", self.audio_semantic.is_some()),
+        ];
+        there.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect()
+    }
+
     /// The recognisers with the names of their files, in the order of the fingerprint.
     fn recognisers(&self) -> [(&'static str, Option<&Recogniser>); 2] {
         [
@@ -193,6 +209,8 @@ impl Tokenisers {
 
 /// The file of a chat template.
 pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// The file that says which shard of a checkpoint of others holds what; ours have none.
+const INDEX: &str = "model.safetensors.index.json";
 /// The file of the default system prompt.
 const SYSTEM_PROMPT: &str = "system_prompt.txt";
 /// The file that says which token begins a text and which ends it.
@@ -369,11 +387,13 @@ impl Model {
             }
         };
         // Of what was here before, nothing may be taken for this model's.
-        match std::fs::remove_file(folder.join(stale)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(folder.join(stale), e));
+        for stale in self.tokenisers.not_written().into_iter().chain([stale, INDEX]) {
+            match std::fs::remove_file(folder.join(stale)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(folder.join(stale), e));
+                }
+                _ => {}
             }
-            _ => {}
         }
         if self.tokenisers.chat.is_some() {
             write_json(&folder.join("generation_config.json"), &generation)?;
@@ -538,6 +558,22 @@ pub(crate) mod tests {
         let config = TransformerConfig::from_recipe(&recipe, size, 160).expect("valid");
         let transformer = Transformer::new(config, seed, &danlu_ops::cpu_device());
         Model { transformer, tokenisers, info: ModelInfo::default() }
+    }
+
+    #[test]
+    fn a_save_over_another_model_leaves_nothing_of_it() {
+        let folder = std::env::temp_dir().join(format!("danlu-over-{}", std::process::id()));
+        let mut model = tiny_model(3);
+        model.save(&folder, Dtype::F32).expect("saves");
+        let old = [SYSTEM_PROMPT, CHAT_TEMPLATE, INDEX, "image.safetensors"];
+        old[..3].iter().for_each(|name| std::fs::write(folder.join(name), "x").expect("writes"));
+        model.tokenisers.image = None;
+        model.save(&folder, Dtype::F32).expect("saves");
+        for name in old {
+            assert!(!folder.join(name).exists(), "{name}");
+        }
+        assert!(folder.join("audio.safetensors").exists());
+        std::fs::remove_dir_all(&folder).expect("removes");
     }
 
     #[test]

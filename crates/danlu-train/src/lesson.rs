@@ -343,10 +343,13 @@ impl Held {
             let documents: Vec<Document> = items
                 .into_iter()
                 .filter_map(|item| match item {
-                    Item::Document(d) | Item::Pair([d, _]) => Some(d),
-                    Item::Question { .. } => None,
+                    Item::Document(d) => Some(d),
+                    Item::Pair(_) | Item::Question { .. } => None,
                 })
                 .collect();
+            if documents.is_empty() {
+                return Err(Error::file(&set.file, "at least one usable row", "none"));
+            }
             let name = set.file.file_name().unwrap_or_default().to_string_lossy().to_string();
             out.push((name, documents.chunks(16).map(side_by_side).collect()));
         }
@@ -456,10 +459,12 @@ fn items_of(
             }
             vec![Item::Document(document(sample.messages, &weights)?)]
         }
-        (
-            TuneRow::Pair { prompt, chosen, rejected },
-            Objective::Reply | Objective::Dpo { .. } | Objective::Distil { .. },
-        ) => {
+        // Where replies are learnt, the better of two is one.
+        (TuneRow::Pair { mut prompt, chosen, .. }, Objective::Reply | Objective::Distil { .. }) => {
+            prompt.push(chosen);
+            vec![Item::Document(document(prompt, &weights)?)]
+        }
+        (TuneRow::Pair { prompt, chosen, rejected }, Objective::Dpo { .. }) => {
             let with = |reply: Message| {
                 let mut messages = prompt.clone();
                 messages.push(reply);
@@ -561,6 +566,10 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::Silent;
+    use danlu_core::ModelRecipe;
+    use danlu_model::modality::TextTokeniser;
+    use danlu_model::{ModelInfo, Tokenisers, TransformerConfig};
 
     #[test]
     fn every_row_comes_once_a_round_and_files_by_their_shares() {
@@ -581,6 +590,48 @@ mod tests {
         // A pure function: asking out of turn changes nothing.
         assert_eq!(order.at(3), turns[3]);
         assert_eq!(Order::new(7, &[3.0, 1.0], vec![5, 4]).at(2345), turns[2345]);
+    }
+
+    /// An untrained model that knows text alone.
+    fn model() -> Model {
+        let text = TextTokeniser::train(["hi hello what"].into_iter(), 260).expect("trains");
+        let tokenisers = Tokenisers {
+            text,
+            foreign: None,
+            chat: None,
+            image: None,
+            audio: None,
+            image_semantic: None,
+            audio_semantic: None,
+        };
+        let recipe =
+            ModelRecipe { depth: 1, width: Some(16), head_dim: Some(8), ..Default::default() };
+        let size = tokenisers.vocabulary().size();
+        let config = TransformerConfig::from_recipe(&recipe, size, 64).expect("valid");
+        let transformer = Transformer::new(config, 1, &danlu_ops::cpu_device());
+        Model { transformer, tokenisers, info: ModelInfo::default() }
+    }
+
+    #[test]
+    fn the_better_of_two_replies_is_learnt_where_replies_are() {
+        let file = std::env::temp_dir().join(format!("danlu-pairs-{}.jsonl", std::process::id()));
+        let row = "{\"prompt\":\"hi\",\"chosen\":\"hello\",\"rejected\":\"what\"}\n";
+        std::fs::write(&file, row).expect("writes");
+        let (model, files) = (model(), [file.clone()]);
+        let seen = documents(&files, &model, 48, 40, &mut Silent).expect("reads");
+        let reply = model.tokenisers.text.encode("hello");
+        assert!(seen[0].0.windows(reply.len()).any(|w| w == reply), "{seen:?}");
+        // Held out, it counts as the same; a file without a usable row is no file.
+        let recipe = recipe_of_rows(&files, std::path::Path::new("."), 48, Objective::Reply);
+        let mut recipe = recipe.expect("valid");
+        recipe.held_out = recipe.data.clone();
+        recipe.max_bad_rows = 1;
+        let held = Held::read(&recipe, &model, &mut Silent).expect("reads");
+        assert!(held.measure(&model.transformer).values().all(|&loss| loss > 0.0));
+        std::fs::write(&file, "{\"prompt\":7}\n").expect("writes");
+        let error = Held::read(&recipe, &model, &mut Silent).expect_err("nothing").to_string();
+        assert!(error.contains("at least one usable row"), "{error}");
+        std::fs::remove_file(&file).expect("removes");
     }
 
     #[test]

@@ -56,7 +56,9 @@ fn same_weights(folder: &Path, model: &Model, hash: &str, path: &Path) -> Result
         (Box::new(GgufWeights::new(Gguf::open(path)?)?), vec![path.into()])
     };
     let found = files_hash(&files)?;
-    let origin = model.info.origin.as_ref().map(|o| o.hash.as_str());
+    // What was tuned or merged since has other weights than where it came from.
+    let untouched = model.info.from.is_empty() && model.info.steps == 0;
+    let origin = model.info.origin.as_ref().filter(|_| untouched).map(|o| o.hash.as_str());
     if found == hash || Some(found.as_str()) == origin {
         return Ok(());
     }
@@ -120,6 +122,16 @@ mod tests {
         let theirs = files_hash(&[path("hf/model.safetensors")]).expect("hashes");
         let ours = Model::weights_hash(&path("other")).expect("hashes");
         assert!(wrong.contains(&theirs) && wrong.contains(&ours), "{wrong}");
+        // What was tuned on from a checkpoint is no longer that checkpoint.
+        let mut tuned = tiny_model(2);
+        let (file, hash_there) = ("hf".to_string(), theirs.clone());
+        tuned.info.origin = Some(crate::model::Origin { file, hash: hash_there, licence: None });
+        tuned.save(&path("tuned"), Dtype::F32).expect("saves");
+        adopt(&peft, &path("tuned")).expect("just imported");
+        tuned.info.from = vec!["its base".into()];
+        tuned.save(&path("tuned"), Dtype::F32).expect("saves");
+        let wrong = adopt(&peft, &path("tuned")).expect_err("tuned since").to_string();
+        assert!(wrong.contains(&theirs), "{wrong}");
         // Once taken in, it goes with that base alone.
         taken.adapter.save(&path("own")).expect("saves");
         adopt(&path("own"), &path("base")).expect("its own");

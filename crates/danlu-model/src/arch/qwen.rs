@@ -95,6 +95,14 @@ impl TransformerConfig {
                 ));
             }
         }
+        for (name, value, range) in
+            [("rope_theta", self.rope_theta, 1.0..=1e12), ("norm_eps", self.norm_eps, 1e-12..=0.1)]
+        {
+            if !range.contains(&value) {
+                let wanted = format!("{:e} to {:e}", range.start(), range.end());
+                return Err(Error::parameter(format!("model.{name}"), wanted, value));
+            }
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::parameter(
                 "model.kv_heads",
@@ -329,6 +337,15 @@ mod tests {
         let bad = ModelRecipe { kv_heads: Some(4), ..recipe };
         let error = TransformerConfig::from_recipe(&bad, 100, 512).expect_err("4 of 6 heads");
         assert!(error.to_string().contains("model.kv_heads"), "{error}");
+        for (theta, eps, name) in [
+            (f32::NAN, 1e-5, "model.rope_theta"),
+            (0.0, 1e-5, "rope_theta"),
+            (1e4, -1.0, "norm_eps"),
+        ] {
+            let bad = TransformerConfig { rope_theta: theta, norm_eps: eps, ..c.clone() };
+            let error = bad.check().expect_err(name).to_string();
+            assert!(error.contains(name), "{error}");
+        }
     }
 
     #[test]

@@ -345,6 +345,10 @@ pub fn fill(model: &mut Transformer, weights: &dyn Weights) -> Result<()> {
         let mut values: Vec<f32> = Vec::new();
         while let Some(part) = parts.next_if(|part| part.parameter == i) {
             let read = weights.read(&part.name)?.values;
+            if let Some(odd) = read.iter().find(|v| !v.is_finite()) {
+                let wanted = format!("finite numbers in tensor `{}`", part.name);
+                return Err(Error::file(path, wanted, odd));
+            }
             if values.is_empty() { values = read } else { values.extend(read) }
         }
         p.set(values);

@@ -44,13 +44,21 @@ impl Lora {
     }
 
     /// `y + sum of scale * (x a^T) b^T` for `x: [n, inputs]` and `y: [n, outputs]`: two thin
-    /// products, however many there are.
+    /// products, however many there are. Inputs are left out for the adapters that learn alone: what
+    /// lies beneath them, before them in the list, is as it will be.
     pub(crate) fn add(all: &[Self], x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+        let shaken = |l: &Self| l.dropout.filter(|&(share, _)| share > 0.0);
+        if let Some(first) = all.iter().position(|l| shaken(l).is_some()) {
+            let (beneath, learning) = all.split_at(first);
+            let y = if first > 0 { Self::add_plain(beneath, x.clone(), y) } else { y };
+            let (share, seed) = shaken(&learning[0]).expect("just found");
+            return Self::add_plain(learning, dropped(x, share, seed), y);
+        }
+        Self::add_plain(all, x, y)
+    }
+
+    fn add_plain(all: &[Self], x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
         let outputs = y.dims()[1];
-        let x = match all.iter().find_map(|l| l.dropout) {
-            Some((share, seed)) if share > 0.0 => dropped(x, share, seed),
-            _ => x,
-        };
         let inner = danlu_ops::linear(x, down(all));
         let around = Fused { residual: Some(y), ..Fused::default() };
         danlu_ops::linear_with(inner, up(all, outputs), around)
@@ -248,6 +256,20 @@ mod tests {
         one.magnitude = Some(Parameter::new("m", &[3], Lora::norms(&plain.weight, 1..4), &d));
         adapted.adapters = vec![one];
         close(&values(adapted.forward(x.clone())), &values(plain.forward(x)));
+    }
+
+    #[test]
+    fn nothing_is_left_out_for_what_lies_beneath_the_adapter_that_learns() {
+        let d = danlu_ops::cpu_device();
+        let mut rng = Rng::new(1, 1);
+        let mut linear = Linear::new("l", [5, 6], 0.4, &mut rng, &d);
+        let x = Parameter::normal("x", &[3, 6], 1.0, &mut rng, &d).tensor;
+        let mut fresh = lora(2, 0..5, 3, 6);
+        fresh.b.set(vec![0.0; 10]);
+        linear.adapters = vec![lora(2, 0..5, 2, 6), fresh];
+        let still = values(linear.forward(x.clone()));
+        linear.adapters[1].dropout = Some((0.5, 7));
+        close(&values(linear.forward(x)), &still);
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use super::import::free;
 use crate::answer::model_folder;
 use crate::progress::Terminal;
 use crate::shrink::{Form, Looked, Maker, Method, Report, Row, Tests, candidates};
@@ -88,6 +89,9 @@ fn weight_format(name: &str) -> std::result::Result<WeightFormat, String> {
         .ok_or_else(|| "f16, q8_0, q4_0 or q4_k".into())
 }
 
+/// Where forms lie while they are made; nobody's but this command's.
+const WORK: &str = ".danlu-compress";
+
 pub(crate) fn run(args: Args) -> Result<()> {
     check(&args)?;
     let folder = model_folder(args.model)?;
@@ -98,6 +102,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             args.out.display(),
         ));
     }
+    free(&args.out, &["danlu.json"])?;
     let mut terminal = Terminal::new();
     let (model, looked) = Looked::load(&folder)?;
     let tests = Tests::read(&args.text, &args.questions, &args.choices)?;
@@ -111,7 +116,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         folder: &folder,
         model: &model,
         base: Model::weights_hash(&folder)?,
-        work: args.out.join("work"),
+        work: args.out.join(WORK),
         data: &args.data,
         tokens: args.tokens,
         window: args.window,
@@ -156,7 +161,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
     }
     report.write(&args.out)?;
-    remove(&args.out.join("work"))?;
+    remove(&args.out.join(WORK))?;
     println!("{}", report.text());
     eprintln!("page: {}", args.out.join("compress.html").display());
     match found {
