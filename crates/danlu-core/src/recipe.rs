@@ -654,6 +654,9 @@ impl Recipe {
                 ));
             }
         }
+        at_least("image.channels", self.image.channels, 1)?;
+        at_least("audio.channels", self.audio.channels, 1)?;
+        at_least("audio.mels", self.audio.mels, 1)?;
         at_least("audio.frames", self.audio.frames, 1)?;
         at_least("audio.clip", self.audio.clip, 1)?;
         at_least("audio.hop", self.audio.hop, 1)?;
@@ -700,6 +703,22 @@ impl Recipe {
             ("train.rate", self.train.rate, 0.0, 10.0),
             ("train.muon_rate", self.train.muon_rate, 0.0, 10.0),
             ("train.clip", self.train.clip, 1e-9, 1e9),
+            ("train.betas[0]", self.train.betas[0], 0.0, 0.999_999),
+            ("train.betas[1]", self.train.betas[1], 0.0, 0.999_999),
+            ("train.epsilon", self.train.epsilon, 1e-30, 1.0),
+            ("train.z_loss", self.train.z_loss, 0.0, 1e3),
+            ("train.loss.text", self.train.loss.text, 0.0, 1e6),
+            ("train.loss.image", self.train.loss.image, 0.0, 1e6),
+            ("train.loss.audio", self.train.loss.audio, 0.0, 1e6),
+            ("train.loss.semantic", self.train.loss.semantic, 0.0, 1e6),
+            ("train.loss.prompt", self.train.loss.prompt, 0.0, 1e6),
+            ("image.rate", self.image.rate, 0.0, 10.0),
+            ("audio.rate", self.audio.rate, 0.0, 10.0),
+            ("image.semantic.rate", self.image.semantic.rate, 0.0, 10.0),
+            ("audio.semantic.rate", self.audio.semantic.rate, 0.0, 10.0),
+            ("audio.max_seconds", self.audio.max_seconds, 1e-3, 1e6),
+            ("model.norm_eps", self.model.norm_eps, 1e-30, 1.0),
+            ("model.rope_theta", self.model.rope_theta, 1.0, 1e12),
             ("train.ema", self.train.ema, 0.0, 0.999_999),
             ("train.blank", self.train.blank, 0.0, 1.0),
             ("train.brief", self.train.brief, 0.0, 1.0),
@@ -798,6 +817,16 @@ mod tests {
             ("steps=10", "steps=0", "train.steps"),
             ("name_en=1.0", "name_en=-1.0", "mixture.name_en"),
             ("steps=10", "steps=10\nclip=0.0", "train.clip"),
+            ("steps=10", "steps=10\nz_loss=nan", "train.z_loss"),
+            ("steps=10", "steps=10\nbetas=[0.9, 1.0]", "train.betas[1]"),
+            ("steps=10", "steps=10\nepsilon=0.0", "train.epsilon"),
+            ("[mixture]", "[train.loss]\nimage=inf\n[mixture]", "train.loss.image"),
+            ("[train]", "[image]\nrate=nan\n[train]", "image.rate"),
+            ("[train]", "[image]\nchannels=0\n[train]", "image.channels"),
+            ("[train]", "[audio]\nmels=0\n[train]", "audio.mels"),
+            ("[train]", "[audio]\nsemantic={rate=-1.0}\n[train]", "audio.semantic.rate"),
+            ("[train]", "[model]\nnorm_eps=nan\n[train]", "model.norm_eps"),
+            ("[train]", "[model]\nrope_theta=0.0\n[train]", "model.rope_theta"),
             ("name='a'", "name='a b'", "name"),
             ("[train]", "[audio]\nhop=100\n[train]", "at most 50 tokens a second"),
             ("[train]", "[image]\nlevels=[1]\n[train]", "image.levels"),

@@ -28,7 +28,8 @@ impl Packer {
     ///
     /// A document of `n` ids takes `n - 1` positions: it reads `ids[..n - 1]` and predicts
     /// `ids[1..]`. One of fewer than two ids has nothing to predict and is passed over. One that
-    /// is longer than a row is an error ([`cut`] it first, if it may be cut).
+    /// is longer than a row is an error ([`cut`] it first, if it may be cut); so is a batch that takes
+    /// nothing, for whoever asks for the next one would ask for ever.
     pub fn pack(
         &self,
         next: u64,
@@ -36,6 +37,7 @@ impl Packer {
     ) -> Result<Batch> {
         let mut rows: Vec<Vec<Document>> = vec![Vec::new(); self.rows];
         let mut used = vec![0usize; self.rows];
+        let first = next;
         let mut next = next;
         while used.iter().any(|&u| u < self.window) {
             let Some(document) = source(next)? else { break };
@@ -61,6 +63,11 @@ impl Packer {
                 rows[row].push(document);
             }
             next += 1;
+        }
+        if next == first {
+            return Err(Error::Other(format!(
+                "document {first}: expected one for a batch, found the end"
+            )));
         }
         Ok(self.lay_out(&rows, next))
     }
@@ -183,6 +190,8 @@ mod tests {
         let packer = Packer { rows: 1, window: 8, pad: 0 };
         let error = packer.pack(3, &mut |i| Ok(Some(document(i, 10)))).unwrap_err().to_string();
         assert!(error.contains("document 3") && error.contains("at most 9"), "{error}");
+        let error = packer.pack(3, &mut |_| Ok(None)).unwrap_err().to_string();
+        assert!(error.contains("document 3") && error.contains("the end"), "{error}");
         let mut long = document(0, 10);
         cut(&mut long, 8);
         let batch = packer.pack(0, &mut |i| Ok((i == 0).then(|| long.clone()))).unwrap();

@@ -10,7 +10,7 @@ use crate::run::{Run, append};
 use crate::tokenisers::LogLine;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
-use danlu_core::recipe::{CheckpointRecipe, Recipe, TrackRecipe};
+use danlu_core::recipe::{CheckpointRecipe, Recipe};
 use danlu_core::{Error, Picture, Result};
 use danlu_model::Module;
 use std::ops::Range;
@@ -234,12 +234,8 @@ impl<'a, M: Module, const D: usize> Learning<'a, M, D> {
         let mut optimiser = Optimiser::new(module, [0.9, 0.99], 1e-8, 0.01, 1.0)
             .with_muon(module, |name| name.starts_with("scales."));
         let folder = checkpoints(run, course.name);
-        let kept = Recipe {
-            checkpoint: CheckpointRecipe::default(),
-            track: TrackRecipe::default(),
-            ..recipe.clone()
-        };
-        let fingerprint = blake3::hash(kept.to_toml().as_bytes()).to_hex().to_string();
+        let fingerprint = recipe.for_training().to_toml();
+        let fingerprint = blake3::hash(fingerprint.as_bytes()).to_hex().to_string();
         let mut faults = Vec::new();
         let found =
             checkpoint::load(&folder, &fingerprint, module, &mut optimiser, None, &mut faults)?;

@@ -172,6 +172,41 @@ pub fn check_lengths(
     })
 }
 
+/// So many samples that are too long, one after the other, are all that there are.
+const ALL_TOO_LONG: u64 = 4096;
+
+/// Samples that were passed over because they are too long for a window.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct TooLong {
+    /// So far.
+    all: u64,
+    /// Since the last that was not.
+    in_a_row: u64,
+    /// Tokens of the shortest of those, and its task.
+    shortest: Option<(usize, u16)>,
+}
+
+impl TooLong {
+    /// One more of `length` tokens.
+    fn more(self, length: usize, task: u16) -> Self {
+        let shortest = self.shortest.filter(|s| s.0 <= length).or(Some((length, task)));
+        Self { all: self.all + 1, in_a_row: self.in_a_row + 1, shortest }
+    }
+
+    /// Refuses a window that nothing fits, where `names` are those of the tasks.
+    fn check(self, window: usize, names: &[&str]) -> Result<()> {
+        let Some((length, task)) = self.shortest.filter(|_| self.in_a_row >= ALL_TOO_LONG) else {
+            return Ok(());
+        };
+        let (many, name) = (self.in_a_row, names[task as usize]);
+        let wanted = format!(
+            "at least {}, for the shortest of {many} samples in a row, of task `{name}`",
+            length - 1
+        );
+        Err(Error::parameter("train.window", wanted, window))
+    }
+}
+
 /// Everything that makes documents: a pure function of the recipe's seed and an index.
 pub(crate) struct Source<'a> {
     pub(crate) recipe: &'a Recipe,
@@ -181,8 +216,8 @@ pub(crate) struct Source<'a> {
     pub(crate) codes: &'a CodeTable,
     /// Classes of pictures and of sounds.
     pub(crate) classes: [Classes; 2],
-    /// Samples made of packs that were too long for a window so far.
-    pub(crate) too_long: std::cell::Cell<u64>,
+    /// Samples made of packs that were too long for a window.
+    pub(crate) too_long: std::cell::Cell<TooLong>,
 }
 
 impl Source<'_> {
@@ -196,6 +231,7 @@ impl Source<'_> {
             Drawn::Text(text) => {
                 let mut document = self.template.plain_text(&text, &train.loss, task);
                 cut(&mut document, train.window);
+                self.fits();
                 Ok(document)
             }
             Drawn::Chat(sample) => {
@@ -208,12 +244,20 @@ impl Source<'_> {
                 let document =
                     self.template.document(&sample, &mut codes, &train.loss, blank, task)?;
                 if document.ids.len() > train.window + 1 {
-                    self.too_long.set(self.too_long.get() + 1);
+                    let too_long = self.too_long.get().more(document.ids.len(), task);
+                    self.too_long.set(too_long);
+                    too_long.check(train.window, &self.mixture.names())?;
                     return Ok(Document { ids: vec![], weights: vec![], task });
                 }
+                self.fits();
                 Ok(document)
             }
         }
+    }
+
+    /// A sample is not too long.
+    fn fits(&self) {
+        self.too_long.set(TooLong { in_a_row: 0, shortest: None, ..self.too_long.get() });
     }
 }
 
@@ -375,10 +419,10 @@ fn steps(
     }
     writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
     let transformer = frozen(&session.model, session.average.as_deref());
-    if session.source.too_long.get() > 0 {
+    if session.source.too_long.get().all > 0 {
         watcher.tell(Event::Note(format!(
             "{} samples were over train.window ({}) and passed over",
-            session.source.too_long.get(),
+            session.source.too_long.get().all,
             r.window
         )));
     }
@@ -712,4 +756,23 @@ fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> 
         )?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_that_nothing_fits_is_refused_and_says_what_would_fit() {
+        let mut seen = TooLong::default();
+        for i in 0..ALL_TOO_LONG {
+            seen.check(32, &["draw_en", "name_en"]).expect("others may fit");
+            seen = seen.more(if i == 9 { 50 } else { 60 }, u16::from(i == 9));
+        }
+        let text = seen.check(32, &["draw_en", "name_en"]).expect_err("none fits").to_string();
+        let wanted = ["train.window", "at least 49", "`name_en`", "found 32"];
+        assert!(wanted.iter().all(|w| text.contains(w)), "{text}");
+        let after = TooLong { in_a_row: 0, shortest: None, ..seen };
+        after.check(32, &["draw_en"]).expect("one did fit");
+    }
 }

@@ -1,5 +1,6 @@
 //! A run's folder: recipe, tokenisers, checkpoints, log, samples, model, page.
 
+use crate::checkpoint;
 use danlu_core::{Error, Recipe, Result};
 use danlu_model::io::write_atomically;
 use serde::Serialize;
@@ -15,7 +16,7 @@ pub struct Run {
 
 impl Run {
     /// Opens or starts the run of `recipe` in `folder`. A folder that holds another recipe is
-    /// refused, unless it is only evaluated otherwise.
+    /// refused, unless it is only evaluated otherwise, or nothing has been learnt by it yet.
     pub fn open(folder: &Path, recipe: &Recipe) -> Result<Run> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let run = Run { folder: folder.to_path_buf() };
@@ -23,7 +24,7 @@ impl Run {
         if path.exists() {
             let found =
                 Recipe::parse(&read(&path)?).map_err(|e| Error::file(&path, "a recipe", e))?;
-            if found.for_training() != recipe.for_training() {
+            if found.for_training() != recipe.for_training() && run.has_learnt() {
                 return Err(Error::file(
                     &path,
                     format!("the recipe `{}` that this run was started with", recipe.name),
@@ -36,6 +37,13 @@ impl Run {
         }
         write_atomically(&path, recipe.to_toml().as_bytes())?;
         Ok(run)
+    }
+
+    /// Whether there is a checkpoint, or the beginning of a tokeniser.
+    pub(crate) fn has_learnt(&self) -> bool {
+        let tokenisers = std::fs::read_dir(self.tokenisers());
+        tokenisers.is_ok_and(|mut files| files.next().is_some())
+            || !checkpoint::folder::list(&self.checkpoints()).is_empty()
     }
 
     /// The recipe that a run was started with.
@@ -158,9 +166,11 @@ mod tests {
         let run = Run::open(&folder, &other).expect("goes on");
         assert_eq!(Recipe::parse(&read(&run.recipe()).expect("there")).expect("valid"), other);
         other.train.steps = 99;
+        Run::open(&folder, &other).expect("nothing was learnt by the first");
+        std::fs::create_dir_all(run.checkpoints().join("step-00000001")).expect("makes");
+        other.train.steps = 98;
         let error = Run::open(&folder, &other).expect_err("another training").to_string();
         assert!(error.contains("recipe.toml") && error.contains("`a`"), "{error}");
-        std::fs::remove_file(run.recipe()).expect("removes");
-        std::fs::remove_dir(&folder).expect("removes");
+        std::fs::remove_dir_all(&folder).expect("removes");
     }
 }

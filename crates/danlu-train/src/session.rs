@@ -122,7 +122,7 @@ impl<'a> Session<'a> {
             template: Template::new(tokenisers),
             codes,
             classes: [picture_classes(corpus), sound_classes(corpus)],
-            too_long: std::cell::Cell::new(0),
+            too_long: Default::default(),
         };
         if r.brief > 0.0 && (vocabulary.image_semantic == 0 || vocabulary.audio_semantic == 0) {
             return Err(Error::parameter(

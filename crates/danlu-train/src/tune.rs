@@ -144,21 +144,24 @@ pub fn adapter_folder(run: &Run) -> PathBuf {
     run.folder.join("adapter")
 }
 
-/// Opens or starts the run of a recipe. A folder that holds another recipe is refused.
+/// Opens or starts the run of a recipe. A folder that holds another recipe is refused, unless nothing
+/// has been learnt by it yet.
 pub fn open(folder: &Path, recipe: &TuneRecipe) -> Result<Run> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let run = Run { folder: folder.to_path_buf() };
     let path = run.recipe();
     if path.exists() {
         let (_, found) = resume(folder)?;
-        if &found != recipe {
+        if &found == recipe {
+            return Ok(run);
+        }
+        if run.has_learnt() {
             return Err(Error::file(
                 &path,
                 format!("the recipe `{}` that this run was started with", recipe.name),
                 "another one; choose another folder, or remove this one to start again",
             ));
         }
-        return Ok(run);
     }
     write_atomically(&path, recipe.to_toml().as_bytes())?;
     Ok(run)
@@ -259,7 +262,7 @@ pub fn tune(
         }
         append(&run.log("train"), &line)?;
         if looks {
-            tune_page(run, recipe)?;
+            tune_page(run, recipe).unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
         }
         watcher.tell(Event::Step { done, figures: figures(&line) });
         if stop {

@@ -1,5 +1,19 @@
 //! The `danlu` command: one verb a file in `commands/`. The only crate that prints.
 
+use std::io::Write;
+
+/// Says a line on stdout, in place of the standard macro, which panics where nobody reads: a closed
+/// pipe is the reader's way to say enough, and ends the command quietly.
+macro_rules! println {
+    ($($words:tt)*) => { crate::say(format_args!($($words)*)) };
+}
+
+/// Notes a line on stderr, in place of the standard macro, which panics where it cannot: neither a
+/// closed pipe nor a full disk for the log may end a training.
+macro_rules! eprintln {
+    ($($words:tt)*) => { crate::note(format_args!($($words)*)) };
+}
+
 mod answer;
 mod commands;
 mod dashboard;
@@ -36,6 +50,17 @@ struct Cli {
     threads: Option<usize>,
     #[command(subcommand)]
     command: commands::Command,
+}
+
+fn say(words: std::fmt::Arguments<'_>) {
+    let said = writeln!(std::io::stdout(), "{words}");
+    if said.is_err_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+        std::process::exit(0);
+    }
+}
+
+fn note(words: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{words}");
 }
 
 fn main() -> std::process::ExitCode {

@@ -91,7 +91,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
 /// Gives a folder its name. One that has it is set aside first, for a folder is not renamed over
 /// another one.
 fn replace(part: &Path, whole: &Path) -> Result<()> {
-    let aside = whole.with_extension("old");
+    let aside = whole.with_extension("aside");
     if whole.exists() {
         let _ = std::fs::remove_dir_all(&aside);
         std::fs::rename(whole, &aside).map_err(|e| Error::io(whole, e))?;
@@ -100,6 +100,30 @@ fn replace(part: &Path, whole: &Path) -> Result<()> {
     std::fs::rename(part, whole).map_err(|e| Error::io(whole, e))?;
     // If it stays, the next save of this step removes it.
     let _ = std::fs::remove_dir_all(&aside);
+    Ok(())
+}
+
+/// Gives its name back to a checkpoint that was set aside for one of its step which never came, for
+/// it may be the only one.
+pub(crate) fn recover(folder: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    for aside in entries.filter_map(|e| e.ok().map(|e| e.path())) {
+        let whole = aside.with_extension("");
+        if aside.extension().is_some_and(|e| e == "aside") && !whole.exists() {
+            std::fs::rename(&aside, &whole).map_err(|e| Error::io(&aside, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Renames the checkpoints after `step` to `.bad`: they could not be read. Among those that are
+/// kept they would push out good ones.
+pub(crate) fn set_bad(folder: &Path, step: u64) -> Result<()> {
+    for path in list(folder).into_iter().filter(|path| step_of(path).is_some_and(|s| s > step)) {
+        let bad = path.with_extension("bad");
+        let _ = std::fs::remove_dir_all(&bad);
+        std::fs::rename(&path, &bad).map_err(|e| Error::io(&path, e))?;
+    }
     Ok(())
 }
 

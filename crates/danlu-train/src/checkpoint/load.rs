@@ -43,7 +43,8 @@ pub fn load(
     load_until(folder, u64::MAX, fingerprint, module, optimiser, average, faults)
 }
 
-/// As [`load`], of those that are not after step `until`.
+/// As [`load`], of those that are not after step `until`. If that is any step, those that could not be
+/// read are renamed to `.bad`.
 pub fn load_until(
     folder: &Path,
     until: u64,
@@ -53,10 +54,16 @@ pub fn load_until(
     mut average: Option<&mut Vec<Tensor<2>>>,
     faults: &mut Vec<String>,
 ) -> Result<Option<State>> {
+    if until == u64::MAX {
+        folder::recover(folder)?;
+    }
     let all = folder::list(folder).into_iter().rev();
     for path in all.filter(|path| folder::step_of(path).is_some_and(|step| step <= until)) {
         match load_one(&path, fingerprint, module, optimiser, average.as_deref_mut()) {
             Ok(state) => {
+                if !faults.is_empty() && until == u64::MAX {
+                    folder::set_bad(folder, state.step)?;
+                }
                 if !faults.is_empty() {
                     faults.push(format!("going on from {} instead", path.display()));
                 }

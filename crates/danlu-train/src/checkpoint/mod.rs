@@ -31,6 +31,7 @@ use std::path::Path;
 /// Where a folder of checkpoints is empty and the recipe names a store, fetches the newest from there;
 /// what is to be told.
 pub fn fetch(recipe: &CheckpointRecipe, folder: &Path) -> Result<Option<String>> {
+    folder::recover(folder)?;
     let Some(address) = recipe.store.as_ref().filter(|_| folder::list(folder).is_empty()) else {
         return Ok(None);
     };

@@ -180,10 +180,23 @@ fn damage_is_named_and_the_one_before_is_taken() {
         assert_eq!(step, 1, "{wanted}");
         assert!(faults[0].contains(wanted), "expected {wanted:?} in {faults:?}");
         assert!(faults[1].contains("step-00000001"), "{faults:?}");
+        assert_eq!(folder.names(), ["step-00000001"], "what is damaged counts no more");
+        let bad = folder.0.join("step-00000002.bad");
+        std::fs::rename(bad, folder.0.join("step-00000002")).expect("is kept aside");
         std::fs::remove_dir_all(folder.0.join("step-00000001")).expect("removes");
         let error = folder.load().expect_err("nothing is left").to_string();
         assert!(error.contains(wanted), "{error}");
     }
+}
+
+#[test]
+fn what_was_set_aside_for_a_save_that_never_came_is_taken_back() {
+    let folder = Folder::new("aside");
+    folder.save(&[4], &CheckpointRecipe::default());
+    let whole = folder.0.join("step-00000004");
+    std::fs::rename(&whole, whole.with_extension("aside")).expect("sets aside");
+    assert_eq!(folder.load().expect("loads"), (4, vec![]));
+    assert!(whole.exists());
 }
 
 #[test]

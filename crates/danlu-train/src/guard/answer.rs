@@ -145,6 +145,7 @@ fn go_back<S: Subject>(
     let before = memory_of(subject).clone();
     if before.rollbacks >= r.rollbacks as u64 {
         let why = format!("it has gone back {} times already", before.rollbacks);
+        record_stop(run, subject, &trouble, end, &why)?;
         return Err(give_up(run, writer, &before, &trouble, &why));
     }
     let mut found = false;
@@ -160,6 +161,7 @@ fn go_back<S: Subject>(
     }
     if !found {
         let why = "there is no checkpoint to go back to";
+        record_stop(run, subject, &trouble, end, why)?;
         return Err(give_up(run, writer, &before, &trouble, why));
     }
     // What it has cost does not come back.
@@ -209,6 +211,33 @@ pub(super) fn record_skip(
     };
     incident.save(run)?;
     Ok(incident)
+}
+
+/// Records trouble that the run is stopped for.
+fn record_stop<S: Subject>(
+    run: &Run,
+    subject: &mut S,
+    trouble: &Trouble,
+    end: u64,
+    why: &str,
+) -> Result<()> {
+    let (phase, step) = (subject.phase(), subject.state().step);
+    let memory = memory_of(subject);
+    let incident = Incident {
+        phase: phase.into(),
+        // One skipped for it before is the same incident.
+        number: memory.incidents + u64::from(memory.skipped == 0),
+        step: memory.history.last().map_or(step, |s| s.step),
+        began: trouble.from[0] + 1,
+        samples: [trouble.from[1], end],
+        layer: trouble.layer.clone(),
+        cause: trouble.cause,
+        evidence: trouble.evidence.clone(),
+        action: format!("stopped the run: {why}"),
+        outcome: "the run ended here".into(),
+        history: memory.history.clone(),
+    };
+    incident.save(run)
 }
 
 /// The checkpoints that may be gone back to for trouble that began at step `from` (from 0), the best

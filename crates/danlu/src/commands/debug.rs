@@ -27,9 +27,17 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let run = Run { folder: args.run.clone() };
+    if !run.recipe().is_file() {
+        return Err(Error::file(run.recipe(), "the recipe of a run", "none"));
+    }
     if args.step.is_none() && !args.audit {
         let all = incidents(&run)?;
-        all.iter().for_each(|i| println!("{}\n  {}", i.headline(), i.evidence.join("\n  ")));
+        for i in &all {
+            println!("{}\n  {}", i.headline(), i.evidence.join("\n  "));
+            if !i.outcome.is_empty() {
+                println!("  {}", i.outcome);
+            }
+        }
         let none = if all.is_empty() { "no incident; " } else { "" };
         println!("{none}take a step again with --step K, check the samples with --audit");
         return Ok(());

@@ -1,6 +1,6 @@
 use crate::progress::Terminal;
 use danlu_core::{Error, Recipe, Result};
-use danlu_data::Corpus;
+use danlu_data::{Corpus, Mixture};
 use danlu_model::{Model, Tokenisers};
 use danlu_train::{CodeTable, Run, pretrain};
 use std::path::PathBuf;
@@ -74,6 +74,8 @@ pub(crate) struct Options {
 pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Model, Corpus)> {
     let Options { tokenizers, from, changed_data } = options;
     let mut corpus = super::tokenizer::load(recipe)?;
+    // What is cheap to find comes before tokenisers are learnt, which takes minutes.
+    Mixture::new(&recipe.mixture, &corpus)?;
     let mut foreign = None;
     if let Some(base) = &recipe.model.from {
         foreign = Model::vocabulary(base)?.foreign;
@@ -118,7 +120,9 @@ fn copy_tokenisers(from: &std::path::Path, run: &Run) -> Result<()> {
     for (name, needed) in Tokenisers::FILES {
         let path = from.join(name);
         if !to.join(name).exists() && (needed || path.exists()) {
-            std::fs::copy(&path, to.join(name)).map_err(|e| Error::io(&path, e))?;
+            let part = to.join(format!("{name}.part"));
+            std::fs::copy(&path, &part).map_err(|e| Error::io(&path, e))?;
+            std::fs::rename(&part, to.join(name)).map_err(|e| Error::io(&part, e))?;
         }
     }
     Ok(())

@@ -37,6 +37,17 @@ fn troubles_are_named_and_answered_and_resumption_decides_alike() {
     lab.ok(lab.resume("again").env("DANLU_FAULT", fault));
     assert!(lab.model("again") == lab.model("rate"), "a resumed guard decided otherwise");
 
+    // The same where it may not go back: it stops, and what it stopped for is on record.
+    let text = std::fs::read_to_string(lab.path("tiny.toml")).unwrap();
+    std::fs::write(lab.0.join("never.toml"), text + "[guard]\nrollbacks = 0\n").unwrap();
+    let out = lab.path("never");
+    let mut never = lab.danlu(&["train", &lab.path("never.toml"), "--out", &out]);
+    lab.fails(never.env("DANLU_FAULT", fault), &["stopped at step", "gone back 0 times"]);
+    let found = lab.incidents("never");
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0]["cause"], "rate_too_high", "{found:?}");
+    assert!(found[0]["action"].as_str().unwrap().contains("stopped the run"), "{found:?}");
+
     // Samples whose tokens are noise.
     let audit = std::fs::read_to_string(lab.0.join("base/audit.jsonl")).unwrap();
     let line: serde_json::Value = serde_json::from_str(audit.lines().nth(45).unwrap()).unwrap();
