@@ -567,7 +567,7 @@ impl Order {
 mod tests {
     use super::*;
     use crate::watch::Silent;
-    use danlu_core::ModelRecipe;
+    use danlu_core::recipe::ModelRecipe;
     use danlu_model::modality::TextTokeniser;
     use danlu_model::{ModelInfo, Tokenisers, TransformerConfig};
 

@@ -116,15 +116,12 @@ pub(crate) fn recover(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Renames the checkpoints after `step` to `.bad`: they could not be read. Among those that are
-/// kept they would push out good ones.
-pub(crate) fn set_bad(folder: &Path, step: u64) -> Result<()> {
-    for path in list(folder).into_iter().filter(|path| step_of(path).is_some_and(|s| s > step)) {
-        let bad = path.with_extension("bad");
-        let _ = std::fs::remove_dir_all(&bad);
-        std::fs::rename(&path, &bad).map_err(|e| Error::io(&path, e))?;
-    }
-    Ok(())
+/// Renames a checkpoint that is damaged to `.bad`: among those that are kept it would push out good
+/// ones.
+pub(crate) fn set_bad(path: &Path) -> Result<()> {
+    let bad = path.with_extension("bad");
+    let _ = std::fs::remove_dir_all(&bad);
+    std::fs::rename(path, &bad).map_err(|e| Error::io(path, e))
 }
 
 /// Makes the pointer `which` (`latest`, `best`) say `words`, by a rename.

@@ -58,18 +58,26 @@ pub fn load_until(
         folder::recover(folder)?;
     }
     let all = folder::list(folder).into_iter().rev();
+    let mut damaged: Vec<std::path::PathBuf> = Vec::new();
     for path in all.filter(|path| folder::step_of(path).is_some_and(|step| step <= until)) {
         match load_one(&path, fingerprint, module, optimiser, average.as_deref_mut()) {
             Ok(state) => {
-                if !faults.is_empty() && until == u64::MAX {
-                    folder::set_bad(folder, state.step)?;
+                if until == u64::MAX {
+                    damaged.iter().try_for_each(|path| folder::set_bad(path))?;
                 }
                 if !faults.is_empty() {
                     faults.push(format!("going on from {} instead", path.display()));
                 }
                 return Ok(Some(state));
             }
-            Err(e) => faults.push(e.to_string()),
+            Err(e) => {
+                faults.push(e.to_string());
+                // One of another training is whole.
+                let other = |m: Manifest| m.state.fingerprint != fingerprint;
+                if !Manifest::read(&path).is_ok_and(other) {
+                    damaged.push(path);
+                }
+            }
         }
     }
     match faults.first() {

@@ -145,7 +145,7 @@ fn go_back<S: Subject>(
     let before = memory_of(subject).clone();
     if before.rollbacks >= r.rollbacks as u64 {
         let why = format!("it has gone back {} times already", before.rollbacks);
-        record_stop(run, subject, &trouble, end, &why)?;
+        record_stop(run, subject, &trouble, end, &why);
         return Err(give_up(run, writer, &before, &trouble, &why));
     }
     let mut found = false;
@@ -161,7 +161,7 @@ fn go_back<S: Subject>(
     }
     if !found {
         let why = "there is no checkpoint to go back to";
-        record_stop(run, subject, &trouble, end, why)?;
+        record_stop(run, subject, &trouble, end, why);
         return Err(give_up(run, writer, &before, &trouble, why));
     }
     // What it has cost does not come back.
@@ -213,14 +213,14 @@ pub(super) fn record_skip(
     Ok(incident)
 }
 
-/// Records trouble that the run is stopped for.
+/// Records trouble that the run is stopped for, if it can: the trouble itself is what is to be told.
 fn record_stop<S: Subject>(
     run: &Run,
     subject: &mut S,
     trouble: &Trouble,
     end: u64,
     why: &str,
-) -> Result<()> {
+) {
     let (phase, step) = (subject.phase(), subject.state().step);
     let memory = memory_of(subject);
     let incident = Incident {
@@ -237,7 +237,7 @@ fn record_stop<S: Subject>(
         outcome: "the run ended here".into(),
         history: memory.history.clone(),
     };
-    incident.save(run)
+    let _ = incident.save(run);
 }
 
 /// The checkpoints that may be gone back to for trouble that began at step `from` (from 0), the best
