@@ -95,10 +95,22 @@ enum Model {
 impl Model {
     fn new(s: &Setting) -> Result<Self> {
         let device = danlu_ops::cpu_device();
+        for (name, found) in [
+            ("--depth", s.depth),
+            ("--width", s.width),
+            ("--heads", s.heads),
+            ("--vocabulary", s.vocabulary),
+            ("--window", s.window),
+            ("--rows", s.rows),
+        ] {
+            if found == 0 {
+                return Err(Error::parameter(name, "at least 1", found));
+            }
+        }
         let again = s.recompute.blocks("--recompute", s.depth)?;
         let model = match s.arch {
             Arch::Gpt => {
-                if !s.width.is_multiple_of(2 * s.heads.max(1)) {
+                if !s.width.is_multiple_of(2 * s.heads) {
                     let wanted = format!("a divisor of half the width ({})", s.width / 2);
                     return Err(Error::parameter("--heads", wanted, s.heads));
                 }
@@ -119,7 +131,7 @@ impl Model {
                     depth: s.depth,
                     width: Some(s.width),
                     heads: Some(s.heads),
-                    head_dim: Some(s.width / s.heads.max(1)),
+                    head_dim: Some(s.width / s.heads),
                     ..Default::default()
                 };
                 let config = TransformerConfig::from_recipe(&recipe, s.vocabulary, s.window)?;
@@ -320,6 +332,24 @@ mod tests {
             let one = run(1);
             assert_eq!([run(2), run(3)], [one; 2], "{arch:?}");
         }
+    }
+
+    #[test]
+    fn sizes_of_nothing_are_refused_by_name() {
+        let s = Setting {
+            arch: Arch::Qwen,
+            depth: 1,
+            width: 32,
+            heads: 0,
+            vocabulary: 9,
+            window: 8,
+            rows: 1,
+            steps: 1,
+            warmup: 0,
+            recompute: Recompute::None,
+        };
+        let message = train(&s).expect_err("no heads").to_string();
+        assert!(message.contains("--heads") && message.contains("found 0"), "{message}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use crate::fault;
 use crate::pretrain::{Losses, forward};
+use crate::run::data_name;
 use crate::tune::Learner;
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::LossWeights;
@@ -338,7 +339,7 @@ impl Held {
     /// expected.
     pub fn read(recipe: &TuneRecipe, model: &Model, watcher: &mut dyn Watcher) -> Result<Self> {
         let sets = read_sets(recipe, &recipe.held_out, model, &Objective::Reply, watcher)?;
-        let mut out = Vec::new();
+        let mut out: Vec<(String, Vec<Batch>)> = Vec::new();
         for (set, items) in recipe.held_out.iter().zip(sets) {
             let documents: Vec<Document> = items
                 .into_iter()
@@ -350,7 +351,7 @@ impl Held {
             if documents.is_empty() {
                 return Err(Error::file(&set.file, "at least one usable row", "none"));
             }
-            let name = set.file.file_name().unwrap_or_default().to_string_lossy().to_string();
+            let name = data_name(&set.file, |name| out.iter().any(|(n, _)| n == name));
             out.push((name, documents.chunks(16).map(side_by_side).collect()));
         }
         Ok(Self(out))

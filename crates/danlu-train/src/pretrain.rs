@@ -6,7 +6,7 @@ use crate::codes::CodeTable;
 use crate::guard::{self, Done, Pace, Subject};
 use crate::marginal::Marginals;
 use crate::page::run_page;
-use crate::run::{Run, append};
+use crate::run::{Run, append, data_name};
 use crate::session::{Pass, Session};
 use crate::text_loss::{HeldOut, nats_per_byte};
 use crate::track::{self, End, Trackers};
@@ -125,7 +125,7 @@ fn facts(recipe: &Recipe, run: &Run) -> Result<Facts> {
     let mut data = manifests(recipe)?;
     for path in &recipe.data.files {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
+        let name = data_name(path, |name| data.contains_key(name));
         data.insert(name, blake3::hash(&bytes).to_hex().to_string());
     }
     Ok(Facts {
@@ -142,7 +142,7 @@ fn manifests(recipe: &Recipe) -> Result<BTreeMap<String, String>> {
     for folder in &recipe.data.packs {
         let path = folder.join("manifest.json");
         let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().to_string();
+        let name = data_name(folder, |name| out.contains_key(name));
         out.insert(name, blake3::hash(&bytes).to_hex().to_string());
     }
     Ok(out)

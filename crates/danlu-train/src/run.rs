@@ -14,6 +14,12 @@ pub struct Run {
     pub folder: PathBuf,
 }
 
+/// What a manifest calls the file or folder `path`: its name, or all of it if another has that name.
+pub(crate) fn data_name(path: &Path, taken: impl Fn(&str) -> bool) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
+    if taken(&name) { path.to_string_lossy().to_string() } else { name }
+}
+
 impl Run {
     /// Opens or starts the run of `recipe` in `folder`. A folder that holds another recipe is
     /// refused, unless it is only evaluated otherwise, or nothing has been learnt by it yet.
@@ -44,6 +50,33 @@ impl Run {
         let tokenisers = std::fs::read_dir(self.tokenisers());
         tokenisers.is_ok_and(|mut files| files.next().is_some())
             || !checkpoint::folder::list(&self.checkpoints()).is_empty()
+    }
+
+    /// Keeps other processes from training in this folder for as long as the result lives; death frees
+    /// it too. Two of them would remove each other's checkpoints.
+    pub fn lock(&self) -> Result<std::fs::File> {
+        use std::fs::{File, TryLockError};
+        let path = self.folder.join(".lock");
+        std::fs::create_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
+        let opened =
+            File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = opened.map_err(|e| Error::io(&path, e))?;
+        match file.try_lock() {
+            Ok(()) => {
+                // Who it is, for those who find it locked.
+                let pid = std::process::id().to_string();
+                let told = file.set_len(0).and_then(|()| file.write_all(pid.as_bytes()));
+                told.map_err(|e| Error::io(&path, e))?;
+            }
+            Err(TryLockError::WouldBlock) => {
+                let holder = std::fs::read_to_string(&path).unwrap_or_default();
+                let found = format!("process {holder} at work in it");
+                return Err(Error::file(&self.folder, "a run that nobody trains", found));
+            }
+            // A file system without locks is no reason not to train.
+            Err(TryLockError::Error(_)) => {}
+        }
+        Ok(file)
     }
 
     /// The recipe that a run was started with.
@@ -172,5 +205,24 @@ mod tests {
         let error = Run::open(&folder, &other).expect_err("another training").to_string();
         assert!(error.contains("recipe.toml") && error.contains("`a`"), "{error}");
         std::fs::remove_dir_all(&folder).expect("removes");
+    }
+
+    #[test]
+    fn one_trains_in_a_folder_at_a_time() {
+        let folder = std::env::temp_dir().join(format!("danlu-lock-{}", std::process::id()));
+        let run = Run { folder: folder.clone() };
+        let held = run.lock().expect("nobody is there");
+        let error = run.lock().expect_err("somebody is").to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(held);
+        run.lock().expect("nobody is there any more");
+        std::fs::remove_dir_all(&folder).expect("removes");
+    }
+
+    #[test]
+    fn files_of_one_name_are_told_apart() {
+        let first = data_name(Path::new("en/train.jsonl"), |_| false);
+        let second = data_name(Path::new("zh/train.jsonl"), |name| name == first);
+        assert_eq!((first.as_str(), second.as_str()), ("train.jsonl", "zh/train.jsonl"));
     }
 }

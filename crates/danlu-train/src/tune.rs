@@ -9,7 +9,7 @@ use crate::distil::Teacher;
 use crate::guard::{self, Done};
 use crate::lesson::Held;
 use crate::pretrain::Losses;
-use crate::run::{Run, append};
+use crate::run::{Run, append, data_name};
 use crate::tune_page::tune_page;
 use crate::tuning::Tuning;
 use crate::upkeep::Upkeep;
@@ -330,7 +330,7 @@ fn data_hashes(recipe: &TuneRecipe) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
     for set in &recipe.data {
         let bytes = std::fs::read(&set.file).map_err(|e| Error::io(&set.file, e))?;
-        let name = set.file.file_name().unwrap_or_default().to_string_lossy().to_string();
+        let name = data_name(&set.file, |name| out.contains_key(name));
         out.insert(name, blake3::hash(&bytes).to_hex().to_string());
     }
     Ok(out)

@@ -57,6 +57,11 @@ pub fn load_until(
     if until == u64::MAX {
         folder::recover(folder)?;
     }
+    // A folder that cannot be looked into is not an empty one.
+    match std::fs::read_dir(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(folder, e)),
+        _ => {}
+    }
     let all = folder::list(folder).into_iter().rev();
     let mut damaged: Vec<std::path::PathBuf> = Vec::new();
     for path in all.filter(|path| folder::step_of(path).is_some_and(|step| step <= until)) {

@@ -214,13 +214,7 @@ pub(super) fn record_skip(
 }
 
 /// Records trouble that the run is stopped for, if it can: the trouble itself is what is to be told.
-fn record_stop<S: Subject>(
-    run: &Run,
-    subject: &mut S,
-    trouble: &Trouble,
-    end: u64,
-    why: &str,
-) {
+fn record_stop<S: Subject>(run: &Run, subject: &mut S, trouble: &Trouble, end: u64, why: &str) {
     let (phase, step) = (subject.phase(), subject.state().step);
     let memory = memory_of(subject);
     let incident = Incident {

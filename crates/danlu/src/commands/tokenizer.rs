@@ -29,6 +29,7 @@ enum What {
 pub(crate) fn run(args: Args) -> Result<()> {
     let What::Train { recipe, out, resume } = args.what;
     let (run, recipe) = super::train::open(recipe, out, resume)?;
+    let _lock = run.lock()?;
     let corpus = load(&recipe)?;
     learn(&run, &recipe, &corpus)
 }

@@ -73,6 +73,7 @@ pub(crate) struct Options {
 /// the model comes the data as it was used.
 pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Model, Corpus)> {
     let Options { tokenizers, from, changed_data } = options;
+    let _lock = run.lock()?;
     let mut corpus = super::tokenizer::load(recipe)?;
     // What is cheap to find comes before tokenisers are learnt, which takes minutes.
     Mixture::new(&recipe.mixture, &corpus)?;

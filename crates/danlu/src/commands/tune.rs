@@ -31,6 +31,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         _ => return Err(Error::parameter("recipe", "a recipe file, or --resume RUN", "neither")),
     };
+    let _lock = run.lock()?;
     let base = model_folder(Some(recipe.model.clone()))?;
     let made = tune::tune(&recipe, &run, &base, &mut Terminal::new())?;
     eprintln!("learnt: {}\npage:   {}", made.display(), run.page().display());
