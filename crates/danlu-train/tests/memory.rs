@@ -170,10 +170,10 @@ fn the_peak_is_what_was_predicted() {
     }
 }
 
-/// Peak of tensors in MB of a one-layer model that trains on 4,096 tokens in rows of `window`.
+/// Peak of tensors in MB of a one-layer model that trains on 8,192 tokens in rows of `window`.
 fn peak(window: usize) -> f64 {
     let s =
-        Setting { window, rows: 4096 / window, depth: 1, vocabulary: 64, ..setting(Arch::Qwen) };
+        Setting { window, rows: 8192 / window, depth: 1, vocabulary: 64, ..setting(Arch::Qwen) };
     // One thread: each thread holds the gradients of one head of a document besides the rest, so
     // the number of threads would move the peak.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("starts");
@@ -183,6 +183,6 @@ fn peak(window: usize) -> f64 {
 #[test]
 fn memory_per_token_is_flat_in_the_length() {
     let _turn = turn();
-    let (short, long) = (peak(512), peak(4096));
-    assert!((long / short - 1.0).abs() < 0.1, "{short} MB at 512, {long} MB at 4,096");
+    let (short, long) = (peak(512), peak(8192));
+    assert!((long / short - 1.0).abs() < 0.1, "{short} MB at 512, {long} MB at 8,192");
 }
