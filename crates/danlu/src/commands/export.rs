@@ -98,7 +98,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let licence = args.licence.as_deref();
     match args.format {
         Format::Hf => {
-            free(&args.out, &["config.json"])?;
+            free("--out", &args.out, &["config.json"])?;
             if args.out.join("danlu.json").exists() {
                 let wanted = "a folder that holds no model of ours";
                 return Err(Error::parameter("--out", wanted, args.out.display()));

@@ -54,12 +54,13 @@ impl Precision {
     }
 }
 
-/// Refuses to write into a folder that holds something else than a model.
-pub(crate) fn free(out: &std::path::Path, marks: &[&str]) -> Result<()> {
+/// Refuses to write into a folder that holds something else than a model; `name` is the parameter that
+/// says which one.
+pub(crate) fn free(name: &str, out: &std::path::Path, marks: &[&str]) -> Result<()> {
     let used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if used && !marks.iter().any(|m| out.join(m).exists()) {
         let wanted = "an empty folder, or one that holds a model";
-        return Err(Error::parameter("--out", wanted, out.display()));
+        return Err(Error::parameter(name, wanted, out.display()));
     }
     Ok(())
 }
@@ -79,7 +80,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         None => {}
     }
-    free(&args.out, &["danlu.json"])?;
+    free("--out", &args.out, &["danlu.json"])?;
     let model = danlu_model::import::import(&args.source, args.system, &danlu_ops::cpu_device())?;
     model.save(&args.out, args.dtype.dtype())?;
     let c = &model.transformer.config;
@@ -99,7 +100,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
 /// Takes an adapter of another program in as one of the model in the folder `base`.
 fn import_adapter(source: &std::path::Path, base: PathBuf, out: &std::path::Path) -> Result<()> {
-    free(out, &["adapter_config.json"])?;
+    free("--out", out, &["adapter_config.json"])?;
     let taken = adopt(source, &model_folder(Some(base))?)?;
     taken.adapter.save(out)?;
     if let Some(name) = taken.unchecked {

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     /// Folder of the run
     run: PathBuf,
-    /// Folder for the model; must not exist, or hold a model of the same name
+    /// Folder for the model: a new or empty one, or one that holds a model
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
     /// Licence of the weights, as an SPDX identifier
@@ -24,6 +24,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    super::import::free("--to", &args.to, &["danlu.json"])?;
     let (run, recipe) = Run::resume(&args.run)?;
     let model = Model::load(&run.model(), &danlu_ops::cpu_device())?;
     let path = run.folder.join("eval.json");
