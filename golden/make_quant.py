@@ -37,6 +37,12 @@ q6k = rng.integers(0, 256, (ROWS, 210), dtype=np.uint8)
 q6k[:, 208:210] = rng.uniform(-0.001, 0.001, (ROWS, 1)).astype(np.float16).view(np.uint8)
 add("Q6_K", Q.Q6_K, q6k)
 
+for name in ["Q5_0", "Q5_1"]:
+    add(name, Q[name], quants.quantize(source, Q[name]))
+q5k = rng.integers(0, 256, (ROWS, 176), dtype=np.uint8)
+q5k[:, 0:4] = rng.uniform(0.0001, 0.01, (ROWS, 2)).astype(np.float16).view(np.uint8)
+add("Q5_K", Q.Q5_K, q5k)
+
 writer.write_header_to_file()
 writer.write_kv_data_to_file()
 writer.write_tensors_to_file()

@@ -20,21 +20,30 @@ pub enum Packing {
     Q4_0,
     /// 32 values: a scale, a minimum and 4-bit integers.
     Q4_1,
+    /// 32 values: a scale and 5-bit integers around 16.
+    Q5_0,
+    /// 32 values: a scale, a minimum and 5-bit integers.
+    Q5_1,
     /// 256 values in 8 groups with 6-bit scales and minima, and 4-bit integers.
     Q4K,
+    /// The same with 5-bit integers.
+    Q5K,
     /// 256 values in 16 groups with 8-bit scales, and 6-bit integers around 32.
     Q6K,
 }
 
 impl Packing {
     /// Every packing, with its number in GGUF files, its name, values a block and bytes a block.
-    pub const ALL: [(Packing, u32, &'static str, usize, usize); 8] = [
+    pub const ALL: [(Packing, u32, &'static str, usize, usize); 11] = [
         (Packing::F32, 0, "F32", 1, 4),
         (Packing::F16, 1, "F16", 1, 2),
         (Packing::Q4_0, 2, "Q4_0", 32, 18),
         (Packing::Q4_1, 3, "Q4_1", 32, 20),
+        (Packing::Q5_0, 6, "Q5_0", 32, 22),
+        (Packing::Q5_1, 7, "Q5_1", 32, 24),
         (Packing::Q8_0, 8, "Q8_0", 32, 34),
         (Packing::Q4K, 12, "Q4_K", 256, 144),
+        (Packing::Q5K, 13, "Q5_K", 256, 176),
         (Packing::Q6K, 14, "Q6_K", 256, 210),
         (Packing::Bf16, 30, "BF16", 1, 2),
     ];
@@ -112,15 +121,31 @@ impl Packing {
                     out[i + 16] = d * f32::from(q >> 4) + m;
                 }
             }
-            Packing::Q4K => {
+            Packing::Q5_0 => {
+                let (d, high) = (half_at(b, 0), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = d * (f32::from(five(high, &b[6..], i)) - 16.0);
+                }
+            }
+            Packing::Q5_1 => {
+                let (d, m) = (half_at(b, 0), half_at(b, 2));
+                let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = d * f32::from(five(high, &b[8..], i)) + m;
+                }
+            }
+            Packing::Q4K | Packing::Q5K => {
                 let (d, least) = (half_at(b, 0), half_at(b, 2));
                 let (scales, q) = b[4..].split_at(12);
+                // With five bits the highest of all come first, a bit of each byte for a group.
+                let (high, q) = q.split_at(if self == Packing::Q5K { 32 } else { 0 });
                 for (j, out) in out.chunks_exact_mut(32).enumerate() {
                     let (scale, min) = scale_and_min(scales, j);
                     let (scale, min) = (d * f32::from(scale), least * f32::from(min));
                     let shift = 4 * (j % 2);
-                    for (o, &q) in out.iter_mut().zip(&q[32 * (j / 2)..]) {
-                        *o = scale * f32::from((q >> shift) & 15) - min;
+                    for (i, (o, &q)) in out.iter_mut().zip(&q[32 * (j / 2)..]).enumerate() {
+                        let fifth = high.get(i).map_or(0, |h| (h >> j & 1) << 4);
+                        *o = scale * f32::from((q >> shift) & 15 | fifth) - min;
                     }
                 }
             }
@@ -141,7 +166,7 @@ impl Packing {
         }
     }
 
-    /// Packs values; the formats with groups of groups are read only.
+    /// Packs values; the formats with five bits or groups of groups are read only.
     ///
     /// # Panics
     /// If the number of values is not whole blocks, or the packing is read only.
@@ -196,7 +221,7 @@ impl Packing {
                     *o = four(v[i]) | four(v[i + 16]) << 4;
                 }
             }
-            Packing::Q4K | Packing::Q6K => {
+            Packing::Q5_0 | Packing::Q5_1 | Packing::Q4K | Packing::Q5K | Packing::Q6K => {
                 panic!("{} is read, not written", self.name())
             }
         }
@@ -205,6 +230,11 @@ impl Packing {
 
 fn half_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
+}
+
+/// The `i`-th of 32 integers of five bits: the highest are in `high`, of the others two in a byte.
+fn five(high: u32, low: &[u8], i: usize) -> u8 {
+    low[i % 16] >> (4 * (i / 16)) & 15 | ((high >> i & 1) as u8) << 4
 }
 
 /// The `j`-th of eight 6-bit scales and minima in twelve bytes: the first four pairs lie in the low
