@@ -20,7 +20,7 @@ pub use error::{Error, Result};
 pub use media::{Modality, Picture, Sound};
 pub use recipe::Recipe;
 pub use rng::Rng;
-pub use sample::{AssetId, Media, Message, Part, Role, Row, Sample, read_rows};
+pub use sample::{AssetId, Media, Message, Part, Role, Row, Sample, read_rows, refuse_misspelt};
 pub use tune::{
     BaseFormat, LoraConfig, MAX_RANK, Objective, Reward, Target, TuneRecipe, TuneSet, TuneTrain,
 };

@@ -57,6 +57,8 @@ pub struct Sample {
     pub task: Option<String>,
     /// For evaluation by a judge: the concept that the reply should be recognised as.
     pub label: Option<String>,
+    /// Which of `messages` are replies that are not to be learnt (OpenAI's `weight` of 0).
+    pub unlearnt: Vec<usize>,
 }
 
 /// One line of a sample file.
@@ -68,19 +70,25 @@ pub enum Row {
     Text(String),
 }
 
-/// The last three stand beside `messages` in files that many have; the messages say it all.
-const KEYS: [&str; 10] = [
-    "messages",
-    "expected",
-    "task",
-    "label",
-    "id",
-    "source",
-    "licence",
-    "prompt",
-    "prompt_id",
-    "category",
-];
+/// The keys of a conversation that say something here.
+const KEYS: [&str; 4] = ["messages", "expected", "task", "label"];
+
+/// Refuses a key that is nearly one of `known`: it was misspelt. Others are passed over, for files
+/// have columns of their owners' beside those that count. The error is a sentence for
+/// [`Error::Row`].
+pub fn refuse_misspelt<'a>(
+    keys: impl IntoIterator<Item = &'a String>,
+    known: &[&str],
+) -> Result<(), String> {
+    for key in keys.into_iter().filter(|key| !known.contains(&key.as_str())) {
+        // A letter more or less tells other words apart from short ones.
+        let near = |name: &&&str| name.len() > 4 && strsim::osa_distance(key, name) <= 2;
+        if let Some(name) = known.iter().find(near) {
+            return Err(format!("unknown key `{key}`; expected `{name}`"));
+        }
+    }
+    Ok(())
+}
 
 /// Reads a JSON Lines file of samples, one `(line, row)` at a time; blank lines are passed over.
 /// Media paths are resolved against the file's folder but not opened.
@@ -142,18 +150,20 @@ impl Row {
             (None, Some(Value::String(text))) => Ok(Row::Text(text.clone())),
             (None, Some(other)) => Err(format!("`text`: expected a string, found {}", kind(other))),
             (Some(messages), None) => {
-                if let Some(key) = map.keys().find(|k| !KEYS.contains(&k.as_str())) {
-                    return Err(format!("unknown key `{key}`; expected some of {KEYS:?}"));
-                }
-                let messages = array("messages", messages)?;
-                if messages.is_empty() {
+                refuse_misspelt(map.keys(), &KEYS)?;
+                let list = array("messages", messages)?;
+                if list.is_empty() {
                     return Err("`messages`: expected at least one message, found none".into());
                 }
-                let messages = messages
-                    .iter()
-                    .enumerate()
-                    .map(|(i, m)| message(m, base).map_err(|e| format!("messages[{i}]: {e}")))
-                    .collect::<Result<Vec<_>, _>>()?;
+                let (mut messages, mut unlearnt) = (Vec::with_capacity(list.len()), Vec::new());
+                for (i, value) in list.iter().enumerate() {
+                    let (message, learnt) =
+                        message(value, base).map_err(|e| format!("messages[{i}]: {e}"))?;
+                    if !learnt && message.role == Role::Assistant {
+                        unlearnt.push(i);
+                    }
+                    messages.push(message);
+                }
                 let expected = match map.get("expected") {
                     None | Some(Value::Null) => None,
                     Some(v) => Some(content(v, base).map_err(|e| format!("`expected`: {e}"))?),
@@ -170,13 +180,15 @@ impl Row {
                     expected,
                     task: string("task")?,
                     label: string("label")?,
+                    unlearnt,
                 }))
             }
         }
     }
 }
 
-fn message(value: &Value, base: &Path) -> Result<Message, String> {
+/// A message, and whether it is to be learnt if an assistant says it.
+fn message(value: &Value, base: &Path) -> Result<(Message, bool), String> {
     let Value::Object(map) = value else {
         return Err(format!("expected an object, found {}", kind(value)));
     };
@@ -194,16 +206,17 @@ fn message(value: &Value, base: &Path) -> Result<Message, String> {
         Some(other) => return Err(format!("`role`: expected a string, found {}", kind(other))),
         None => return Err("`role` is missing".into()),
     };
-    // A turn that is not to be learnt must not be learnt silently.
-    match map.get("weight") {
-        None | Some(Value::Null) => {}
-        Some(weight) if weight.as_f64() == Some(1.0) => {}
-        Some(other) => return Err(format!("`weight`: expected 1, found {}", kind(other))),
-    }
+    let learnt = match map.get("weight") {
+        None | Some(Value::Null) => true,
+        Some(weight) if weight.as_f64() == Some(1.0) => true,
+        Some(weight) if weight.as_f64() == Some(0.0) => false,
+        Some(other) => return Err(format!("`weight`: expected 0 or 1, found {}", kind(other))),
+    };
     let Some(value) = map.get("content") else {
         return Err("`content` is missing".into());
     };
-    Ok(Message { role, parts: content(value, base).map_err(|e| format!("`content`: {e}"))? })
+    let parts = content(value, base).map_err(|e| format!("`content`: {e}"))?;
+    Ok((Message { role, parts }, learnt))
 }
 
 fn content(value: &Value, base: &Path) -> Result<Vec<Part>, String> {
@@ -277,6 +290,18 @@ mod tests {
     }
 
     #[test]
+    fn replies_of_no_weight_and_columns_of_others_are_known() {
+        let row = Row::parse(
+            r#"{"lang":"en","score":3,"messages":[{"role":"user","content":"a","weight":0},
+               {"role":"assistant","content":"b","weight":0},{"role":"user","content":"c"},
+               {"role":"assistant","content":"d","weight":1}]}"#,
+            Path::new("."),
+        );
+        let Ok(Row::Chat(sample)) = row else { panic!("{row:?}") };
+        assert_eq!(sample.unlearnt, [1]);
+    }
+
+    #[test]
     fn bad_rows_say_what_is_wrong() {
         for (text, want) in [
             ("[]", "expected a JSON object, found a list"),
@@ -285,8 +310,8 @@ mod tests {
             (r#"{"messages":[{"role":"robot","content":"x"}]}"#, "unknown role `robot`"),
             (r#"{"messages":[{"role":"user"}]}"#, "`content` is missing"),
             (
-                r#"{"messages":[{"role":"assistant","content":"x","weight":0}]}"#,
-                "`weight`: expected 1, found the number 0",
+                r#"{"messages":[{"role":"assistant","content":"x","weight":0.5}]}"#,
+                "`weight`: expected 0 or 1, found the number 0.5",
             ),
             (r#"{"messages":[{"role":"user","content":[]}]}"#, "at least one part"),
             (

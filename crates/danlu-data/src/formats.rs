@@ -2,7 +2,7 @@
 //! alpaca, sharegpt, preferences, plain text. The keys of a row tell its form.
 
 use crate::table::{is_table, objects};
-use danlu_core::{Error, Media, Message, Part, Result, Role, Row, Sample};
+use danlu_core::{Error, Media, Message, Part, Result, Role, Row, Sample, refuse_misspelt};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -93,8 +93,11 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
     };
     media.used_up()?;
     if let TuneRow::Chat(sample) = &row {
-        let speaks = sample.messages.iter().any(|m| m.role == Role::Assistant);
-        if !speaks && sample.expected.is_none() {
+        let spoken = sample.messages.iter().filter(|m| m.role == Role::Assistant).count();
+        if spoken > 0 && spoken == sample.unlearnt.len() && sample.expected.is_none() {
+            return Err("expected an assistant's message of `weight` 1, found none".into());
+        }
+        if spoken == 0 && sample.expected.is_none() {
             return Err("expected an assistant's message (or `expected`), found none".into());
         }
     }
@@ -200,13 +203,6 @@ fn string<'a>(map: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>,
     }
 }
 
-fn only(map: &Map<String, Value>, keys: &[&str]) -> Result<(), String> {
-    match map.keys().find(|k| !keys.contains(&k.as_str())) {
-        Some(key) => Err(format!("unknown key `{key}`; expected some of {keys:?}")),
-        None => Ok(()),
-    }
-}
-
 fn said(role: Role, text: &str) -> Message {
     Message { role, parts: vec![Part::Text(text.to_string())] }
 }
@@ -214,8 +210,8 @@ fn said(role: Role, text: &str) -> Message {
 /// `instruction`, `input`, `output`, and `system` and `history` where there are such.
 fn alpaca(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, String> {
     // `text` is the same once more, in the template of the program that the rows were made for.
-    let columns = ["instruction", "input", "output", "system", "history", "text", "id", "source"];
-    only(map, &[columns.as_slice(), &["task", "category"]].concat())?;
+    let columns = ["instruction", "input", "output", "system", "history", "text", "task"];
+    refuse_misspelt(map.keys(), &columns)?;
     let instruction = string(map, "instruction")?.unwrap_or_default();
     let output = string(map, "output")?.ok_or("`output` is missing")?;
     let asked = match string(map, "input")? {
@@ -246,7 +242,7 @@ fn alpaca(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, Stri
 
 /// `conversations` of `from` and `value`, and `system`.
 fn sharegpt(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, String> {
-    only(map, &["conversations", "system", "id", "source", "task"])?;
+    refuse_misspelt(map.keys(), &["conversations", "system", "task"])?;
     let mut messages = Vec::new();
     if let Some(system) = string(map, "system")?.filter(|s| !s.is_empty()) {
         messages.push(said(Role::System, system));
@@ -265,8 +261,13 @@ fn sharegpt(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, St
 
 fn turn_of(turn: &Value) -> Result<Message, String> {
     let map = turn.as_object().ok_or("expected an object")?;
-    let text = string(map, "value")?.ok_or("`value` is missing")?;
-    let role = match string(map, "from")?.ok_or("`from` is missing")? {
+    // Some have the keys of `messages` here.
+    let either = |names: [&str; 2]| -> Result<&str, String> {
+        let found = string(map, names[0])?.or(string(map, names[1])?);
+        found.ok_or_else(|| format!("`{}` is missing", names[0]))
+    };
+    let text = either(["value", "content"])?;
+    let role = match either(["from", "role"])? {
         "human" | "user" => Role::User,
         "gpt" | "assistant" => Role::Assistant,
         "system" => Role::System,

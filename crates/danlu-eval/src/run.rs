@@ -642,6 +642,7 @@ pub(crate) mod tests {
             expected: Some(vec![expected]),
             task: Some(task.into()),
             label: Some(format!("p/{}", line % 4)),
+            ..Sample::default()
         };
         Question::new(line, sample, "seen").unwrap()
     }

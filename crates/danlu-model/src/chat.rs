@@ -8,6 +8,7 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::ops::Range;
 
 /// Instructions that a template may run for one conversation.
@@ -44,6 +45,8 @@ pub struct Rendered {
     /// Where the replies are among them, each with the token that ends it; those are left out whose
     /// prompt is not the beginning of the conversation.
     pub replies: Vec<Range<usize>>,
+    /// Which turn each of them is.
+    pub spoken: Vec<usize>,
 }
 
 /// The template of a model, compiled.
@@ -88,6 +91,12 @@ impl ChatTemplate {
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
+        // Templates that can do without the date get none, for a conversation to have the same ids
+        // on every day.
+        let asks = source.split_once(DATE).map(|(_, after)| after.trim_start());
+        if asks.is_some_and(|after| !after.starts_with("is defined")) {
+            environment.add_function(DATE, date);
+        }
         environment.add_function("raise_exception", |message: String| -> Result<String, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -96,6 +105,22 @@ impl ChatTemplate {
             replace_tag(&replace_tag(source, "generation", "if true"), "endgeneration", "endif");
         environment.add_template_owned(NAME, text).map_err(refused)?;
         Ok(Self { source: source.into(), specials, system, environment })
+    }
+
+    /// The same with the default system prompt inside of the Jinja text, for programs that have no
+    /// other place for it.
+    pub fn folded(&self) -> Result<Self> {
+        let Some(system) = &self.system else { return Ok(self.clone()) };
+        // A literal of JSON is one of Jinja. The line's end after the block is left out of what is
+        // rendered, so that what follows stands at the beginning of a line, as before.
+        let system = serde_json::Value::from(system.as_str());
+        let source = format!(
+            "{{% if messages | length == 0 or messages[0]['role'] != 'system' %}}\
+             {{% set messages = [{{'role': 'system', 'content': {system}}}] + messages %}}\
+             {{% endif %}}\n{}",
+            self.source
+        );
+        Self::new(&source, self.specials.clone(), None)
     }
 
     /// The Jinja text.
@@ -163,7 +188,7 @@ impl ChatTemplate {
                 "one left out",
             ));
         }
-        let mut replies = Vec::new();
+        let (mut replies, mut spoken) = (Vec::new(), Vec::new());
         for (i, _) in guarded.iter().enumerate().filter(|(_, t)| t.0 == Role::Assistant) {
             let before = self.render(&guarded[..i], true)?;
             if !whole.starts_with(&before) {
@@ -176,8 +201,9 @@ impl ChatTemplate {
                 return Err(Error::parameter(NAME, wanted, "none"));
             };
             replies.push(from..from + length + 1);
+            spoken.push(i);
         }
-        Ok(Rendered { ids: tokens.into_iter().map(|t| t.0).collect(), replies })
+        Ok(Rendered { ids: tokens.into_iter().map(|t| t.0).collect(), replies, spoken })
     }
 }
 
@@ -200,6 +226,21 @@ fn name(role: Role) -> &'static str {
         Role::System => "system",
         Role::User => "user",
         Role::Assistant => "assistant",
+    }
+}
+
+/// What a template asks for the date with.
+const DATE: &str = "strftime_now";
+
+/// The date and time (UTC) by a format of `strftime`.
+fn date(format: &str) -> Result<String, minijinja::Error> {
+    let mut out = String::new();
+    match write!(out, "{}", chrono::Utc::now().format(format)) {
+        Ok(()) => Ok(out),
+        Err(_) => {
+            let message = format!("strftime_now: expected a format of strftime, found {format:?}");
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        }
     }
 }
 
@@ -367,7 +408,7 @@ impl Marks {
             places.extend((0..c.len_utf8()).map(|i| from + at + i));
         }
         out.extend(
-            text.encode_at(&bare)
+            text.encode_at(&bare, from == 0)
                 .into_iter()
                 .map(|(id, at)| (id, places.get(at).copied().unwrap_or(from + chunk.len()))),
         );

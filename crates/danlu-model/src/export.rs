@@ -3,8 +3,8 @@
 
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, GgufTensor, GgufValue, HfConfig, Packing, architecture_keys, end_keys, gguf_name,
-    parts_of, to_gguf_order, tokeniser_keys, write_gguf,
+    Dtype, GgufTensor, GgufValue, HfConfig, Packing, SPECIALS, architecture_keys, end_keys,
+    gguf_factors, gguf_name, parts_of, to_gguf_order, tokeniser_keys, write_gguf,
 };
 use crate::modality::{TextTokeniser, Tokenisers};
 use crate::model::{Model, write_json, write_weights};
@@ -55,7 +55,7 @@ fn as_text(model: &Model, path: &Path) -> Result<Tokenisers> {
         TextTokeniser::parse(path, all.to_string().as_bytes())?
     };
     let chat = match &model.tokenisers.chat {
-        Some(chat) => chat.clone(),
+        Some(chat) => chat.folded()?,
         None => {
             let named = |c: Control| c.name().to_string();
             let specials = vec![
@@ -159,7 +159,7 @@ pub fn to_gguf(
         Packing::Q4_1 => 3,
         Packing::Q8_0 => 7,
         Packing::Bf16 => 32,
-        Packing::Q4K | Packing::Q6K => {
+        Packing::Q5_0 | Packing::Q5_1 | Packing::Q4K | Packing::Q5K | Packing::Q6K => {
             let found = packing.name();
             return Err(Error::parameter("--type", "f32, f16, bf16, q8_0, q4_1 or q4_0", found));
         }
@@ -184,13 +184,8 @@ pub fn to_gguf(
     keys.extend(tokeniser_keys(&tokenisers.text, c.vocabulary, path)?);
     let mut eos = v.control_id(Control::End);
     if let Some(chat) = &tokenisers.chat {
-        // A default system prompt of ours goes into the template, which llama.cpp has alone.
-        if chat.system().is_some() {
-            let wanted = "a default system prompt in the chat template, for GGUF";
-            return Err(Error::file(path, wanted, "one beside it (--system)"));
-        }
         keys.push(key("tokenizer.chat_template", chat.source().into()));
-        for (name, gguf) in crate::io::SPECIALS {
+        for (name, gguf) in SPECIALS {
             let token = chat.specials().iter().find(|s| s.0 == name).map(|s| &s.1);
             let id = token.and_then(|t| tokenisers.text.id(t));
             match (name, id) {
@@ -201,9 +196,15 @@ pub fn to_gguf(
             }
         }
     }
+    let begins = SPECIALS[0].1;
+    if let Some(begin) = tokenisers.text.begin()
+        && !keys.iter().any(|(name, _)| name == begins)
+    {
+        keys.push(key(begins, (begin as usize).into()));
+    }
     keys.extend(end_keys(eos, &v.ends()));
     let pad = v.control_id(Control::Pad);
-    keys.push(key(crate::io::SPECIALS[3].1, (pad as usize).into()));
+    keys.push(key(SPECIALS[3].1, (pad as usize).into()));
     let parts = parts_of(&model.transformer);
     let mut wider = 0;
     let mut tensors = Vec::with_capacity(parts.len());
@@ -223,8 +224,13 @@ pub fn to_gguf(
         let packing = if whole { own } else { Packing::F16 };
         tensors.push(GgufTensor { name, shape: part.shape.clone(), packing });
     }
+    let factors = gguf_factors(c, path)?;
+    if let Some(factors) = &factors {
+        let (name, shape) = ("rope_freqs.weight".into(), vec![factors.len()]);
+        tensors.push(GgufTensor { name, shape, packing: Packing::F32 });
+    }
     write_gguf(path, &keys, &tensors, |i| {
-        let part = &parts[i];
+        let Some(part) = parts.get(i) else { return Ok(factors.clone().unwrap_or_default()) };
         Ok(to_gguf_order(c, &part.name, part.shape[0], part.values(&model.transformer)))
     })?;
     Ok(wider)

@@ -144,13 +144,16 @@ impl Source {
     fn read(self, source: &Path, system: Option<String>, device: &Device) -> Result<Model> {
         let Self { weights, config, text, .. } = self;
         let rows = config.vocabulary as u32;
-        if text.size() > rows {
+        if text.highest() >= rows {
             let wanted = format!("a tokeniser of at most the {rows} rows of the embedding");
-            return Err(Error::file(source, wanted, format!("{} tokens", text.size())));
+            return Err(Error::file(source, wanted, format!("a token with id {}", text.highest())));
         }
         let template = self.template.as_deref().unwrap_or(BARE);
         let chat = ChatTemplate::new(template, self.specials, system)
             .map_err(|e| Error::file(source, "a chat template that can be compiled", e))?;
+        // What cannot be rendered now cannot be later, when someone waits for a reply.
+        chat.render(&[(Role::User, "hi".to_string())], true)
+            .map_err(|e| Error::file(source, "a chat template that renders a question", e))?;
         let mut ends = self.ends;
         ends.extend(named(&chat, "eos_token").and_then(|t| text.id(t)));
         let Some(end) = end_of_replies(&chat, &text).or(ends.first().copied()) else {

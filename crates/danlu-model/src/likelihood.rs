@@ -61,11 +61,16 @@ pub fn bits_per_byte(model: &Model, texts: &[String]) -> Result<f64> {
     // Windows, and how many nats at the beginning of each were counted before.
     let (mut windows, mut known) = (Vec::new(), Vec::new());
     for text in texts {
-        let ids = model.tokenisers.text.encode(text);
+        let tokeniser = &model.tokenisers.text;
+        let mut ids = tokeniser.encode(text);
+        ids.splice(0..0, tokeniser.begin());
         if ids.len() < 2 {
             continue;
         }
-        let first = model.tokenisers.text.decode(&ids[..1]).len();
+        let first = match tokeniser.begin() {
+            Some(_) => 0,
+            None => tokeniser.decode(&ids[..1]).len(),
+        };
         bytes += text.len().saturating_sub(first);
         let (mut from, mut counted) = (0, 1);
         while counted < ids.len() {
@@ -94,9 +99,13 @@ pub fn choose(model: &Model, choices: &[Choice]) -> Result<Vec<usize>> {
     let (mut documents, mut begins, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     let most = model.transformer.config.context;
     for (number, choice) in choices.iter().enumerate() {
-        let context = model.tokenisers.text.encode(&choice.context);
+        let ids = |text: &str| -> Vec<u32> {
+            let tokeniser = &model.tokenisers.text;
+            tokeniser.begin().into_iter().chain(tokeniser.encode(text)).collect()
+        };
+        let context = ids(&choice.context);
         for ending in &choice.endings {
-            let ids = model.tokenisers.text.encode(&format!("{}{ending}", choice.context));
+            let ids = ids(&format!("{}{ending}", choice.context));
             // Where they part, even if the ending's first letter joined the token before.
             let same = context.iter().zip(&ids).take_while(|(a, b)| a == b).count();
             if ending.is_empty() || same == 0 || same >= ids.len() || ids.len() > most + 1 {

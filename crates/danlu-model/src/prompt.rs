@@ -85,7 +85,7 @@ impl<'a> Template<'a> {
             let place = rest[..digits].parse::<u32>().ok().filter(|&p| p < self.vocabulary.places);
             match place {
                 Some(place) if rest[digits..].starts_with('>') => {
-                    ids.extend(self.plain(&text[plain..start]));
+                    ids.extend(self.plain(&text[plain..start], plain == 0));
                     ids.push(self.vocabulary.place_id(place));
                     plain = start + 4 + digits + 1;
                     at = plain;
@@ -93,19 +93,29 @@ impl<'a> Template<'a> {
                 _ => at = start + 4,
             }
         }
-        ids.extend(self.plain(&text[plain..]));
+        ids.extend(self.plain(&text[plain..], plain == 0));
         ids
     }
 
-    fn plain(&self, text: &str) -> Vec<u32> {
-        if text.is_empty() { Vec::new() } else { self.tokenisers.text.encode(text) }
+    fn plain(&self, text: &str, first: bool) -> Vec<u32> {
+        match (text.is_empty(), first) {
+            (true, _) => Vec::new(),
+            (_, true) => self.tokenisers.text.encode(text),
+            (_, false) => self.tokenisers.text.encode_later(text),
+        }
+    }
+
+    /// What stands before a document of plain text.
+    pub fn begin(&self) -> u32 {
+        let own = || self.vocabulary.control_id(Control::End);
+        self.tokenisers.text.begin().unwrap_or_else(own)
     }
 
     /// A document of plain text: every token counts.
     pub fn plain_text(&self, text: &str, weights: &LossWeights, task: u16) -> Document {
         let end = self.vocabulary.control_id(Control::End);
-        let mut ids = vec![end];
-        ids.extend(self.plain(text));
+        let mut ids = vec![self.begin()];
+        ids.extend(self.plain(text, true));
         ids.push(end);
         let weights = vec![weights.text; ids.len()];
         Document { ids, weights, task }
@@ -126,8 +136,9 @@ impl<'a> Template<'a> {
             return self.chat_document(chat, sample, codes, weights, blank, task);
         }
         let mut document = Document { ids: Vec::new(), weights: Vec::new(), task };
-        for message in &sample.messages {
+        for (i, message) in sample.messages.iter().enumerate() {
             let speaks = message.role == Role::Assistant;
+            let learnt = speaks && !sample.unlearnt.contains(&i);
             document.ids.push(self.role(message.role));
             document.weights.push(weights.prompt);
             let ids = if blank && !speaks {
@@ -141,7 +152,7 @@ impl<'a> Template<'a> {
             };
             for id in ids {
                 let said = self.weight(id, weights);
-                document.weights.push(if speaks { said } else { weights.prompt });
+                document.weights.push(if learnt { said } else { weights.prompt });
                 document.ids.push(id);
             }
         }
@@ -180,7 +191,8 @@ impl<'a> Template<'a> {
         }
         let mut document = Document { weights: Vec::new(), ids: rendered.ids, task };
         document.weights = vec![weights.prompt; document.ids.len()];
-        for i in rendered.replies.into_iter().flatten() {
+        let learnt = rendered.replies.into_iter().zip(rendered.spoken);
+        for i in learnt.filter(|(_, turn)| !sample.unlearnt.contains(turn)).flat_map(|l| l.0) {
             document.weights[i] = self.weight(document.ids[i], weights);
         }
         Ok(document)

@@ -31,7 +31,7 @@ pub(crate) struct Drawing {
     sampler: Sampler,
     pub(crate) replies: usize,
     max_tokens: Option<usize>,
-    stops: Vec<String>,
+    pub(crate) stops: Vec<String>,
     guidance: f32,
 }
 
@@ -268,9 +268,8 @@ pub(crate) async fn start(app: &Arc<App>, asks: Vec<Ask>) -> Answer<Vec<Reply>> 
     let param = if first.drawing.replies > 1 { "n" } else { first.param };
     let running = model.thread.submit(jobs).map_err(|refusal| refused(param, refusal))?;
     let each = asks.iter().flat_map(|ask| std::iter::repeat_n(ask, ask.drawing.replies));
-    let replies = each.zip(running).map(|(ask, running)| {
-        Reply::new(running, app, model.clone(), ask.prompt.len(), &ask.drawing.stops)
-    });
+    let replies =
+        each.zip(running).map(|(ask, running)| Reply::new(running, app, model.clone(), ask));
     Ok(replies.collect())
 }
 

@@ -18,6 +18,8 @@ pub struct Hosted {
     pub(crate) thread: ModelThread,
     adapters: Vec<String>,
     entries: Arc<Vec<Vec<u8>>>,
+    /// Whether the first word of a reply comes with a blank that is no part of it.
+    pub(crate) leads_with_blank: bool,
     longest: usize,
     grammars: OnceLock<Arc<Grammars>>,
 }
@@ -58,6 +60,7 @@ impl Host {
         Ok(Hosted {
             name: name.into(),
             vocabulary: tokenisers.vocabulary(),
+            leads_with_blank: tokenisers.text.leads_with_blank(),
             tokenisers: Arc::new(tokenisers),
             context,
             thread,

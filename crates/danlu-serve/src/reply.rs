@@ -1,6 +1,7 @@
 //! A reply as it comes: tokens of the engine to text, pictures and sounds.
 
 use crate::app::App;
+use crate::ask::Ask;
 use crate::catalogue::Hosted;
 use crate::detokenise::Detokeniser;
 use crate::engine::{Event, FinishReason, Logprob, Running};
@@ -87,25 +88,22 @@ pub(crate) struct Reply {
     ended: bool,
     /// What is told before the next event is looked at.
     next: Option<Piece>,
+    /// A blank at the beginning of the text is no part of it.
+    blank: bool,
 }
 
 impl Reply {
-    pub(crate) fn new(
-        running: Running,
-        app: &Arc<App>,
-        model: Arc<Hosted>,
-        prompt_tokens: usize,
-        stops: &[String],
-    ) -> Self {
+    pub(crate) fn new(running: Running, app: &Arc<App>, model: Arc<Hosted>, ask: &Ask) -> Self {
         Self {
+            blank: model.leads_with_blank && !ask.raw,
             running,
             deadline: Instant::now() + app.options.reply_time,
             app: app.clone(),
             model,
-            text: Detokeniser::new(stops.to_vec()),
+            text: Detokeniser::new(ask.drawing.stops.clone()),
             logprobs: Vec::new(),
             open: Vec::new(),
-            usage: Usage { prompt: prompt_tokens, completion: 0, cached: 0 },
+            usage: Usage { prompt: ask.prompt.len(), completion: 0, cached: 0 },
             ended: false,
             next: None,
         }
@@ -170,7 +168,11 @@ impl Reply {
         let bytes = match model.vocabulary.kind(id) {
             _ if model.vocabulary.is_end(id) => return Ok(None),
             None => return Ok(None),
-            Some(TokenKind::Text(text)) => model.bytes(text).to_vec(),
+            Some(TokenKind::Text(text)) => {
+                let bytes = model.bytes(text);
+                let blank = std::mem::take(&mut self.blank) && bytes.starts_with(b" ");
+                bytes[usize::from(blank)..].to_vec()
+            }
             Some(TokenKind::Place(place)) => format!("<loc{place}>").into_bytes(),
             Some(kind) => {
                 self.open.push(id);

@@ -385,7 +385,7 @@ fn ask(
         messages.push(Message { role: Role::User, parts: question });
     }
     let task = Some(task.name().to_string());
-    let sample = Sample { messages, expected: Some(answer), task, label };
+    let sample = Sample { messages, expected: Some(answer), task, label, ..Sample::default() };
     Drawn::Chat(if view == View::Train { answered(sample) } else { sample })
 }
 

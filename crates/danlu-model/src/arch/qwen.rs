@@ -2,6 +2,7 @@
 //! grouped queries, normalised queries and keys, SwiGLU, tied embeddings. Without the norms of queries
 //! and keys it is Llama (and Mistral), with biases of queries, keys and values Qwen2.
 
+use super::RopeScaling;
 use crate::layers::{Block, Cache, RmsNorm};
 use crate::params::{Module, Parameter};
 use burn::tensor::{Device, Tensor};
@@ -43,6 +44,9 @@ pub struct TransformerConfig {
     /// Whether queries, keys and values have biases (Qwen2).
     #[serde(default)]
     pub qkv_bias: bool,
+    /// How the rotary angles are scaled for a context longer than the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
 }
 
 impl TransformerConfig {
@@ -69,6 +73,7 @@ impl TransformerConfig {
             qk_norm: r.qk_norm,
             tied: r.tied,
             qkv_bias: false,
+            rope_scaling: None,
         };
         config.check()?;
         Ok(config)
@@ -113,7 +118,17 @@ impl TransformerConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(Error::parameter("model.head_dim", "an even number", self.head_dim));
         }
-        Ok(())
+        self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.check(self.head_dim))
+    }
+
+    /// The angles of its positions.
+    pub fn rotary(&self) -> Rotary {
+        let rotary = Rotary::new(self.head_dim, self.context, self.rope_theta);
+        match &self.rope_scaling {
+            None => rotary,
+            Some(scaling) => rotary
+                .scaled(&scaling.divisors(self.head_dim, self.rope_theta), scaling.amplitude()),
+        }
     }
 
     /// Shape of the attention.
@@ -199,7 +214,7 @@ impl Transformer {
         let norm = RmsNorm::new("model.norm", c.width, c.norm_eps, device);
         let head = (!c.tied)
             .then(|| Parameter::normal("lm_head.weight", &table, c.init_std(), &mut rng, device));
-        let rotary = Arc::new(Rotary::new(c.head_dim, c.context, c.rope_theta));
+        let rotary = Arc::new(c.rotary());
         Self { config, embedding, blocks, norm, head, rotary }
     }
 

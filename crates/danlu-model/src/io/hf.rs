@@ -1,7 +1,7 @@
 //! The Hugging Face form of the transformer (Llama, Mistral, Qwen2, Qwen3): `config.json`, and tensors
 //! with query, key and value (and gate and up) as matrices of their own where ours are fused.
 
-use super::{NamedTensor, Weights};
+use super::{NamedTensor, Weights, rope};
 use crate::arch::{Transformer, TransformerConfig};
 use crate::params::Module;
 use danlu_core::{Error, Result, Vocabulary};
@@ -38,9 +38,15 @@ pub struct HfConfig {
     /// Base of the rotary angles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f32>,
-    /// Newer files keep the base here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rope_parameters: Option<RopeParameters>,
+    /// Newer files keep the base here, with how the angles are scaled.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub rope_parameters: Value,
+    /// The same in older files, without the base.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub rope_scaling: Value,
+    /// How far attention looks back, if not as far as the context: within it nothing is left out.
+    #[serde(skip)]
+    pub window: Option<usize>,
     /// Epsilon of the norms.
     pub rms_norm_eps: f32,
     /// Whether the head is the embedding.
@@ -68,20 +74,6 @@ pub struct HfConfig {
     pub danlu_vocabulary: Option<Vocabulary>,
 }
 
-/// `rope_parameters` of a `config.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RopeParameters {
-    /// Base of the rotary angles.
-    pub rope_theta: f32,
-    /// `default` is the only one supported.
-    #[serde(default = "default_rope")]
-    pub rope_type: String,
-}
-
-fn default_rope() -> String {
-    "default".into()
-}
-
 /// Longest `config.json`, in bytes.
 const LONGEST: u64 = 1 << 20;
 
@@ -94,30 +86,22 @@ const LIMITS: &[Limit] = &[
     ("attention_bias", "false", |v| v == false),
     ("mlp_bias", "false", |v| v == false),
     ("partial_rotary_factor", "1", |v| v.as_f64() == Some(1.0)),
-    ("rope_scaling", "no scaling", is_default_rope),
-    ("rope_parameters", "`rope_type` default", is_default_rope),
     ("num_experts", "no experts", |v| v == 0),
     ("num_local_experts", "no experts", |v| v == 0),
     ("n_routed_experts", "no experts", |v| v == 0),
     ("quantization_config", "weights that are not quantised", |_| false),
 ];
 
-fn is_default_rope(v: &Value) -> bool {
-    let kind = v.get("rope_type").or_else(|| v.get("type"));
-    kind.is_none_or(|k| k == "default")
-}
-
-/// Whether attention of the file looks back only so far.
-fn slides(file: &Value) -> bool {
-    let Some(window) = file.get("sliding_window").and_then(Value::as_u64) else { return false };
+/// How far attention of the file looks back in some layer, if not everywhere.
+fn window(file: &Value) -> Option<usize> {
+    let window = usize::try_from(file.get("sliding_window")?.as_u64()?).ok()?;
     if let Some(layers) = file.get("layer_types").and_then(Value::as_array) {
-        return layers.iter().any(|l| l != "full_attention");
+        return layers.iter().any(|l| l != "full_attention").then_some(window);
     }
     // Qwen names a window that it does not use; Mistral uses what it names.
     let qwen = file["model_type"].as_str().is_some_and(|t| t.starts_with("qwen"));
     let used = file.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(!qwen);
-    let context = file.get("max_position_embeddings").and_then(Value::as_u64);
-    used && context.is_none_or(|c| window < c)
+    used.then_some(window)
 }
 
 impl HfConfig {
@@ -145,11 +129,9 @@ impl HfConfig {
                 Some(value) => return Err(Error::file(path, format!("`{key}`: {wanted}"), value)),
             }
         }
-        if slides(&file) {
-            let found = &file["sliding_window"];
-            return Err(Error::file(path, "`sliding_window` not in use", found));
-        }
-        serde_json::from_value(file).map_err(|e| Error::file(path, wanted, e))
+        let window = window(&file);
+        let read: Self = serde_json::from_value(file).map_err(|e| Error::file(path, wanted, e))?;
+        Ok(Self { window, ..read })
     }
 
     /// The file of our configuration.
@@ -173,10 +155,12 @@ impl HfConfig {
             intermediate_size: c.hidden,
             max_position_embeddings: c.context,
             rope_theta: Some(c.rope_theta),
-            rope_parameters: Some(RopeParameters {
-                rope_theta: c.rope_theta,
-                rope_type: default_rope(),
-            }),
+            rope_scaling: match &c.rope_scaling {
+                None => Value::Null,
+                Some(_) => rope::to_config(c),
+            },
+            rope_parameters: rope::to_config(c),
+            window: None,
             rms_norm_eps: c.norm_eps,
             tie_word_embeddings: c.tied,
             hidden_act: "silu".into(),
@@ -215,7 +199,9 @@ impl HfConfig {
         if let Some(other) = self.architectures.iter().find(|a| a != class) {
             return Err(Error::file(path, format!("`architectures` {class}"), other));
         }
-        let theta = self.rope_parameters.as_ref().map(|r| r.rope_theta);
+        let places = [&self.rope_parameters, &self.rope_scaling];
+        let rope = rope::of_config(path, places, self.max_position_embeddings)?;
+        let shorter = [self.window, rope.context].into_iter().flatten().min();
         let heads = self.num_attention_heads;
         let head_dim = match self.head_dim {
             Some(width) => width,
@@ -233,8 +219,9 @@ impl HfConfig {
             kv_heads: self.num_key_value_heads.unwrap_or(heads),
             head_dim,
             hidden: self.intermediate_size,
-            context: self.max_position_embeddings,
-            rope_theta: theta.or(self.rope_theta).unwrap_or(10_000.0),
+            context: self.max_position_embeddings.min(shorter.unwrap_or(usize::MAX)),
+            rope_theta: rope.theta.or(self.rope_theta).unwrap_or(10_000.0),
+            rope_scaling: rope.scaling,
             norm_eps: self.rms_norm_eps,
             qk_norm: *qk_norm,
             tied: self.tie_word_embeddings,

@@ -2,7 +2,7 @@
 //! queries and keys in another order where it turns neighbouring pairs.
 
 use super::gguf::{Gguf, Value};
-use super::{NamedTensor, Weights};
+use super::{NamedTensor, Weights, rope};
 use crate::arch::TransformerConfig;
 use danlu_core::{Error, Result};
 use std::collections::BTreeMap;
@@ -100,7 +100,7 @@ fn architecture_of(c: &TransformerConfig) -> &'static Architecture {
 pub fn architecture_keys(c: &TransformerConfig) -> Vec<(String, Value)> {
     let name = architecture_of(c).name;
     let key = |part: &str, value: Value| (format!("{name}.{part}"), value);
-    vec![
+    let mut keys = vec![
         ("general.architecture".into(), name.into()),
         key("block_count", c.depth.into()),
         key("context_length", c.context.into()),
@@ -114,7 +114,9 @@ pub fn architecture_keys(c: &TransformerConfig) -> Vec<(String, Value)> {
         key("rope.dimension_count", c.head_dim.into()),
         key("rope.freq_base", c.rope_theta.into()),
         key("vocab_size", c.vocabulary.into()),
-    ]
+    ];
+    keys.extend(rope::gguf_keys(c).into_iter().map(|(part, value)| key(part, value)));
+    keys
 }
 
 /// The transformer of a GGUF file: its configuration, and its tensors under our names.
@@ -153,16 +155,11 @@ impl GgufWeights {
             ("attention.value_length", head_dim),
             ("rope.dimension_count", head_dim),
             ("expert_count", 0),
-            ("attention.sliding_window", 0),
         ] {
             let found = file.maybe_size(&key(part))?;
             if let Some(found) = found.filter(|&f| f != wanted) {
                 return Err(Error::file(path, format!("`{}` {wanted}", key(part)), found));
             }
-        }
-        let scaling = key("rope.scaling.type");
-        if file.get(&scaling).is_some() && file.text(&scaling)? != "none" {
-            return Err(Error::file(path, format!("`{scaling}` none"), file.text(&scaling)?));
         }
         let Some(table) = file.info("token_embd.weight") else {
             return Err(Error::file(path, "a tensor `token_embd.weight`", "none of that name"));
@@ -171,6 +168,10 @@ impl GgufWeights {
         let Some(norm_eps) = file.maybe_float(&epsilon)? else {
             return Err(Error::file(path, format!("a number under `{epsilon}`"), "nothing"));
         };
+        let rope_theta = file.maybe_float(&key("rope.freq_base"))?.unwrap_or(10_000.0);
+        // Within the window of sliding attention nothing is left out.
+        let window = file.maybe_size(&key("attention.sliding_window"))?.filter(|&w| w > 0);
+        let context = file.size(&key("context_length"))?;
         let config = TransformerConfig {
             vocabulary: table.shape[0],
             width,
@@ -179,8 +180,9 @@ impl GgufWeights {
             kv_heads: file.maybe_size(&key("attention.head_count_kv"))?.unwrap_or(heads),
             head_dim,
             hidden: file.size(&key("feed_forward_length"))?,
-            context: file.size(&key("context_length"))?,
-            rope_theta: file.maybe_float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+            context: context.min(window.unwrap_or(usize::MAX)),
+            rope_theta,
+            rope_scaling: rope::of_gguf(&file, &key, rope_theta)?,
             norm_eps,
             qk_norm: a.qk_norm,
             tied: file.info("output.weight").is_none(),
@@ -188,9 +190,9 @@ impl GgufWeights {
         };
         config.check().map_err(|e| Error::file(path, "sizes that can work", e))?;
         let mut names = BTreeMap::new();
-        for theirs in file.names() {
+        for theirs in file.names().filter(|&name| name != rope::FACTORS) {
             let Some(ours) = our_name(theirs) else {
-                let wanted = format!("tensors of `{name}` without scaling or experts");
+                let wanted = format!("tensors of `{name}` without experts");
                 return Err(Error::file(path, wanted, format!("`{theirs}` besides")));
             };
             names.insert(ours, theirs.to_string());

@@ -2,6 +2,7 @@
 //! (`tokenizer.ggml.pre`); here is what each name that we know means.
 
 use super::gguf::{Gguf, Value};
+use super::pieces;
 use crate::modality::TextTokeniser;
 use danlu_core::{Error, Result};
 use serde_json::{Value as Json, json};
@@ -9,11 +10,13 @@ use std::collections::HashSet;
 use std::path::Path;
 
 /// Kinds of tokens, as `tokenizer.ggml.token_type` numbers them.
-mod kind {
-    pub(super) const NORMAL: i64 = 1;
-    pub(super) const CONTROL: i64 = 3;
-    pub(super) const USER: i64 = 4;
-    pub(super) const UNUSED: i64 = 5;
+pub(super) mod kind {
+    pub(in super::super) const NORMAL: i64 = 1;
+    pub(in super::super) const UNKNOWN: i64 = 2;
+    pub(in super::super) const CONTROL: i64 = 3;
+    pub(in super::super) const USER: i64 = 4;
+    pub(in super::super) const UNUSED: i64 = 5;
+    pub(in super::super) const BYTE: i64 = 6;
 }
 
 /// How text is cut into words before merging.
@@ -126,11 +129,73 @@ pub fn end_keys(eos: u32, ends: &[u32]) -> Vec<(String, Value)> {
 /// The tokeniser of a GGUF file.
 pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
     let path = file.path();
-    let model = file.text("tokenizer.ggml.model")?;
-    if model != "gpt2" {
-        let wanted = "byte-level BPE (`gpt2`) under `tokenizer.ggml.model`";
-        return Err(Error::file(path, wanted, format!("`{model}`")));
+    let tokens = file.texts("tokenizer.ggml.tokens")?;
+    let kinds = match file.get("tokenizer.ggml.token_type") {
+        None => vec![kind::NORMAL; tokens.len()],
+        Some(_) => file.integers("tokenizer.ggml.token_type")?,
+    };
+    if kinds.len() != tokens.len() || tokens.is_empty() {
+        let wanted = format!("a `tokenizer.ggml.token_type` for each of {} tokens", tokens.len());
+        return Err(Error::file(path, wanted, kinds.len()));
     }
+    let mut vocabulary = serde_json::Map::with_capacity(tokens.len());
+    let mut added = Vec::new();
+    for (id, (&token, &of)) in tokens.iter().zip(&kinds).enumerate() {
+        if vocabulary.insert(token.into(), id.into()).is_some() {
+            let wanted = "every token once in `tokenizer.ggml.tokens`";
+            return Err(Error::file(path, wanted, format!("{token:?} twice")));
+        }
+        if matches!(of, kind::CONTROL | kind::USER | kind::UNKNOWN) && !token.is_empty() {
+            added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": of != kind::USER}));
+        }
+    }
+    let model = file.text("tokenizer.ggml.model")?;
+    let pieces = model == "llama";
+    let [normaliser, cut, decoder, model] = match model {
+        "gpt2" => bytes_of_gguf(file, vocabulary)?,
+        "llama" => pieces::of_gguf(file, &tokens, &kinds, vocabulary)?,
+        other => {
+            let wanted = "byte-level BPE (`gpt2`) or SentencePiece's (`llama`) under \
+                `tokenizer.ggml.model`";
+            return Err(Error::file(path, wanted, format!("`{other}`")));
+        }
+    };
+    let begins = match file.get("tokenizer.ggml.add_bos_token") {
+        Some(Value::Bool(true)) => file.maybe_size(SPECIALS[0].1)?,
+        // Where nothing is said of it, as in llama.cpp.
+        None if pieces => file.maybe_size(SPECIALS[0].1)?,
+        _ => None,
+    };
+    // What transformers puts before a text; a chat template writes its own.
+    let before = begins.and_then(|id| Some((id, *tokens.get(id)?))).map_or(
+        match pieces {
+            true => Json::Null,
+            false => json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false,
+                "use_regex": true}),
+        },
+        |(id, token)| {
+            json!({"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": token, "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"SpecialToken": {"id": token, "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                    {"SpecialToken": {"id": token, "type_id": 1}},
+                    {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}}})
+        },
+    );
+    let all = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": normaliser, "pre_tokenizer": cut, "post_processor": before,
+        "decoder": decoder, "model": model,
+    });
+    TextTokeniser::parse(path, all.to_string().as_bytes())
+}
+
+/// Of byte-level BPE: the `normalizer`, `pre_tokenizer`, `decoder` and `model` of a `tokenizer.json`.
+fn bytes_of_gguf(file: &Gguf, vocabulary: serde_json::Map<String, Json>) -> Result<[Json; 4]> {
+    let path = file.path();
     let pre = match file.get("tokenizer.ggml.pre") {
         None => "default",
         Some(_) => file.text("tokenizer.ggml.pre")?,
@@ -152,27 +217,6 @@ pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
         },
     };
     let normaliser = if composed { json!({"type": "NFC"}) } else { Json::Null };
-    let tokens = file.texts("tokenizer.ggml.tokens")?;
-    let kinds = match file.get("tokenizer.ggml.token_type") {
-        None => vec![kind::NORMAL; tokens.len()],
-        Some(_) => file.integers("tokenizer.ggml.token_type")?,
-    };
-    if kinds.len() != tokens.len() || tokens.is_empty() {
-        let wanted = format!("a `tokenizer.ggml.token_type` for each of {} tokens", tokens.len());
-        return Err(Error::file(path, wanted, kinds.len()));
-    }
-    let mut vocabulary = serde_json::Map::with_capacity(tokens.len());
-    let mut added = Vec::new();
-    for (id, (&token, &of)) in tokens.iter().zip(&kinds).enumerate() {
-        if vocabulary.insert(token.into(), id.into()).is_some() {
-            let wanted = "every token once in `tokenizer.ggml.tokens`";
-            return Err(Error::file(path, wanted, format!("{token:?} twice")));
-        }
-        if matches!(of, kind::CONTROL | kind::USER) && !token.is_empty() {
-            added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": of == kind::CONTROL}));
-        }
-    }
     let mut merges = Vec::new();
     for merge in file.texts("tokenizer.ggml.merges")? {
         // A token of bytes has no blank in it; the first may begin with one in old files.
@@ -183,37 +227,13 @@ pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
         };
         merges.push(json!([a, b]));
     }
-    let begins = match file.get("tokenizer.ggml.add_bos_token") {
-        Some(Value::Bool(true)) => file.maybe_size(SPECIALS[0].1)?,
-        _ => None,
-    };
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+    let decoder = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
         "use_regex": true});
-    // What transformers puts before a text; a chat template writes its own.
-    let before = begins.and_then(|id| Some((id, *tokens.get(id)?))).map_or(
-        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false,
-            "use_regex": true}),
-        |(id, token)| {
-            json!({"type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": token, "type_id": 0}},
-                    {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [{"SpecialToken": {"id": token, "type_id": 0}},
-                    {"Sequence": {"id": "A", "type_id": 0}},
-                    {"SpecialToken": {"id": token, "type_id": 1}},
-                    {"Sequence": {"id": "B", "type_id": 1}}],
-                "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}}})
-        },
-    );
-    let all = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-        "normalizer": normaliser, "pre_tokenizer": cut.json(), "post_processor": before,
-        "decoder": bytes,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null,
-            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
-            "byte_fallback": false, "ignore_merges": whole_words, "vocab": vocabulary,
-            "merges": merges},
-    });
-    TextTokeniser::parse(path, all.to_string().as_bytes())
+    let model = json!({"type": "BPE", "dropout": null, "unk_token": null,
+        "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+        "byte_fallback": false, "ignore_merges": whole_words, "vocab": vocabulary,
+        "merges": merges});
+    Ok([normaliser, cut.json(), decoder, model])
 }
 
 /// The keys of GGUF for a tokeniser of a model with `rows` ids. Tokenisers that GGUF has no name for
@@ -225,11 +245,44 @@ pub fn tokeniser_keys(
 ) -> Result<Vec<(String, Value)>> {
     let wrong = |e: serde_json::Error| Error::file(path, "a tokenizer.json", e);
     let all: Json = serde_json::from_str(&text.to_json()?).map_err(wrong)?;
-    let model = &all["model"];
-    if model["type"] != "BPE" || model["byte_fallback"] == true {
-        let wanted = "byte-level BPE, for GGUF";
-        return Err(Error::file(path, wanted, format!("a model `{}`", model["type"])));
+    let special: HashSet<u32> = text.specials().iter().map(|s| s.id).collect();
+    let added: HashSet<u64> = all["added_tokens"]
+        .as_array()
+        .map(|a| a.iter().filter_map(|t| t["id"].as_u64()).collect())
+        .unwrap_or_default();
+    let mut tokens = Vec::with_capacity(rows);
+    let mut kinds = Vec::with_capacity(rows);
+    for id in 0..rows as u32 {
+        let (token, of) = match text.token(id) {
+            Some(token) if special.contains(&id) => (token, kind::CONTROL),
+            Some(token) if added.contains(&u64::from(id)) => (token, kind::USER),
+            Some(token) => (token, kind::NORMAL),
+            None => (format!("[PAD{id}]"), kind::UNUSED),
+        };
+        tokens.push(token);
+        kinds.push(of);
     }
+    let model = &all["model"];
+    let mut keys = match model["type"].as_str() {
+        Some("BPE") if model["byte_fallback"] == true => {
+            pieces::keys(path, &all, &tokens, &mut kinds)?
+        }
+        Some("BPE") => byte_keys(path, &all)?,
+        _ => {
+            let wanted = "byte-level BPE or SentencePiece's, for GGUF";
+            return Err(Error::file(path, wanted, format!("a model `{}`", model["type"])));
+        }
+    };
+    let key = |name: &str, value: Value| (format!("tokenizer.ggml.{name}"), value);
+    keys.push(key("tokens", Value::List(tokens.into_iter().map(Value::Text).collect())));
+    keys.push(key("token_type", Value::List(kinds.into_iter().map(Value::Signed).collect())));
+    keys.push(key("add_bos_token", text.begin().is_some().into()));
+    Ok(keys)
+}
+
+/// Of byte-level BPE: the keys for how text is cut and merged.
+fn byte_keys(path: &Path, all: &Json) -> Result<Vec<(String, Value)>> {
+    let model = &all["model"];
     let whole_words = model["ignore_merges"] == true;
     let normaliser = &all["normalizer"];
     // NFC comes alone, or as the one step of a sequence.
@@ -251,23 +304,6 @@ pub fn tokeniser_keys(
             "a pre-tokeniser that GGUF has a name for (GPT-2's, SmolLM's, Qwen2's, Llama 3's)";
         return Err(Error::file(path, wanted, &all["pre_tokenizer"]));
     };
-    let special: HashSet<u32> = text.specials().iter().map(|s| s.id).collect();
-    let added: HashSet<u64> = all["added_tokens"]
-        .as_array()
-        .map(|a| a.iter().filter_map(|t| t["id"].as_u64()).collect())
-        .unwrap_or_default();
-    let mut tokens = Vec::with_capacity(rows);
-    let mut kinds = Vec::with_capacity(rows);
-    for id in 0..rows as u32 {
-        let (token, of) = match text.token(id) {
-            Some(token) if special.contains(&id) => (token, kind::CONTROL),
-            Some(token) if added.contains(&u64::from(id)) => (token, kind::USER),
-            Some(token) => (token, kind::NORMAL),
-            None => (format!("[PAD{id}]"), kind::UNUSED),
-        };
-        tokens.push(Value::Text(token));
-        kinds.push(Value::Signed(of));
-    }
     let mut merges = Vec::new();
     for merge in model["merges"].as_array().into_iter().flatten() {
         let pair = match merge {
@@ -284,11 +320,8 @@ pub fn tokeniser_keys(
     Ok(vec![
         key("model", "gpt2".into()),
         key("pre", (*pre).into()),
-        key("tokens", Value::List(tokens)),
-        key("token_type", Value::List(kinds)),
         key("merges", Value::List(merges)),
         key("add_space_prefix", false.into()),
-        key("add_bos_token", false.into()),
         (NORMALISER.into(), normalised.into()),
     ])
 }

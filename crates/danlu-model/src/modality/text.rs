@@ -1,5 +1,5 @@
-//! Text: byte-level BPE, so that any UTF-8 comes back exactly. Imported tokenisers may have special
-//! tokens of their own; no text becomes one.
+//! Text: byte-level BPE, so that any UTF-8 comes back exactly, and of imported models the pieces of
+//! SentencePiece too. Imported tokenisers may have special tokens of their own; no text becomes one.
 
 use danlu_core::{Error, Result};
 use std::ops::Range;
@@ -7,16 +7,28 @@ use std::path::Path;
 use tokenizers::Tokenizer;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
 /// Longest `tokenizer.json`, in bytes.
 const LONGEST: u64 = 256 << 20;
+
+/// How SentencePiece writes a blank.
+const BLANK: char = '\u{2581}';
 
 /// The tokeniser of text.
 #[derive(Debug, Clone)]
 pub struct TextTokeniser {
     tokenizer: Tokenizer,
+    /// The same for text that is not the first of a conversation, where that makes a difference: what
+    /// puts a blank before the first word puts none here.
+    later: Option<Box<Tokenizer>>,
     specials: Vec<Special>,
+    /// Whether entries are written in bytes, rather than as pieces of SentencePiece.
+    byte_level: bool,
+    /// What it puts before a text.
+    begin: Option<u32>,
 }
 
 /// A token that stands for itself and is no text: a turn's end, a role.
@@ -62,7 +74,18 @@ impl TextTokeniser {
         // The longest first: where two begin at one place, the longer one is meant.
         specials.sort_by(|a, b| b.content.len().cmp(&a.content.len()).then(a.id.cmp(&b.id)));
         tokenizer.set_encode_special_tokens(true);
-        Self { tokenizer, specials }
+        let later = without_blank(&tokenizer).map(Box::new);
+        let decoder = tokenizer.get_decoder().and_then(|d| serde_json::to_string(d).ok());
+        let byte_level = decoder.is_none_or(|d| d.contains("\"ByteLevel\""));
+        let ids = |specials: bool| {
+            tokenizer.encode_fast("a", specials).map(|e| e.get_ids().to_vec()).unwrap_or_default()
+        };
+        let (bare, whole) = (ids(false), ids(true));
+        let begin = match whole.strip_suffix(&bare[..]) {
+            Some(&[begin]) if !bare.is_empty() => Some(begin),
+            _ => None,
+        };
+        Self { tokenizer, later, specials, byte_level, begin }
     }
 
     /// Reads a `tokenizer.json`.
@@ -104,6 +127,11 @@ impl TextTokeniser {
         self.tokenizer.get_vocab_size(true) as u32
     }
 
+    /// The highest id of an entry; 0 without any.
+    pub fn highest(&self) -> u32 {
+        self.tokenizer.get_vocab(true).into_values().max().unwrap_or(0)
+    }
+
     /// Its special tokens, the longest first.
     pub fn specials(&self) -> &[Special] {
         &self.specials
@@ -125,24 +153,49 @@ impl TextTokeniser {
         (0..self.size())
             .map(|id| match (added.get(&id), self.tokenizer.id_to_token(id)) {
                 (Some(token), _) => token.content.clone().into_bytes(),
-                (None, Some(word)) => word.chars().flat_map(entry_bytes).collect(),
+                (None, Some(word)) if self.byte_level => {
+                    word.chars().flat_map(entry_bytes).collect()
+                }
+                (None, Some(word)) => piece_bytes(&word),
                 (None, None) => Vec::new(),
             })
             .collect()
     }
 
+    /// What it puts before a text (`<s>`), if it puts anything there. Templates of conversations write
+    /// their own.
+    pub fn begin(&self) -> Option<u32> {
+        self.begin
+    }
+
+    /// Whether decoding leaves out a blank before the first word, as encoding puts one there.
+    pub fn leads_with_blank(&self) -> bool {
+        let first = self.encode("a").first().and_then(|&id| self.token(id));
+        !self.byte_level && first.is_some_and(|token| token.starts_with(BLANK))
+    }
+
     /// Ids of `text`, without any special token.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let encoding = self.tokenizer.encode_fast(text, false);
-        encoding.expect("byte-level BPE encodes every string").get_ids().to_vec()
+        encoding.expect("a checked tokeniser encodes every string").get_ids().to_vec()
     }
 
-    /// The same with the byte at which each begins.
-    pub fn encode_at(&self, text: &str) -> Vec<(u32, usize)> {
-        let encoding = self.tokenizer.encode(text, false);
-        let encoding = encoding.expect("byte-level BPE encodes every string");
+    /// Ids of a text that stands behind something else.
+    pub fn encode_later(&self, text: &str) -> Vec<u32> {
+        let encoding = self.of_place(false).encode_fast(text, false);
+        encoding.expect("a checked tokeniser encodes every string").get_ids().to_vec()
+    }
+
+    /// The same with the byte at which each begins; `first` if nothing is before the text.
+    pub fn encode_at(&self, text: &str, first: bool) -> Vec<(u32, usize)> {
+        let encoding = self.of_place(first).encode(text, false);
+        let encoding = encoding.expect("a checked tokeniser encodes every string");
         let starts = encoding.get_offsets().iter().map(|o| o.0);
         encoding.get_ids().iter().copied().zip(starts).collect()
+    }
+
+    fn of_place(&self, first: bool) -> &Tokenizer {
+        self.later.as_deref().filter(|_| !first).unwrap_or(&self.tokenizer)
     }
 
     /// Pieces of a template's text: special tokens with their ids, and what is between them.
@@ -175,6 +228,39 @@ impl TextTokeniser {
     /// Text of ids, without special tokens; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.tokenizer.decode(ids, true).unwrap_or_default()
+    }
+}
+
+/// A tokeniser that puts a blank before the first word of a text alone, without that blank; `None` if
+/// it does not.
+fn without_blank(tokenizer: &Tokenizer) -> Option<Tokenizer> {
+    let mut steps = tokenizer.get_pre_tokenizer()?.clone();
+    let mut changed = false;
+    let mut change = |step: &mut PreTokenizerWrapper| {
+        if let PreTokenizerWrapper::Metaspace(m) = step
+            && m.get_prepend_scheme() == PrependScheme::First
+        {
+            m.set_prepend_scheme(PrependScheme::Never);
+            changed = true;
+        }
+    };
+    match &mut steps {
+        PreTokenizerWrapper::Sequence(all) => all.as_mut().iter_mut().for_each(change),
+        step => change(step),
+    }
+    changed.then(|| {
+        let mut later = tokenizer.clone();
+        later.with_pre_tokenizer(Some(steps));
+        later
+    })
+}
+
+/// The bytes of a piece of SentencePiece, which writes a byte as `<0x0A>`.
+fn piece_bytes(piece: &str) -> Vec<u8> {
+    let digits = piece.strip_prefix("<0x").and_then(|p| p.strip_suffix('>'));
+    match digits.filter(|d| d.len() == 2).map(|d| u8::from_str_radix(d, 16)) {
+        Some(Ok(byte)) => vec![byte],
+        _ => piece.replace(BLANK, " ").into_bytes(),
     }
 }
 

@@ -2,6 +2,9 @@
 //! architecture, ids of conversations, and what comes back after export.
 #![allow(clippy::unwrap_used)]
 
+mod pieces;
+mod rope;
+
 use danlu_core::{
     Control, Media, Message, Modality, Part, Result, Role, Sample, recipe::LossWeights,
 };
@@ -369,13 +372,57 @@ fn templates_that_cannot_work_are_refused() {
         ("{{ messages[0].content | no_filter }}", "no_filter"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{% include '/etc/passwd' %}", "include"),
-        ("{{ strftime_now('%d') }}", "strftime_now"),
+        ("{{ strftime_now('%!') }}", "strftime"),
     ] {
         let error = render(source).expect_err(source).to_string();
         assert!(error.contains("chat template") && error.contains(wanted), "{source}: {error}");
     }
     let long = "x".repeat(2 << 20);
     assert!(ChatTemplate::new(&long, specials(), None).is_err());
+}
+
+#[test]
+fn the_date_is_told_to_templates_that_cannot_do_without() {
+    let said = [(Role::User, "hi".to_string())];
+    let render = |source: &str| {
+        ChatTemplate::new(source, specials(), None).unwrap().render(&said, true).unwrap()
+    };
+    let today = render("{{ strftime_now('%Y-%m-%d') }}");
+    assert!(today.len() == 10 && today.as_str() > "2026-01-01", "{today}");
+    let guarded =
+        "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% else %}2024{% endif %}";
+    assert_eq!(render(guarded), "2024", "the same ids on every day");
+}
+
+#[test]
+fn a_default_system_prompt_goes_out_in_the_template() {
+    let device = danlu_ops::cpu_device();
+    let prompt = "You are \"brief\".\nSay \\ {{ 42 }} 苹果\t.";
+    let model = import::import(&golden("qwen3"), Some(prompt.into()), &device).unwrap();
+    let at = temporary("system");
+    let (folder, file) = (at.join("hf"), at.join("model.gguf"));
+    export::to_folder(&model, &folder, Dtype::F32, None).unwrap();
+    export::to_gguf(&model, &file, Packing::F32, None).unwrap();
+    let say = |role, text: &str| Turn { role, pieces: vec![Piece::Text(text.into())] };
+    let talks = [
+        vec![say(Role::User, "hi")],
+        vec![say(Role::System, "another"), say(Role::User, "hi"), say(Role::Assistant, "yes")],
+    ];
+    let ids = |m: &Model, turns: &[Turn]| {
+        let end = m.tokenisers.vocabulary().control_id(Control::End);
+        let chat = m.tokenisers.chat.as_ref().unwrap();
+        chat.ids(&m.tokenisers.text, turns, true, end).unwrap().ids
+    };
+    for path in [&folder, &file] {
+        let back = import::open(path, &device).unwrap();
+        assert_eq!(back.tokenisers.chat.as_ref().unwrap().system(), None);
+        for turns in &talks {
+            assert_eq!(ids(&back, turns), ids(&model, turns), "{}", path.display());
+        }
+    }
+    let shown = model.tokenisers.text.decode(&ids(&model, &talks[0]));
+    assert!(shown.contains(prompt), "{shown}");
+    std::fs::remove_dir_all(&at).unwrap();
 }
 
 struct NoMedia;
@@ -410,6 +457,16 @@ fn training_and_requests_write_conversations_alike() {
     assert_eq!(learnt, last + 1 - prompt.len(), "the reply and its end, no newline after it");
     let reply = template.reply(&document.ids[prompt.len()..]).unwrap();
     assert_eq!(reply, [danlu_model::prompt::Value::Text("It is 42.".into())]);
+    // A reply of no weight stands there and is not learnt; the others are.
+    sample.messages.push(say(Role::Assistant, "yes"));
+    sample.messages.extend([say(Role::User, "and?"), say(Role::Assistant, "no")]);
+    let learnt = |unlearnt: Vec<usize>| {
+        let sample = Sample { unlearnt, ..sample.clone() };
+        let d = template.document(&sample, &mut NoMedia, &weights, false, 0).unwrap();
+        let said = d.ids.iter().zip(&d.weights).filter(|(_, w)| **w == weights.text);
+        model.tokenisers.text.decode(&said.map(|(id, _)| *id).collect::<Vec<_>>())
+    };
+    assert_eq!([learnt(vec![]), learnt(vec![1]), learnt(vec![3])], ["yesno", "no", "yes"]);
 }
 
 #[test]
@@ -448,9 +505,18 @@ fn configurations_that_would_compute_something_else_are_refused() {
         ("hidden_act", json!("gelu"), "hidden_act"),
         ("attention_bias", json!(true), "attention_bias"),
         ("mlp_bias", json!(true), "mlp_bias"),
-        ("sliding_window", json!(64), "sliding_window"),
-        ("rope_scaling", json!({"type": "linear", "factor": 2.0}), "rope_scaling"),
-        ("rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4}), "rope_parameters"),
+        ("rope_parameters", json!({"rope_type": "su", "factor": 2.0}), "longrope, found `su`"),
+        ("rope_parameters", json!({"rope_type": "linear"}), "rope_parameters.factor"),
+        ("rope_parameters", json!({"rope_type": "linear", "factor": 0}), "factor"),
+        ("rope_parameters", json!({"rope_type": "llama3", "factor": 8.0}), "low_freq_factor"),
+        ("rope_parameters", json!({"rope_type": "linear", "factor": "2"}), "a number"),
+        ("rope_parameters", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        ("rope_parameters", json!(3), "an object"),
+        (
+            "rope_parameters",
+            json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}),
+            "4 factors",
+        ),
         ("num_local_experts", json!(8), "num_local_experts"),
         ("quantization_config", json!({"bits": 4}), "quantization_config"),
         ("num_hidden_layers", json!(1_000_000), "depth"),
@@ -494,7 +560,26 @@ fn hostile_folders_are_refused() {
     let index = "model.safetensors.index.json";
     let shard = "model-00002-of-00004.safetensors";
     type Change = fn(&Path);
-    let cases: [(&str, Change, &str); 7] = [
+    let cases: [(&str, Change, &str); 9] = [
+        (
+            "far-token",
+            |f| {
+                let path = f.join("tokenizer.json");
+                let text = std::fs::read_to_string(&path).unwrap();
+                let mut all: Value = serde_json::from_str(&text).unwrap();
+                all["model"]["vocab"]["~far~"] = json!(4_000_000_000u32);
+                std::fs::write(path, all.to_string()).unwrap();
+            },
+            "a token with id 4000000000",
+        ),
+        (
+            "template-that-fails",
+            |f| {
+                let text = "{{ raise_exception('never') }}";
+                std::fs::write(f.join("chat_template.jinja"), text).unwrap();
+            },
+            "renders a question",
+        ),
         (
             "no-tokeniser",
             |f| std::fs::remove_file(f.join("tokenizer.json")).unwrap(),

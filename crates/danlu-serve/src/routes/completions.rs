@@ -65,9 +65,14 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
             .iter()
             .map(|value| {
                 let mut ids = Vec::new();
-                // A document of plain text begins as one ends, as in training.
-                if host.vocabulary.has_controls() {
-                    ids.push(host.vocabulary.control_id(Control::End));
+                // A document of plain text begins as in training: with what the tokeniser of an
+                // imported model puts there, or as one ends.
+                match host.tokenisers.text.begin() {
+                    Some(begin) if value.is_string() => ids.push(begin),
+                    None if host.vocabulary.has_controls() => {
+                        ids.push(host.vocabulary.control_id(Control::End));
+                    }
+                    _ => {}
                 }
                 ids.extend(text_or_ids(&host, "prompt", value)?);
                 check_length(&host, "prompt", ids.len())?;

@@ -89,6 +89,7 @@ pub fn shape(name: &str) -> Result<TransformerConfig> {
         hidden,
         context: 2048,
         rope_theta: 100_000.0,
+        rope_scaling: None,
         norm_eps: 1e-5,
         qk_norm: false,
         tied: true,

@@ -139,6 +139,19 @@ impl Gguf {
             .collect()
     }
 
+    /// A key that must be an array of numbers.
+    pub fn floats(&self, key: &str) -> Result<Vec<f32>> {
+        let Some(Value::List(all)) = self.get(key) else {
+            return self.wrong(key, "an array of numbers", self.get(key));
+        };
+        all.iter()
+            .map(|v| match v {
+                Value::Float(v) => Ok(*v as f32),
+                other => self.wrong(key, "an array of numbers", Some(other)),
+            })
+            .collect()
+    }
+
     /// A key that must be an array of whole numbers.
     pub fn integers(&self, key: &str) -> Result<Vec<i64>> {
         let Some(Value::List(all)) = self.get(key) else {

@@ -1,0 +1,124 @@
+//! SentencePiece's BPE, held against it and against transformers (golden/make_pieces.py).
+
+use super::{golden, temporary, turns};
+use danlu_model::chat::ChatTemplate;
+use danlu_model::io::{Gguf, GgufTensor, Packing, tokeniser_keys, tokeniser_of_gguf, write_gguf};
+use danlu_model::modality::TextTokeniser;
+use serde_json::Value;
+use std::path::Path;
+
+fn file() -> Value {
+    serde_json::from_slice(&std::fs::read(golden("../pieces.json")).unwrap()).unwrap()
+}
+
+fn tokeniser(kind: &Value) -> TextTokeniser {
+    let json = kind["tokenizer"].to_string();
+    TextTokeniser::parse("tokenizer.json".as_ref(), json.as_bytes()).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+fn chat(template: &str) -> ChatTemplate {
+    let specials = [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
+    let specials = specials.map(|(k, v)| (k.to_string(), v.to_string())).to_vec();
+    ChatTemplate::new(template, specials, None).unwrap()
+}
+
+#[test]
+fn texts_and_conversations_have_the_ids_that_transformers_gives() {
+    let file = file();
+    for (name, kind) in file["kinds"].as_object().unwrap() {
+        let text = tokeniser(kind);
+        assert_eq!(text.begin(), Some(1), "{name}");
+        assert_eq!(text.leads_with_blank(), name != "never", "{name}");
+        for case in kind["texts"].as_array().unwrap() {
+            let said = case["text"].as_str().unwrap();
+            let found = text.encode(said);
+            assert_eq!(found, ids(&case["ids"]), "{name}: {said:?}");
+            assert_eq!(text.decode(&found), case["back"].as_str().unwrap(), "{name}: {said:?}");
+        }
+        let chats = kind["chats"].as_array().unwrap();
+        assert!(chats.len() >= 6);
+        for case in chats {
+            let chat = chat(case["template"].as_str().unwrap());
+            let got = chat.ids(&text, &turns(&case["messages"]), false, 2).unwrap();
+            assert_eq!(got.ids, ids(&case["ids"]), "{name}: {case}");
+            for reply in got.replies {
+                assert_eq!(got.ids[reply.end - 1], 2);
+                let said = text.decode(&got.ids[reply]);
+                let turns = case["messages"].as_array().unwrap();
+                let last = turns.iter().rfind(|t| t["role"] == "assistant").unwrap();
+                assert_eq!(said.trim(), last["content"].as_str().unwrap(), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_of_pieces_are_the_text() {
+    let file = file();
+    for (name, kind) in file["kinds"].as_object().unwrap() {
+        let text = tokeniser(kind);
+        let entries = text.entries();
+        for said in ["hello there", "苹果 \u{1F600}", "tab\tand\n", "caf\u{e9}"] {
+            let bytes: Vec<u8> =
+                text.encode(said).iter().flat_map(|&id| entries[id as usize].clone()).collect();
+            let shown = String::from_utf8(bytes).unwrap();
+            let lead = if text.leads_with_blank() { " " } else { "" };
+            assert_eq!(shown, format!("{lead}{said}"), "{name}");
+        }
+    }
+}
+
+/// A file of keys and one tensor.
+fn written(name: &str, text: &TextTokeniser) -> std::path::PathBuf {
+    let path = temporary(&format!("{name}.gguf"));
+    let mut keys = tokeniser_keys(text, text.size() as usize + 2, Path::new("out")).unwrap();
+    keys.push(("general.architecture".into(), "llama".into()));
+    keys.push(("tokenizer.ggml.bos_token_id".into(), 1usize.into()));
+    let tensor = GgufTensor { name: "x".into(), shape: vec![1], packing: Packing::F32 };
+    write_gguf(&path, &keys, &[tensor], |_| Ok(vec![0.0])).unwrap();
+    path
+}
+
+#[test]
+fn scores_of_gguf_give_the_ids_that_sentencepiece_does() {
+    let file = file();
+    let read = tokeniser_of_gguf(&Gguf::open(&golden("../pieces.gguf")).unwrap()).unwrap();
+    assert_eq!(read.begin(), Some(1), "the beginning of a text is there, if nothing is said of it");
+    let again = written("pieces-again", &read);
+    let again = tokeniser_of_gguf(&Gguf::open(&again).unwrap()).unwrap();
+    for case in file["sentencepiece"].as_array().unwrap() {
+        let said = case["text"].as_str().unwrap();
+        for text in [&read, &again] {
+            assert_eq!(text.encode(said), ids(&case["ids"]), "{said:?}");
+        }
+    }
+    for token in ["<s>", "</s>", "<unk>"] {
+        assert!(read.encode(token).len() > 1, "no text becomes a special token");
+    }
+}
+
+#[test]
+fn every_kind_goes_through_gguf() {
+    let file = file();
+    for (name, kind) in file["kinds"].as_object().unwrap() {
+        let text = tokeniser(kind);
+        let path = written(&format!("pieces-{name}"), &text);
+        let gguf = Gguf::open(&path).unwrap();
+        assert_eq!(gguf.text("tokenizer.ggml.model").unwrap(), "llama");
+        let kinds = gguf.integers("tokenizer.ggml.token_type").unwrap();
+        assert_eq!(kinds[..4], [2, 3, 3, 6], "unknown, two of control, bytes");
+        assert_eq!(kinds[kinds.len() - 2..], [5, 5], "rows without a token");
+        let back = tokeniser_of_gguf(&gguf).unwrap();
+        assert_eq!(back.begin(), Some(1));
+        for case in kind["texts"].as_array().unwrap() {
+            let said = case["text"].as_str().unwrap();
+            assert_eq!(back.encode(said), text.encode(said), "{name}: {said:?}");
+            assert_eq!(back.encode_later(said), text.encode_later(said), "{name}: {said:?}");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}
