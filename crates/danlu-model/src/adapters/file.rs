@@ -191,36 +191,29 @@ impl Adapter {
         wants(peft.peft_type == "LORA", "`peft_type` LORA", format!("`{}`", peft.peft_type))?;
         wants(peft.bias == "none", "`bias` none", format!("`{}`", peft.bias))?;
         wants(!peft.fan_in_fan_out, "`fan_in_fan_out` false", "true".into())?;
-        let saved = peft.modules_to_save.unwrap_or_default();
+        let saved = peft.modules_to_save.clone().unwrap_or_default();
         wants(saved.is_empty(), "no `modules_to_save`", format!("{saved:?}"))?;
-        wants(peft.rank_pattern.is_empty(), "no `rank_pattern`", "some".into())?;
-        wants(peft.alpha_pattern.is_empty(), "no `alpha_pattern`", "some".into())?;
         wants(
             (1..=MAX_RANK).contains(&peft.r),
             &format!("`r` of 1 to {MAX_RANK}"),
             peft.r.to_string(),
         )?;
-        let named = match peft.target_modules {
-            TargetModules::List(names) => names,
-            TargetModules::One(name) if name == "all-linear" => {
-                Target::ALL.map(|t| t.name().to_string()).to_vec()
+        // A list names projections, or single ones by their paths; a text is an expression. Which
+        // ones they are the tensors tell.
+        if let TargetModules::List(names) = &peft.target_modules {
+            for name in names {
+                let last = name.rsplit('.').next().unwrap_or(name);
+                let known = Target::ALL.map(Target::name);
+                let wanted = format!("`target_modules` among {}", known.join(", "));
+                let path = name.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c));
+                wants(path && known.contains(&last), &wanted, format!("`{name}`"))?;
             }
-            TargetModules::One(name) => vec![name],
-        };
-        let mut targets = Vec::new();
-        for name in &named {
-            let found = Target::ALL.into_iter().find(|t| t.name() == name);
-            let names = Target::ALL.map(Target::name).join(", ");
-            targets.push(found.ok_or_else(|| {
-                Error::file(&path, format!("`target_modules` among {names}"), format!("`{name}`"))
-            })?);
         }
-        targets.sort();
-        targets.dedup();
+        let each = Patterns::new(&path, &peft)?;
         let config = LoraConfig {
-            rank: peft.r,
+            rank: each.rank,
             alpha: peft.lora_alpha,
-            targets,
+            targets: Target::ALL.to_vec(),
             dropout: peft.lora_dropout,
             rslora: peft.use_rslora,
             dora: peft.use_dora,
@@ -231,7 +224,7 @@ impl Adapter {
             let wanted = format!("{TENSORS} (pickles can run code and are never read)");
             return Err(Error::file(folder, wanted, "adapter_model.bin"));
         }
-        let deltas = read_deltas(&path, &config)?;
+        let (config, deltas) = read_deltas(&path, config, &each)?;
         let path = folder.join(INFO);
         let info = match small(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -255,7 +248,62 @@ impl Adapter {
     }
 }
 
-fn read_deltas(path: &Path, config: &LoraConfig) -> Result<BTreeMap<(usize, Target), Delta>> {
+/// Ranks and alphas of single projections, by an expression for their paths each.
+struct Patterns {
+    ranks: Vec<(regex::Regex, usize)>,
+    alphas: Vec<(regex::Regex, f32)>,
+    usual: (usize, f32),
+    /// The highest rank, which all get: what is added to smaller ones is zero.
+    rank: usize,
+}
+
+impl Patterns {
+    fn new(path: &Path, peft: &PeftConfig) -> Result<Self> {
+        let compiled = |key: &str| {
+            regex::RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{key})$"))
+                .size_limit(1 << 16)
+                .build()
+                .map_err(|e| Error::file(path, "expressions for paths of projections", e))
+        };
+        let mut ranks = Vec::new();
+        for (key, &rank) in &peft.rank_pattern {
+            if !(1..=MAX_RANK).contains(&rank) {
+                let wanted = format!("`rank_pattern.{key}` of 1 to {MAX_RANK}");
+                return Err(Error::file(path, wanted, rank));
+            }
+            ranks.push((compiled(key)?, rank));
+        }
+        let mut alphas = Vec::new();
+        for (key, &alpha) in &peft.alpha_pattern {
+            if !(alpha.is_finite() && alpha > 0.0) {
+                let wanted = format!("`alpha_pattern.{key}` over 0");
+                return Err(Error::file(path, wanted, alpha));
+            }
+            alphas.push((compiled(key)?, alpha));
+        }
+        let rank = ranks.iter().map(|r| r.1).chain([peft.r]).max().unwrap_or(peft.r);
+        Ok(Self { ranks, alphas, usual: (peft.r, peft.lora_alpha), rank })
+    }
+
+    /// Rank and alpha of the projection at a path.
+    fn of(&self, name: &str) -> (usize, f32) {
+        fn first<T: Copy>(all: &[(regex::Regex, T)], name: &str) -> Option<T> {
+            all.iter().find(|(key, _)| key.is_match(name)).map(|(_, value)| *value)
+        }
+        (
+            first(&self.ranks, name).unwrap_or(self.usual.0),
+            first(&self.alphas, name).unwrap_or(self.usual.1),
+        )
+    }
+}
+
+/// The values of every projection under one rank and alpha, and the configuration of those that
+/// there are.
+fn read_deltas(
+    path: &Path,
+    mut config: LoraConfig,
+    each: &Patterns,
+) -> Result<(LoraConfig, BTreeMap<(usize, Target), Delta>)> {
     let mut out: BTreeMap<(usize, Target), [Option<NamedTensor>; 3]> = BTreeMap::new();
     let file = Shards::open(path)?;
     for name in file.names() {
@@ -280,12 +328,13 @@ fn read_deltas(path: &Path, config: &LoraConfig) -> Result<BTreeMap<(usize, Targ
             a.ok_or_else(|| missing("lora_A.weight"))?,
             b.ok_or_else(|| missing("lora_B.weight"))?,
         );
-        let fits = matches!(a.shape[..], [r, _] if r == config.rank)
-            && matches!(b.shape[..], [_, r] if r == config.rank);
+        let (rank, alpha) = each.of(&name);
+        let fits = matches!(a.shape[..], [r, _] if r == rank)
+            && matches!(b.shape[..], [_, r] if r == rank);
         if !fits {
             return Err(Error::file(
                 path,
-                format!("`{name}` of rank {} as adapter_config.json says", config.rank),
+                format!("`{name}` of rank {rank} as adapter_config.json says"),
                 format!("shapes {:?} and {:?}", a.shape, b.shape),
             ));
         }
@@ -302,12 +351,24 @@ fn read_deltas(path: &Path, config: &LoraConfig) -> Result<BTreeMap<(usize, Targ
             _ => {}
         }
         let magnitude = magnitude.map(|m| m.values);
+        let scale = LoraConfig { rank, alpha, ..config.clone() }.scale() / config.scale();
+        let (mut a, mut b) = (a, b);
+        if scale != 1.0 {
+            b.values.iter_mut().for_each(|v| *v *= scale);
+        }
+        if rank < config.rank {
+            let (inputs, rows) = (a.shape[1], b.values.chunks_exact(rank));
+            let missing = config.rank - rank;
+            b.values = rows.flat_map(|r| r.iter().copied().chain(vec![0.0; missing])).collect();
+            a.values.resize(config.rank * inputs, 0.0);
+        }
         deltas.insert((layer, target), Delta { a: a.values, b: b.values, magnitude });
     }
     if deltas.is_empty() {
         return Err(Error::file(path, "at least one adapted projection", "none"));
     }
-    Ok(deltas)
+    config.targets.retain(|target| deltas.keys().any(|(_, t)| t == target));
+    Ok((config, deltas))
 }
 
 /// Layer, target and part (0: `a`, 1: `b`, 2: magnitude) of a tensor's name.
@@ -368,6 +429,71 @@ mod tests {
             }
             std::fs::remove_dir_all(&path).expect("removes");
         }
+    }
+
+    #[test]
+    fn projections_of_other_ranks_do_the_same() {
+        let config = LoraConfig { rank: 4, alpha: 8.0, ..Default::default() };
+        let wide = noisy(&config, 7, "a");
+        let path = folder("ranks");
+        // The same numbers, the queries' with a rank of 2 and an alpha of their own.
+        let mut narrow = wide.clone();
+        narrow.info.hash.clear();
+        for ((layer, target), d) in &mut narrow.deltas {
+            if (*layer, *target) == (0, Target::QProj) {
+                let inputs = d.a.len() / 4;
+                d.a.truncate(2 * inputs);
+                d.b = d.b.chunks_exact(4).flat_map(|r| r[..2].to_vec()).collect();
+            }
+        }
+        let mut tensors = Vec::new();
+        for ((layer, target), d) in &narrow.deltas {
+            let rank = if (*layer, *target) == (0, Target::QProj) { 2 } else { 4 };
+            for (part, values, shape) in [
+                ("lora_A.weight", &d.a, vec![rank, d.a.len() / rank]),
+                ("lora_B.weight", &d.b, vec![d.b.len() / rank, rank]),
+            ] {
+                let name = format!("{PREFIX}{}.{part}", target.path(*layer));
+                tensors.push(NamedTensor { name, shape, values: values.clone() });
+            }
+        }
+        wide.save(&path).expect("saves");
+        std::fs::remove_file(path.join(INFO)).expect("removes");
+        save_tensors(&path.join(TENSORS), &tensors, Dtype::F32, BTreeMap::new()).expect("saves");
+        let change = |key: &str, value: serde_json::Value| {
+            let file = path.join(CONFIG);
+            let text = std::fs::read_to_string(&file).expect("reads");
+            let mut all: serde_json::Value = serde_json::from_str(&text).expect("json");
+            all[key] = value;
+            std::fs::write(&file, all.to_string()).expect("writes");
+        };
+        let error = Adapter::load(&path).expect_err("rank 4").to_string();
+        assert!(error.contains("layers.0.self_attn.q_proj` of rank 4"), "{error}");
+        change("rank_pattern", serde_json::json!({r"layers\.0\.self_attn.q_proj": 2}));
+        change("alpha_pattern", serde_json::json!({"model.layers.0.self_attn.q_proj": 12.0}));
+        change("target_modules", serde_json::json!(r".*\.(q|k|v|o|gate|up|down)_proj"));
+        let back = Adapter::load(&path).expect("loads");
+        assert_eq!((back.config.rank, back.config.scale()), (4, 2.0));
+        for (key, d) in &back.deltas {
+            let whole = &wide.deltas[key];
+            if *key != (0, Target::QProj) {
+                assert_eq!(d, whole);
+                continue;
+            }
+            // An alpha of 12 by a rank of 2 is 6, three times what the others have.
+            assert_eq!(d.a[..d.a.len() / 2], whole.a[..d.a.len() / 2]);
+            assert!(d.a[d.a.len() / 2..].iter().all(|&v| v == 0.0));
+            for (r, w) in d.b.chunks_exact(4).zip(whole.b.chunks_exact(4)) {
+                assert_eq!(r, [3.0 * w[0], 3.0 * w[1], 0.0, 0.0]);
+            }
+        }
+        change("rank_pattern", serde_json::json!({"q_proj": 100_000}));
+        let error = Adapter::load(&path).expect_err("rank").to_string();
+        assert!(error.contains("rank_pattern.q_proj"), "{error}");
+        change("rank_pattern", serde_json::json!({"(q_proj": 2}));
+        let error = Adapter::load(&path).expect_err("expression").to_string();
+        assert!(error.contains("expressions for paths"), "{error}");
+        std::fs::remove_dir_all(&path).expect("removes");
     }
 
     #[test]

@@ -54,15 +54,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let paths: Vec<PathBuf> = args.adapters.into_iter().map(adapter_folder).collect();
     let device = danlu_ops::cpu_device();
-    // What the merged model must answer like: base and adapters, apart.
-    let mut apart = None;
-    let (mut model, base, hashes) = match args.combine {
+    // What the merged model must answer like: base and adapters, apart, or what became of them.
+    let (mut model, base, hashes, apart) = match args.combine {
         None => {
             let (mut model, base, hashes) = Model::load_adapted(&folder, &paths, &device)?;
             let (tokenisers, info) = (model.tokenisers.clone(), model.info.clone());
-            apart = Some(Model { transformer: model.transformer.clone(), tokenisers, info });
+            let apart = Model { transformer: model.transformer.clone(), tokenisers, info };
             model.transformer.merge()?;
-            (model, base, hashes)
+            (model, base, hashes, apart)
         }
         Some(how) => {
             let weights = match args.weights.len() {
@@ -86,7 +85,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
             };
             combine(&mut model.transformer, &pairs, how, args.density, args.seed)?;
             let hashes = adapters.iter().map(Adapter::hash).collect();
-            (model, base, hashes)
+            let (tokenisers, info) = (model.tokenisers.clone(), model.info.clone());
+            let apart = Model { transformer: model.transformer.clone(), tokenisers, info };
+            (model, base, hashes, apart)
         }
     };
     let mut from = model.info.from.clone();
@@ -94,15 +95,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     from.extend(hashes);
     model.info = ModelInfo { from, ..model.info };
     model.save(&args.out, args.dtype.dtype())?;
-    if let Some(apart) = apart {
-        let limits = if args.dtype == Precision::F32 { Limits::SAME } else { Limits::HALF };
-        let texts: Vec<String> = PROBE.iter().map(|t| t.to_string()).collect();
-        let found = compare(&apart, &Model::load(&args.out, &device)?, &texts, &limits)?;
-        eprintln!("{}", row("merged, against base and adapters", &found));
-        if !found.near {
-            let wanted = format!("what base and adapters say, within {limits:?}");
-            return Err(Error::file(&args.out, wanted, "another; it is not to be used"));
-        }
+    let limits = if args.dtype == Precision::F32 { Limits::SAME } else { Limits::HALF };
+    let texts: Vec<String> = PROBE.iter().map(|t| t.to_string()).collect();
+    let found = compare(&apart, &Model::load(&args.out, &device)?, &texts, &limits)?;
+    eprintln!("{}", row("merged, against base and adapters", &found));
+    if !found.near {
+        let wanted = format!("what base and adapters say, within {limits:?}");
+        return Err(Error::file(&args.out, wanted, "another; it is not to be used"));
     }
     eprintln!("merged: {}", args.out.display());
     Ok(())
