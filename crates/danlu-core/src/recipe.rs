@@ -577,30 +577,42 @@ fn default_validate() -> usize {
     200
 }
 
+/// Leaves a path's last name. What lies there is told by its hash, wherever that is.
+pub(crate) fn without_folder(path: &mut PathBuf) {
+    if let Some(name) = path.file_name() {
+        *path = name.into();
+    }
+}
+
 impl Recipe {
     /// Reads a recipe file; relative paths in it become relative to the current folder.
     pub fn load(path: &Path) -> Result<Recipe> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let mut recipe = Self::parse(&text).map_err(|e| Error::file(path, "a recipe", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
-        let paths = recipe.data.packs.iter_mut().chain(&mut recipe.data.files);
-        for p in paths.chain(&mut recipe.model.from) {
-            *p = base.join(&*p);
-        }
+        recipe.paths_mut().for_each(|p| *p = base.join(&*p));
         Ok(recipe)
     }
 
+    /// Every file and folder that it names.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let data = self.data.packs.iter_mut().chain(&mut self.data.files);
+        data.chain(&mut self.model.from)
+    }
+
     /// The recipe with the default evaluation and checkpoints, and without recomputation, which
-    /// change no number: what a trained model depends on.
+    /// change no number, nor the folders that its data lies in: what a trained model depends on.
     pub fn for_training(&self) -> Recipe {
         let train = TrainRecipe { recompute: Recompute::None, ..self.train.clone() };
-        Recipe {
+        let mut bare = Recipe {
             eval: EvalRecipe::default(),
             checkpoint: CheckpointRecipe::default(),
             track: TrackRecipe::default(),
             train,
             ..self.clone()
-        }
+        };
+        bare.paths_mut().for_each(without_folder);
+        bare
     }
 
     /// Parses and checks the text of a recipe.

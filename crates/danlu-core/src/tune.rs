@@ -1,6 +1,9 @@
 //! How a base is adapted, written as typed TOML: on what, with which adapter, towards what.
 
-use crate::recipe::{CheckpointRecipe, GuardRecipe, Schedule, explain_unknown_key, is_default};
+use crate::recipe::{
+    CheckpointRecipe, GuardRecipe, Schedule, TrackRecipe, explain_unknown_key, is_default,
+    without_folder,
+};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -45,6 +48,9 @@ pub struct TuneRecipe {
     /// What watches the tuning, and what it may do.
     #[serde(default, skip_serializing_if = "is_default")]
     pub guard: GuardRecipe,
+    /// Where figures go beside the run's own log.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub track: TrackRecipe,
 }
 
 /// Bits of a base that does not learn.
@@ -332,20 +338,43 @@ fn reply_tokens() -> usize {
 }
 
 impl TuneRecipe {
+    /// Whether a text is meant to be a recipe of a tuning, right or wrong: those of pretraining have a
+    /// table where these name a base.
+    pub fn is_meant(text: &str) -> bool {
+        let table: Option<toml::Table> = toml::from_str(text).ok();
+        table.is_some_and(|t| t.get("model").is_some_and(toml::Value::is_str))
+    }
+
     /// Reads a recipe file.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let mut recipe =
             Self::parse(&text).map_err(|e| Error::file(path, "a recipe of a tuning", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
-        let files = recipe.data.iter_mut().chain(&mut recipe.held_out).map(|set| &mut set.file);
-        let teacher = match &mut recipe.objective {
+        recipe.paths_mut().for_each(|p| *p = base.join(&*p));
+        Ok(recipe)
+    }
+
+    /// Every file and folder that it names.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let files = self.data.iter_mut().chain(&mut self.held_out).map(|set| &mut set.file);
+        let teacher = match &mut self.objective {
             Objective::Distil { teacher, .. } => Some(teacher),
             _ => None,
         };
-        let paths = files.chain(&mut recipe.adapters).chain([&mut recipe.model]).chain(teacher);
-        paths.for_each(|p| *p = base.join(&*p));
-        Ok(recipe)
+        files.chain(&mut self.adapters).chain([&mut self.model]).chain(teacher)
+    }
+
+    /// The recipe with the default checkpoints, without what changes no number and without the
+    /// folders that things lie in: what the result depends on, beside the contents of those.
+    pub fn for_training(&self) -> Self {
+        let mut bare = Self {
+            checkpoint: CheckpointRecipe::default(),
+            track: TrackRecipe::default(),
+            ..self.clone()
+        };
+        bare.paths_mut().for_each(without_folder);
+        bare
     }
 
     /// Parses and checks the text of a recipe.
@@ -456,6 +485,13 @@ mod tests {
             let recipe = TuneRecipe::parse(&format!("{SMALL}{more}")).expect(more);
             assert_eq!(TuneRecipe::parse(&recipe.to_toml()).expect("round trip"), recipe);
         }
+    }
+
+    #[test]
+    fn recipes_of_tunings_are_told_from_others() {
+        assert!(TuneRecipe::is_meant(SMALL) && TuneRecipe::is_meant("model='m'\nwrong=1"));
+        assert!(!TuneRecipe::is_meant("name='a'\n[model]\ndepth=2\n"));
+        assert!(!TuneRecipe::is_meant("name='a'\n[train]\n"));
     }
 
     #[test]

@@ -205,6 +205,7 @@ pub fn train(s: &Setting) -> Result<TrainBench> {
         replies: 0,
         saves: false,
         threads,
+        adapters: None,
     };
     let predicted = predict(&model.sizes(), &load);
     // What is not made by operations: made once, and changed in place.

@@ -3,15 +3,23 @@
 use crate::audit::{self, AuditLine};
 use crate::checkpoint::newest_state;
 use crate::codes::CodeTable;
-use crate::guard::{Subject, by_group};
+use crate::distil::Teacher;
+use crate::guard::{Subject, by_group, memory_of};
+use crate::lesson::Lessons;
 use crate::optim::{gradients, squares};
-use crate::pretrain::{LogLine, forward, mean};
+use crate::pretrain::{forward, mean};
 use crate::run::{Run, entries};
 use crate::session::{Pass, Session};
+use crate::tune::Base;
+use crate::tuning::{self, Tuning};
 use crate::watch::{Event, Watcher};
-use danlu_core::{Batch, Error, Recipe, Result};
+use danlu_core::{Batch, Error, Recipe, Result, TuneRecipe};
 use danlu_data::{Corpus, Drawn};
 use danlu_model::Tokenisers;
+use danlu_model::arch::LayerView;
+use serde::Deserialize;
+use std::path::Path;
+use std::sync::Arc;
 
 /// A step that was taken again.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,8 +90,25 @@ pub struct SampleRow {
 /// Steps before it that a step is compared with.
 const WINDOW: u64 = 10;
 
-/// Takes step `step` (from 1) of a run again, from the newest checkpoint that leaves room for a window
-/// of healthy steps before it. The run's folder is not changed.
+/// A training of which a step can be taken again.
+trait Again: Subject {
+    fn pass(&mut self) -> Result<Self::Pass>;
+
+    /// Its line of the audit log.
+    fn line(pass: &Self::Pass, step: u64) -> AuditLine;
+
+    /// Its loss as it is logged.
+    fn logged(pass: &Self::Pass) -> f64;
+
+    /// Gradients and activations by layer, in the first column of each row.
+    fn layers(&mut self, pass: &Self::Pass) -> Vec<LayerRow>;
+
+    /// Every sample of a step alone through the model and back.
+    fn samples(&mut self, pass: &Self::Pass) -> Result<Vec<SampleRow>>;
+}
+
+/// Takes step `step` (from 1) of a pretraining again, from the newest checkpoint that leaves room for
+/// a window of healthy steps before it. The run's folder is not changed.
 pub fn replay(
     recipe: &Recipe,
     run: &Run,
@@ -93,26 +118,61 @@ pub fn replay(
     step: u64,
     watcher: &mut dyn Watcher,
 ) -> Result<Replay> {
-    if step == 0 || step > recipe.train.steps as u64 {
-        let wanted = format!("a step of this run, 1 to {}", recipe.train.steps);
+    let mut open = |until: u64, watcher: &mut dyn Watcher| {
+        Session::open(recipe, run, corpus, tokenisers, codes, until, watcher)
+    };
+    again(run, [step, recipe.train.steps as u64], &mut open, watcher)
+}
+
+/// The same of a tuning; `folder` is its base's.
+pub fn replay_tuning(
+    recipe: &TuneRecipe,
+    run: &Run,
+    folder: &Path,
+    step: u64,
+    watcher: &mut dyn Watcher,
+) -> Result<Replay> {
+    let base = Base::read(recipe, folder)?;
+    let mut open = |until: u64, watcher: &mut dyn Watcher| {
+        let lessons = Lessons::read(recipe, &base.model, watcher)?;
+        let teacher = Teacher::of(recipe, &base.model, watcher)?;
+        let print = base.facts(recipe, &lessons, teacher.as_ref())?.recipe;
+        Tuning::open(recipe, run, &base.model, (lessons, teacher), &print, until, watcher)
+    };
+    again(run, [step, recipe.train.steps as u64], &mut open, watcher)
+}
+
+/// What the log of a step says, of either regime.
+#[derive(Deserialize)]
+struct Logged {
+    step: u64,
+    loss: Option<f64>,
+    norm: Option<f64>,
+}
+
+fn again<S: Again>(
+    run: &Run,
+    [step, steps]: [u64; 2],
+    open: &mut dyn FnMut(u64, &mut dyn Watcher) -> Result<S>,
+    watcher: &mut dyn Watcher,
+) -> Result<Replay> {
+    if step == 0 || step > steps {
+        let wanted = format!("a step of this run, 1 to {steps}");
         return Err(Error::parameter("--step", wanted, step));
     }
     let lines: Vec<AuditLine> = entries(&run.log(audit::LOG))?;
-    let log: Vec<LogLine> = entries(&run.log("train"))?;
-    let logged = log.iter().find(|l| l.step as u64 == step);
-    let open = |until: u64, watcher: &mut dyn Watcher| {
-        Session::open(recipe, run, corpus, tokenisers, codes, until, watcher)
-    };
-    let mut session = open(step.saturating_sub(1 + WINDOW), watcher)?;
+    let log: Vec<Logged> = entries(&run.log("train"))?;
+    let logged = log.iter().find(|l| l.step == step);
+    let mut subject = open(step.saturating_sub(1 + WINDOW), watcher)?;
     let nearer = open(step - 1, watcher)?;
     // Without an earlier checkpoint the first would be taken from the very start: too far if there
     // is a checkpoint nearer by.
-    if session.state.step + 10 * WINDOW < nearer.state.step {
-        session = nearer;
+    if subject.state().step + 10 * WINDOW < nearer.state().step {
+        subject = nearer;
     }
-    let from = session.state.step;
+    let from = subject.state().step;
     if let Some(now) = newest_state(&run.checkpoints()).and_then(|s| s.guard) {
-        let memory = session.memory();
+        let memory = memory_of(&mut subject);
         (memory.eases, memory.left_out) = (now.eases, now.left_out);
     }
     watcher.tell(Event::Phase {
@@ -121,24 +181,24 @@ pub fn replay(
         done: from as usize,
     });
     let mut window: Vec<Vec<LayerRow>> = Vec::new();
-    while session.state.step + 1 < step {
-        let mut pass = session.pass()?;
-        let done = session.state.step + 1;
+    while subject.state().step + 1 < step {
+        let mut pass = subject.pass()?;
+        let done = subject.state().step + 1;
         let line = lines.iter().find(|l| l.step == done);
-        same_content(run, done, line, &pass)?;
+        same_content::<S>(run, done, line, &pass)?;
         if done + WINDOW >= step {
-            window.push(layers(&session, &pass));
+            window.push(subject.layers(&pass));
         }
         match line.is_some_and(|l| l.skipped) {
-            true => session.skip(),
-            false => session.apply(&mut pass),
+            true => subject.skip(),
+            false => subject.apply(&mut pass),
         }
-        watcher
-            .tell(Event::Step { done: done as usize, figures: format!("loss {:.3}", pass.loss) });
+        let figures = format!("loss {:.3}", S::logged(&pass));
+        watcher.tell(Event::Step { done: done as usize, figures });
     }
-    let pass = session.pass()?;
-    same_content(run, step, lines.iter().find(|l| l.step == step), &pass)?;
-    let mut rows = layers(&session, &pass);
+    let pass = subject.pass()?;
+    same_content::<S>(run, step, lines.iter().find(|l| l.step == step), &pass)?;
+    let mut rows = subject.layers(&pass);
     let mean = |name: &str, of: &dyn Fn(&LayerRow) -> Option<f64>| -> Option<f64> {
         let all = window.iter().flatten().filter(|row| row.name == name).filter_map(of);
         let (sum, count) = all.fold((0.0, 0), |(sum, n), v| (sum + v, n + 1));
@@ -150,14 +210,17 @@ pub fn replay(
         row.largest[1] = mean(&row.name, &|r| r.largest[0]);
         row.entropy[1] = mean(&row.name, &|r| r.entropy[0]);
     }
-    let samples = samples(&mut session, corpus, &pass)?;
-    watcher.tell(Event::PhaseDone { result: format!("loss {:.4}", pass.loss) });
+    let mut samples = subject.samples(&pass)?;
+    let excess = |r: &SampleRow| (r.loss - r.usual.unwrap_or(0.0)) * r.tokens as f64;
+    samples.sort_by(|a, b| excess(b).total_cmp(&excess(a)));
+    let (loss, norm) = (S::logged(&pass), S::figures(&pass).norm);
+    watcher.tell(Event::PhaseDone { result: format!("loss {loss:.4}") });
     let finite = |v: f64| v.is_finite().then_some(v);
     Ok(Replay {
         step,
         from,
-        loss: [finite(pass.loss), logged.and_then(|l| finite(l.loss))],
-        norm: [finite(pass.norm), logged.and_then(|l| finite(l.norm))],
+        loss: [finite(loss), logged.and_then(|l| l.loss)],
+        norm: [finite(norm), logged.and_then(|l| l.norm)],
         window: window.len() as u64,
         layers: rows,
         samples,
@@ -165,16 +228,22 @@ pub fn replay(
 }
 
 /// Refuses samples that are not made into what they were made into.
-fn same_content(run: &Run, step: u64, line: Option<&AuditLine>, pass: &Pass) -> Result<()> {
+fn same_content<S: Again>(
+    run: &Run,
+    step: u64,
+    line: Option<&AuditLine>,
+    pass: &S::Pass,
+) -> Result<()> {
+    let now = S::line(pass, step);
     match line {
-        Some(line) if line.content != pass.content() || [line.from, line.to] != pass.samples => {
+        Some(then) if then.content != now.content || [then.from, then.to] != [now.from, now.to] => {
             Err(Error::file(
                 run.log(audit::LOG),
-                format!("step {step} of samples {:?}, {}", [line.from, line.to], line.content),
+                format!("step {step} of samples {:?}, {}", [then.from, then.to], then.content),
                 format!(
                     "samples {:?}, {}: data or recipe are others",
-                    pass.samples,
-                    pass.content()
+                    [now.from, now.to],
+                    now.content
                 ),
             ))
         }
@@ -182,52 +251,100 @@ fn same_content(run: &Run, step: u64, line: Option<&AuditLine>, pass: &Pass) -> 
     }
 }
 
-/// Gradients and activations by layer, in the first column of each row.
-fn layers(session: &Session<'_>, pass: &Pass) -> Vec<LayerRow> {
-    let scale = session.scale() as f64;
-    let norms = by_group(&session.model, &pass.squares);
-    let view = session.view(&pass.batches[0], 1);
-    let row = |v: &danlu_model::arch::LayerView| {
-        let own = norms.iter().find(|(name, _)| *name == v.name);
-        LayerRow {
-            name: v.name.clone(),
-            gradient: [own.map(|(_, squares)| squares.sqrt() * scale), None],
-            scale: [Some(v.rms), None],
-            largest: [Some(v.largest as f64), None],
-            entropy: [v.entropy, None],
-            bad: v.bad,
+impl Again for Session<'_> {
+    fn pass(&mut self) -> Result<Pass> {
+        Session::pass(self)
+    }
+
+    fn line(pass: &Pass, step: u64) -> AuditLine {
+        pass.audit(step, false)
+    }
+
+    fn logged(pass: &Pass) -> f64 {
+        pass.loss
+    }
+
+    fn layers(&mut self, pass: &Pass) -> Vec<LayerRow> {
+        let view = self.view(&pass.batches[0], 1);
+        rows_of(view, &by_group(&self.model, &pass.squares), self.scale() as f64)
+    }
+
+    fn samples(&mut self, pass: &Pass) -> Result<Vec<SampleRow>> {
+        let names = self.source.mixture.names();
+        let memory = self.memory().clone();
+        let mut rows = Vec::new();
+        for index in pass.samples[0]..pass.samples[1] {
+            let batch = self.alone(index)?;
+            if batch.tokens == 0 {
+                continue;
+            }
+            let (value, each) =
+                forward(&self.model, &batch, mean(&batch), self.recipe.train.z_loss);
+            let gradient = squares(&gradients(&self.model, value.backward()));
+            let (task, text) = drawn(self, self.source.corpus, index);
+            let task = names[task as usize];
+            let usual = memory.tasks.get(task).map(|mean| mean.value);
+            rows.push(row(&batch, &each, index, (task, usual), text, gradient));
         }
-    };
-    view.iter().map(row).collect()
+        Ok(rows)
+    }
 }
 
-/// Every sample of a step alone through the model and back.
-fn samples(session: &mut Session<'_>, corpus: &Corpus, pass: &Pass) -> Result<Vec<SampleRow>> {
-    let names = session.source.mixture.names();
-    let memory = session.memory().clone();
-    let mut rows = Vec::new();
-    for index in pass.samples[0]..pass.samples[1] {
-        let batch = session.alone(index)?;
-        if batch.tokens == 0 {
-            continue;
-        }
-        let (value, each) =
-            forward(&session.model, &batch, mean(&batch), session.recipe.train.z_loss);
-        let gradient = squares(&gradients(&session.model, value.backward()));
-        let (task, text) = drawn(session, corpus, index);
-        rows.push(row(&batch, &each, index, names[task as usize], &memory, text, gradient));
+impl Again for Tuning<'_> {
+    fn pass(&mut self) -> Result<tuning::Pass> {
+        Tuning::pass(self)
     }
-    let excess = |r: &SampleRow| (r.loss - r.usual.unwrap_or(0.0)) * r.tokens as f64;
-    rows.sort_by(|a, b| excess(b).total_cmp(&excess(a)));
-    Ok(rows)
+
+    fn line(pass: &tuning::Pass, step: u64) -> AuditLine {
+        pass.audit(step, false)
+    }
+
+    fn logged(pass: &tuning::Pass) -> f64 {
+        pass.logged()
+    }
+
+    fn layers(&mut self, pass: &tuning::Pass) -> Vec<LayerRow> {
+        let batch = &pass.lesson.batch;
+        // The first document is enough to look at.
+        let end = batch.starts.get(1).map_or(batch.ids.len(), |&end| end as usize);
+        let (ids, starts) = (Arc::from(&batch.ids[..end]), Arc::from([0, end as u32]));
+        let view = self.learner.plain().view(&ids, &starts);
+        rows_of(view, &by_group(&*self.learner.module(), &pass.squares), 1.0)
+    }
+
+    fn samples(&mut self, pass: &tuning::Pass) -> Result<Vec<SampleRow>> {
+        let usual = memory_of(self).tasks.get("replies").map(|mean| mean.value);
+        let mut rows = Vec::new();
+        for index in pass.samples[0]..pass.samples[1] {
+            // What the model tries by itself is no sample that could be to blame.
+            let Some((batch, task, text)) = self.lessons.alone(index) else { continue };
+            let (value, each) = forward(&self.learner.transformer, &batch, mean(&batch), 0.0);
+            let gradient = squares(&gradients(&*self.learner.module(), value.backward()));
+            rows.push(row(&batch, &each, index, (&task, usual), short(&text), gradient));
+        }
+        Ok(rows)
+    }
+}
+
+/// What was seen of the layers, and the squares of their gradients, each times `scale`.
+fn rows_of(view: Vec<LayerView>, squares: &[(String, f64)], scale: f64) -> Vec<LayerRow> {
+    let own = |name: &str| squares.iter().find(|(of, _)| of == name).map(|(_, squares)| *squares);
+    let row = |v: &LayerView| LayerRow {
+        name: v.name.clone(),
+        gradient: [own(&v.name).map(|squares| squares.sqrt() * scale), None],
+        scale: [Some(v.rms), None],
+        largest: [Some(v.largest as f64), None],
+        entropy: [v.entropy, None],
+        bad: v.bad,
+    };
+    view.iter().map(row).collect()
 }
 
 fn row(
     batch: &Batch,
     each: &[f32],
     index: u64,
-    task: &str,
-    memory: &crate::guard::Memory,
+    (task, usual): (&str, Option<f64>),
     text: String,
     squares: Vec<f64>,
 ) -> SampleRow {
@@ -239,7 +356,7 @@ fn row(
         task: task.to_string(),
         tokens,
         loss,
-        usual: memory.tasks.get(task).map(|mean| mean.value),
+        usual,
         gradient: squares.iter().sum::<f64>().sqrt(),
         text,
     }
@@ -260,7 +377,10 @@ fn drawn(session: &Session<'_>, corpus: &Corpus, index: u64) -> (u16, String) {
             texts.collect::<Vec<_>>().join(" | ")
         }
     };
-    let short: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect();
-    (task, short)
+    (task, short(&text))
+}
+
+/// How a text begins, in a line.
+fn short(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect()
 }

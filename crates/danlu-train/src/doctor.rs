@@ -1,12 +1,14 @@
 //! Looks at machine, files, recipe and data before a run, and reckons what it will take.
 
+use crate::lesson::{Held, Lessons};
 use crate::memory;
 use crate::pretrain::codes_fingerprint;
 use crate::run::Run;
 use crate::session::load;
-use crate::{CodeTable, pretrain};
+use crate::watch::{Event, Watcher};
+use crate::{CodeTable, pretrain, tune};
 use danlu_core::recipe::Optimiser;
-use danlu_core::{Recipe, Result, Vocabulary};
+use danlu_core::{Recipe, Result, TuneRecipe, Vocabulary};
 use danlu_data::{Corpus, LoadOptions, Mixture, Split, picture_classes, sound_classes};
 use danlu_model::io::HfConfig;
 use danlu_model::modality::PLACES;
@@ -61,6 +63,12 @@ impl Findings {
 pub fn examine(path: &Path, folder: &Path) -> Vec<Finding> {
     let mut out = Findings(Vec::new());
     machine(&mut out);
+    if std::fs::read_to_string(path).is_ok_and(|text| TuneRecipe::is_meant(&text)) {
+        if let Err((of, e)) = tuning(&mut out, path, folder) {
+            out.bad(of, e.to_string());
+        }
+        return out.0;
+    }
     let recipe = match Recipe::load(path) {
         Ok(recipe) => recipe,
         Err(e) => {
@@ -92,6 +100,90 @@ pub fn examine(path: &Path, folder: &Path) -> Vec<Finding> {
         out.bad("memory", e.to_string());
     }
     out.0
+}
+
+/// The same of a tuning; what is bad, and what is wrong with it, ends it.
+fn tuning(
+    out: &mut Findings,
+    path: &Path,
+    folder: &Path,
+) -> Result<(), (&'static str, danlu_core::Error)> {
+    let recipe = TuneRecipe::load(path).map_err(|e| ("recipe", e))?;
+    let r = &recipe.train;
+    let before = out.0.len();
+    if r.warmup >= r.steps {
+        let (warmup, steps) = (r.warmup, r.steps);
+        let words = format!("train.warmup ({warmup}) is not over before train.steps ({steps})");
+        out.careful("recipe", words);
+    }
+    let high = if recipe.lora.is_some() { 1e-2 } else { 1e-3 };
+    if r.rate > high {
+        let words = format!("train.rate ({}) is high: over {high} tunings tend to diverge", r.rate);
+        out.careful("recipe", words);
+    }
+    if !recipe.guard.on {
+        out.careful("recipe", "guard.on is false: trouble is not answered");
+    }
+    if out.0.len() == before {
+        out.good("recipe", format!("{} steps", r.steps));
+    }
+    writable(out, folder);
+    match tune::resume(folder) {
+        Ok((_, found)) if found.for_training() != recipe.for_training() => {
+            out.bad("files", format!("{} holds the run of another recipe", folder.display()));
+        }
+        Ok(_) => out.good("files", format!("{} goes on with this recipe", folder.display())),
+        Err(_) => {}
+    }
+    let base = Model::folder(&recipe.model);
+    let config = || {
+        let path = base.join("config.json");
+        HfConfig::read(&path)?.to_ours(&path)
+    };
+    let config = config().map_err(|e| ("files", e))?;
+    Model::check_files(&base).map_err(|e| ("files", e))?;
+    out.good("files", format!("the base, {}, is whole", base.display()));
+    // Before the base is read, which takes memory too.
+    let load = memory::tuning(&recipe, &config);
+    let prediction = memory::predict(&memory::Sizes::from(&config), &load);
+    let tight = memory::check(&prediction, memory::available(), &tune::remedies(&recipe))
+        .map_err(|e| ("memory", e))?;
+    out.good("memory", format!("{prediction} (full windows, a checkpoint being written)"));
+    tight.into_iter().for_each(|told| out.careful("memory", told));
+    let learns = load.adapters.map_or(memory::Sizes::from(&config).parameters(), |a| a.values);
+    room(out, folder, 3 * size_of::<f32>() * learns, recipe.checkpoint.keep + 4);
+    let device = danlu_ops::cpu_device();
+    let (model, ..) =
+        Model::load_adapted(&base, &recipe.adapters, &device).map_err(|e| ("files", e))?;
+    if r.window > config.context {
+        let wanted = format!("at most the model's context, {}", config.context);
+        let error = danlu_core::Error::parameter("train.window", wanted, r.window);
+        return Err(("recipe", error));
+    }
+    let mut told = Told::default();
+    let lessons = Lessons::read(&recipe, &model, &mut told).map_err(|e| ("data", e))?;
+    Held::read(&recipe, &model, &mut told).map_err(|e| ("data", e))?;
+    for (set, rows) in recipe.data.iter().zip(lessons.sizes()) {
+        out.good("data", format!("{}: {rows} to learn from", set.file.display()));
+    }
+    if let Some(first) = told.0.first() {
+        let (n, limit) = (told.0.len(), recipe.max_bad_rows);
+        let words = format!("{n} left out (bad rows allowed: {limit}); the first: {first}");
+        out.careful("data", words);
+    }
+    Ok(())
+}
+
+/// What was told of rows.
+#[derive(Default)]
+struct Told(Vec<String>);
+
+impl Watcher for Told {
+    fn tell(&mut self, event: Event) {
+        if let Event::Note(text) = event {
+            self.0.push(text);
+        }
+    }
 }
 
 fn machine(out: &mut Findings) {
@@ -139,8 +231,21 @@ fn recipe_sense(out: &mut Findings, recipe: &Recipe) {
     }
 }
 
-/// Writes and flushes a few megabytes where the run will be.
+/// Whether the run can be where it will be, and what is there.
 fn folder_works(out: &mut Findings, folder: &Path, recipe: &Recipe) {
+    writable(out, folder);
+    match Run::resume(folder) {
+        Ok((_, found)) if found.for_training() != recipe.for_training() => {
+            let words = format!("{} holds the run of another recipe", folder.display());
+            out.bad("files", words);
+        }
+        Ok(_) => out.good("files", format!("{} goes on with this recipe", folder.display())),
+        Err(_) => {}
+    }
+}
+
+/// Writes and flushes a few megabytes where the run will be.
+fn writable(out: &mut Findings, folder: &Path) {
     let existing = folder.ancestors().find(|a| a.is_dir()).unwrap_or(Path::new("."));
     let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
     let file = existing.join(format!(".danlu-doctor-{}", std::process::id()));
@@ -155,14 +260,6 @@ fn folder_works(out: &mut Findings, folder: &Path, recipe: &Recipe) {
     }
     // If it could not be written it is not there.
     let _ = std::fs::remove_file(&file);
-    match Run::resume(folder) {
-        Ok((_, found)) if found.for_training() != recipe.for_training() => {
-            let words = format!("{} holds the run of another recipe", folder.display());
-            out.bad("files", words);
-        }
-        Ok(_) => out.good("files", format!("{} goes on with this recipe", folder.display())),
-        Err(_) => {}
-    }
 }
 
 fn data(out: &mut Findings, recipe: &Recipe, corpus: &Corpus) {
@@ -262,12 +359,20 @@ fn memory_fits(
     let sizes = memory::Sizes::from(&config);
     let load = load(recipe, config.depth)?;
     let prediction = memory::predict(&sizes, &load);
-    memory::check(&prediction, memory::available(), &sizes, &load)?;
+    let remedies = memory::remedies(&sizes, &load);
+    let tight = memory::check(&prediction, memory::available(), &remedies)?;
     out.good("memory", format!("{prediction} (full windows, replies, a checkpoint being written)"));
+    tight.into_iter().for_each(|told| out.careful("memory", told));
     let copies = if r.ema > 0.0 { 4 } else { 3 };
     let one = copies * size_of::<f32>() * sizes.parameters();
     // Those that the guard may go back to, one being written, and the best.
     let most = recipe.checkpoint.keep + 4 + usize::from(recipe.checkpoint.best);
+    room(out, folder, one, most);
+    Ok(())
+}
+
+/// Whether there is room for `most` checkpoints of `one` bytes each.
+fn room(out: &mut Findings, folder: &Path, one: usize, most: usize) {
     let existing = folder.ancestors().find(|a| a.is_dir()).unwrap_or(Path::new("."));
     let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
     let words =
@@ -280,7 +385,6 @@ fn memory_fits(
         }
         Err(e) => out.careful("files", format!("{words}; what is free is not known: {e}")),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,12 +6,14 @@ use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
 use crate::fault;
 use crate::guard::{self, Done, Figures, Limits, Subject};
 use crate::optim::{Optimiser, gradients, squares};
+use crate::pretrain::data_hashes;
 use crate::run::{Run, append};
 use crate::tokenisers::LogLine;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
 use danlu_core::recipe::{CheckpointRecipe, Recipe};
 use danlu_core::{Error, Picture, Result};
+use danlu_data::Corpus;
 use danlu_model::Module;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -103,12 +105,13 @@ pub(crate) fn learn<M: Module, const D: usize>(
     module: &mut M,
     recipe: &Recipe,
     run: &Run,
+    corpus: &Corpus,
     watcher: &mut dyn Watcher,
 ) -> Result<()> {
     let (name, steps) = (course.name, course.steps);
+    let facts = facts(recipe, corpus)?;
+    checkpoint::same_data(&checkpoints(run, name), &facts)?;
     let mut learning = Learning::open(course, module, recipe, run, watcher)?;
-    let facts =
-        Facts { seed: recipe.seed, recipe: learning.state.fingerprint.clone(), ..Facts::default() };
     // The store is for what the run is for.
     let kept = CheckpointRecipe { store: None, ..recipe.checkpoint.clone() };
     let mut writer = Writer::new(&learning.folder, &kept, facts)?;
@@ -162,10 +165,28 @@ pub(crate) fn learn<M: Module, const D: usize>(
     }
     // The module is not saved yet: until it is, the last checkpoint is what there is of it.
     writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+    guard::finish(run, &mut learning, watcher)?;
     learning.state.upkeep.saved(&mut writer);
     let loss = learning.state.smooth.map_or(String::new(), |s| format!("loss {s:.4}"));
     watcher.tell(Event::PhaseDone { result: learning.state.upkeep.after(loss) });
     Ok(())
+}
+
+/// What the manifests of checkpoints record.
+fn facts(recipe: &Recipe, corpus: &Corpus) -> Result<Facts> {
+    let data = data_hashes(recipe, corpus)?;
+    Ok(Facts { seed: recipe.seed, recipe: fingerprint(recipe), data, ..Facts::default() })
+}
+
+/// What a course depends on, beside the data, in one hash.
+fn fingerprint(recipe: &Recipe) -> String {
+    blake3::hash(recipe.for_training().to_toml().as_bytes()).to_hex().to_string()
+}
+
+/// Lets a module go on with data that is not what it was learnt from so far.
+pub(crate) fn accept(recipe: &Recipe, run: &Run, corpus: &Corpus, name: &str) -> Result<()> {
+    let facts = facts(recipe, corpus)?;
+    checkpoint::accept_data(&checkpoints(run, name), &facts.recipe, &facts)
 }
 
 /// Removes the checkpoints of a module that is saved, if there are some.
@@ -234,8 +255,7 @@ impl<'a, M: Module, const D: usize> Learning<'a, M, D> {
         let mut optimiser = Optimiser::new(module, [0.9, 0.99], 1e-8, 0.01, 1.0)
             .with_muon(module, |name| name.starts_with("scales."));
         let folder = checkpoints(run, course.name);
-        let fingerprint = recipe.for_training().to_toml();
-        let fingerprint = blake3::hash(fingerprint.as_bytes()).to_hex().to_string();
+        let fingerprint = fingerprint(recipe);
         let mut faults = Vec::new();
         let found =
             checkpoint::load(&folder, &fingerprint, module, &mut optimiser, None, &mut faults)?;

@@ -6,6 +6,7 @@
 //! gradients, and are the weights of the batch.
 
 use crate::fault;
+use crate::memory::HELD_OUT;
 use crate::pretrain::{Losses, forward};
 use crate::run::data_name;
 use crate::tune::Learner;
@@ -13,12 +14,13 @@ use crate::watch::{Event, Watcher};
 use danlu_core::recipe::LossWeights;
 use danlu_core::{
     Batch, Document, Error, Message, Modality, Objective, Part, Result, Reward, Rng, Role, Sample,
-    TuneRecipe, TuneSet,
+    TokenKind, TuneRecipe, TuneSet,
 };
 use danlu_data::{Packer, TuneRow, cut, read_tuning};
 use danlu_model::engine::{Request, Sampling, generate};
 use danlu_model::prompt::{FileCodes, Template, Value};
 use danlu_model::{Model, Transformer};
+use std::collections::BTreeMap;
 
 /// What one step learns from.
 #[derive(Debug)]
@@ -56,6 +58,11 @@ pub struct Lessons<'a> {
     items: Vec<Vec<Item>>,
 }
 
+/// What a manifest calls the rows of a file with all that they show and play.
+fn as_learnt(name: &str) -> String {
+    format!("{name}, with its pictures and sounds")
+}
+
 /// Held-out documents, ready to be measured.
 #[derive(Debug)]
 pub struct Held(Vec<(String, Vec<Batch>)>);
@@ -77,6 +84,59 @@ impl<'a> Lessons<'a> {
         let shares: Vec<f32> = recipe.data.iter().map(|s| s.share).collect();
         let sizes = items.iter().map(Vec::len).collect();
         Ok(Self { recipe, model, order: Order::new(recipe.seed, &shares, sizes), items })
+    }
+
+    /// How much there is to learn from in each file.
+    pub fn sizes(&self) -> Vec<usize> {
+        self.items.iter().map(Vec::len).collect()
+    }
+
+    /// BLAKE3 of what is learnt of each file, by its name: rows as ids, pictures and sounds as well.
+    pub fn contents(&self) -> BTreeMap<String, String> {
+        let mut out = BTreeMap::new();
+        for (set, items) in self.recipe.data.iter().zip(&self.items) {
+            let mut hash = blake3::Hasher::new();
+            let mut add = |document: &Document| {
+                document.ids.iter().for_each(|id| {
+                    hash.update(&id.to_le_bytes());
+                });
+                hash.update(b"|");
+            };
+            for item in items {
+                match item {
+                    Item::Document(document) => add(document),
+                    Item::Pair(both) => both.iter().for_each(&mut add),
+                    Item::Question { prompt, .. } => {
+                        let (ids, weights) = (prompt.clone(), Vec::new());
+                        add(&Document { ids, weights, task: 0 });
+                    }
+                }
+            }
+            let name = data_name(&set.file, |name| out.contains_key(&as_learnt(name)));
+            out.insert(as_learnt(&name), hash.finalize().to_hex().to_string());
+        }
+        out
+    }
+
+    /// An item by itself, of a pair the better reply: its batch, the name of its file and its text.
+    /// `None` for questions.
+    pub(crate) fn alone(&self, index: u64) -> Option<(Batch, String, String)> {
+        let document = match self.item(index) {
+            Item::Document(document) => document,
+            Item::Pair([better, _]) => better,
+            Item::Question { .. } => return None,
+        };
+        let mut document = document.clone();
+        self.noise(&mut document, index);
+        let v = self.model.tokenisers.vocabulary();
+        let words = document.ids.iter().filter_map(|&id| match v.kind(id)? {
+            TokenKind::Text(text) => Some(text),
+            _ => None,
+        });
+        let text = self.model.tokenisers.text.decode(&words.collect::<Vec<_>>());
+        let file = &self.recipe.data[self.order.at(index).0].file;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Some((side_by_side(&[document]), name, text))
     }
 
     fn item(&self, index: u64) -> &Item {
@@ -352,7 +412,7 @@ impl Held {
                 return Err(Error::file(&set.file, "at least one usable row", "none"));
             }
             let name = data_name(&set.file, |name| out.iter().any(|(n, _)| n == name));
-            out.push((name, documents.chunks(16).map(side_by_side).collect()));
+            out.push((name, documents.chunks(HELD_OUT).map(side_by_side).collect()));
         }
         Ok(Self(out))
     }

@@ -5,7 +5,7 @@
 //! operation that comes to keep more or less has its line to change here; a test holds the sum
 //! against steps that are really taken.
 
-use danlu_core::{Error, Result};
+use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Result, Target, TuneRecipe};
 use danlu_model::TransformerConfig;
 use danlu_model::arch::GptConfig;
 use danlu_ops::{AttentionMemory, AttentionShape, tensor_bytes};
@@ -164,7 +164,87 @@ pub struct Load {
     pub saves: bool,
     /// Threads that work.
     pub threads: usize,
+    /// What learns beside weights that do not; `None`: all weights learn.
+    pub adapters: Option<Adapters>,
 }
+
+/// Adapters that learn beside a base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adapters {
+    /// Their values.
+    pub values: usize,
+    /// The ranks of all those of a layer together.
+    pub ranks: usize,
+    /// Whether they have magnitudes (DoRA).
+    pub magnitudes: bool,
+    /// Whether some of their inputs are left out.
+    pub dropout: bool,
+    /// Bytes of the base's projections in few bits, which it is kept in beside its floats.
+    pub packed: usize,
+}
+
+impl Adapters {
+    /// Those of a recipe on a base of these sizes.
+    pub fn new(c: &TransformerConfig, lora: &LoraConfig, base: Option<BaseFormat>) -> Self {
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let sides = |target: &Target| match target {
+            Target::QProj => [q, c.width],
+            Target::KProj | Target::VProj => [kv, c.width],
+            Target::OProj => [c.width, q],
+            Target::GateProj | Target::UpProj => [c.hidden, c.width],
+            Target::DownProj => [c.width, c.hidden],
+        };
+        let of = |target: &Target| {
+            let [outputs, inputs] = sides(target);
+            lora.rank * (outputs + inputs) + if lora.dora { outputs } else { 0 }
+        };
+        // Bytes of a block of 32 values: a scale and the values' bits.
+        let block = match base {
+            None => 0,
+            Some(BaseFormat::Q8_0) => 34,
+            Some(BaseFormat::Q4_0) => 18,
+        };
+        let projections: usize =
+            Target::ALL.iter().map(|t| sides(t).iter().product::<usize>()).sum();
+        Self {
+            values: c.depth * lora.targets.iter().map(of).sum::<usize>(),
+            ranks: lora.rank * lora.targets.len(),
+            magnitudes: lora.dora,
+            dropout: lora.dropout > 0.0,
+            packed: c.depth * projections / 32 * block,
+        }
+    }
+}
+
+/// What a tuning does with memory.
+pub fn tuning(recipe: &TuneRecipe, config: &TransformerConfig) -> Load {
+    let r = &recipe.train;
+    let rows = match recipe.objective {
+        Objective::Reply | Objective::Distil { .. } => r.rows,
+        Objective::Dpo { pairs, .. } => 2 * pairs,
+        Objective::Grpo { questions, replies, .. } => questions * replies,
+    };
+    let tried = match recipe.objective {
+        Objective::Grpo { .. } => rows,
+        _ => 0,
+    };
+    let held_out = if recipe.held_out.is_empty() { 0 } else { HELD_OUT };
+    Load {
+        rows,
+        window: r.window,
+        accumulate: 1,
+        again: vec![false; config.depth],
+        muon: false,
+        average: false,
+        replies: tried.max(held_out),
+        saves: true,
+        threads: rayon::current_num_threads(),
+        adapters: recipe.lora.as_ref().map(|lora| Adapters::new(config, lora, recipe.base)),
+    }
+}
+
+/// Documents that are measured together, of what a tuning holds out.
+pub(crate) const HELD_OUT: usize = 16;
 
 /// Reckons the peak of training.
 pub fn predict(sizes: &Sizes, load: &Load) -> Prediction {
@@ -185,7 +265,11 @@ pub fn predict(sizes: &Sizes, load: &Load) -> Prediction {
     }
     let parameters = size_of::<f32>() * sizes.parameters();
     let layers = size_of::<f32>() * sizes.depth * sizes.layer();
-    let optimiser = 2 * parameters - if load.muon { layers } else { 0 };
+    let (learns, packed) = match &load.adapters {
+        Some(a) => (size_of::<f32>() * a.values, a.packed + size_of::<f32>() * a.values),
+        None => (parameters, 0),
+    };
+    let optimiser = 2 * learns - if load.muon { layers } else { 0 };
     let average = if load.average {
         parameters + 2 * size_of::<f32>() * sizes.vocabulary * sizes.width
     } else {
@@ -193,9 +277,9 @@ pub fn predict(sizes: &Sizes, load: &Load) -> Prediction {
     };
     let kept = size_of::<f32>() * load.window * sizes.attention.kv_heads * sizes.attention.head_dim;
     // A checkpoint holds two tensors a parameter beside it, whatever the optimiser uses of them.
-    let saved = parameters * if load.average { 4 } else { 3 };
+    let saved = learns * if load.average { 4 } else { 3 };
     Prediction {
-        parameters,
+        parameters: parameters + packed,
         optimiser,
         average,
         gradients: book.peak[GRADIENTS],
@@ -271,6 +355,9 @@ impl Walk<'_> {
             }
         };
         book.take(ACTIVATIONS, [stream, projection]);
+        if keeps {
+            book.take(ACTIVATIONS, self.beside());
+        }
         drop(book, stream);
         let attention = self.attention(false);
         book.take(WORKSPACE, attention.shared.clone());
@@ -288,10 +375,30 @@ impl Walk<'_> {
         drop(book, stream);
     }
 
+    /// What the adapters of a layer keep for their backward pass: what lies between their two
+    /// products, inputs of which some were left out, and outputs before they got their length.
+    fn beside(&self) -> Vec<usize> {
+        let Some(a) = &self.l.adapters else { return Vec::new() };
+        let [stream, projection, mixed, wide, hidden] = self.widths();
+        let mut all = vec![self.n * a.ranks];
+        if a.dropout {
+            all.extend([stream, mixed, stream, hidden]);
+        }
+        if a.magnitudes {
+            all.extend([projection, stream, wide, stream]);
+        }
+        all
+    }
+
     /// A layer backward: from the gradient of its output to that of its input.
     fn layer_back(&self, book: &mut Book) {
         let [stream, projection, mixed, wide, hidden] = self.widths();
-        let [qkv, out, up, down] = self.s.matrices().map(|[r, c]| r * c);
+        // Weights that do not learn have no gradient; what lies beside them has a small one.
+        let [qkv, out, up, down] = match &self.l.adapters {
+            None => self.s.matrices().map(|[r, c]| r * c),
+            Some(a) => [a.values / self.s.depth.max(1), 0, 0, 0],
+        };
+        book.give(ACTIVATIONS, self.beside());
         // The last projection. The activation's input becomes its own gradient, in its place.
         book.take(WORKSPACE, [hidden]);
         book.take(GRADIENTS, [down]);
@@ -337,7 +444,9 @@ impl Walk<'_> {
         book.take(ACTIVATIONS, [stream]);
         let (rows, w) = (LOGITS.min(self.n), self.s.width);
         book.take(WORKSPACE, [stream]);
-        book.take(GRADIENTS, [self.s.vocabulary * w]);
+        if self.l.adapters.is_none() {
+            book.take(GRADIENTS, [self.s.vocabulary * w]);
+        }
         book.pass(WORKSPACE, [rows * self.s.vocabulary, rows * w]);
         book.give(ACTIVATIONS, [stream]);
     }
@@ -358,6 +467,7 @@ impl Walk<'_> {
         }
         let table = self.s.vocabulary * w;
         match self.s.tied {
+            _ if self.l.adapters.is_some() => {}
             true => book.pass(GRADIENTS, [table]),
             false => book.take(GRADIENTS, [table]),
         }
@@ -398,28 +508,43 @@ impl Walk<'_> {
     }
 }
 
-/// Refuses training that needs more memory than there is. `sizes` and `load` are what `prediction`
-/// was made of.
-pub fn check(
-    prediction: &Prediction,
-    available: Option<usize>,
-    sizes: &Sizes,
-    load: &Load,
-) -> Result<()> {
-    let Some(available) = available.filter(|&a| a < prediction.peak()) else { return Ok(()) };
+/// What a pretraining could do to take less. `sizes` and `load` are what its prediction is made of.
+pub fn remedies(sizes: &Sizes, load: &Load) -> String {
     let all = predict(sizes, &Load { again: vec![true; sizes.depth], ..load.clone() });
     let recompute = if load.again.iter().all(|&again| again) {
         String::new()
     } else {
         format!(", or train.recompute = \"all\" (about {:.0} MB)", mb(all.peak()))
     };
-    Err(Error::Other(format!(
-        "training needs about {:.0} MB of memory and {:.0} MB are available; what would help: fewer \
-         train.rows ({}), a shorter train.window ({}){recompute}\n{prediction}",
-        mb(prediction.peak()),
-        mb(available),
-        load.rows,
-        load.window,
+    let (rows, window) = (load.rows, load.window);
+    format!("fewer train.rows ({rows}), a shorter train.window ({window}){recompute}")
+}
+
+/// What a process took at most of what was reckoned for it, where it was measured: the program, its
+/// data and what the allocator holds back come to it.
+const MOST: f64 = 1.3;
+
+/// Refuses training that needs more memory than there is, with what `would_help`; what is to be told
+/// of one that may just not fit.
+pub fn check(
+    prediction: &Prediction,
+    available: Option<usize>,
+    would_help: &str,
+) -> Result<Option<String>> {
+    let needed = prediction.peak();
+    let Some(available) = available.filter(|&a| (a as f64) < MOST * needed as f64) else {
+        return Ok(None);
+    };
+    let (needs, there) = (mb(needed), mb(available));
+    let words = format!("about {needs:.0} MB of memory and {there:.0} MB are available");
+    if available < needed {
+        let words = format!("training needs {words}; what would help: {would_help}\n{prediction}");
+        return Err(Error::Other(words));
+    }
+    Ok(Some(format!(
+        "training needs {words}, but a process may take up to {:.0} % more than is reckoned; what \
+         would help: {would_help}",
+        100.0 * (MOST - 1.0)
     )))
 }
 
@@ -492,6 +617,7 @@ mod tests {
             replies: 0,
             saves: false,
             threads: 2,
+            adapters: None,
         }
     }
 
@@ -520,14 +646,43 @@ mod tests {
     }
 
     #[test]
+    fn an_adapter_takes_less_than_all_weights_and_its_ways_cost() {
+        let recipe = danlu_core::recipe::ModelRecipe { depth: 4, ..Default::default() };
+        let config = TransformerConfig::from_recipe(&recipe, 500, 128).expect("valid");
+        let sizes = Sizes::from(&config);
+        let peak = |tables: &str| {
+            let text = format!(
+                "name='a'\nmodel='m'\n{tables}\n[[data]]\nfile='d'\n[train]\nsteps=1\nwindow=128\n"
+            );
+            let recipe = TuneRecipe::parse(&text).expect("valid");
+            predict(&sizes, &tuning(&recipe, &config)).peak()
+        };
+        let lora = peak("[lora]");
+        assert!(lora < peak(""), "all weights have gradients and moments");
+        for more in [
+            "[lora]\nrank=64",
+            "[lora]\ndropout=0.1",
+            "[lora]\ndora=true",
+            "base='q8_0'\n[lora]",
+            "[lora]\n[objective]\nkind='dpo'\npairs=16",
+            "[lora]\n[objective]\nkind='grpo'\nreward='number'\nquestions=8\nreplies=8",
+        ] {
+            assert!(peak(more) > lora, "{more}");
+        }
+    }
+
+    #[test]
     fn too_much_is_refused_with_what_would_help() {
         let (sizes, load) = (sizes(), load());
         let prediction = predict(&sizes, &load);
         let peak = prediction.peak();
-        for enough in [None, Some(peak), Some(usize::MAX)] {
-            check(&prediction, enough, &sizes, &load).expect("fits");
+        let remedies = remedies(&sizes, &load);
+        for enough in [None, Some(2 * peak), Some(usize::MAX)] {
+            assert_eq!(check(&prediction, enough, &remedies).expect("fits"), None);
         }
-        let error = check(&prediction, Some(peak / 2), &sizes, &load).expect_err("too much");
+        let told = check(&prediction, Some(peak + 1), &remedies).expect("may fit");
+        assert!(told.is_some_and(|t| t.contains("up to 30 % more")), "it is told that it is close");
+        let error = check(&prediction, Some(peak / 2), &remedies).expect_err("too much");
         let text = error.to_string();
         let [needed, there] = [peak, peak / 2].map(|b| format!("{:.0} MB", mb(b)));
         let wanted = ["train.rows (4)", "train.window (128)", "train.recompute", &needed, &there];

@@ -9,12 +9,14 @@ use crate::page::run_page;
 use crate::run::{Run, append, data_name};
 use crate::session::{Pass, Session};
 use crate::text_loss::{HeldOut, nats_per_byte};
-use crate::track::{self, End, Trackers};
+use crate::track::{self, About, End, Trackers, to_value};
 use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
 use danlu_core::recipe::{LossWeights, Recipe};
-use danlu_core::{Batch, Document, Error, Modality, Result, Rng, Sample, TokenKind, Vocabulary};
+use danlu_core::{
+    Batch, Document, Error, Media, Modality, Part, Result, Rng, Sample, TokenKind, Vocabulary,
+};
 use danlu_data::{Classes, Corpus, Drawn, Mixture, Packer, View, cut, questions, tasks};
 use danlu_model::engine::{Request, Sampling, generate};
 use danlu_model::io::{Dtype, write_atomically};
@@ -85,11 +87,19 @@ pub fn fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<String
     Ok(hash.finalize().to_hex().to_string())
 }
 
-/// Takes over the newest checkpoint and the log of another run, unless `run` has checkpoints of its
+/// Takes over the newest checkpoint that is whole and the log of another run, unless `run` has checkpoints of its
 /// own already.
-pub fn take_over(from: &Run, recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<State> {
+pub fn take_over(
+    from: &Run,
+    recipe: &Recipe,
+    run: &Run,
+    corpus: &Corpus,
+    watcher: &mut dyn Watcher,
+) -> Result<State> {
     let print = fingerprint(recipe, run, corpus)?;
-    let state = checkpoint::adopt(&from.checkpoints(), &run.checkpoints(), &print)?;
+    let mut faults = Vec::new();
+    let state = checkpoint::adopt(&from.checkpoints(), &run.checkpoints(), &print, &mut faults)?;
+    faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
     for name in ["train", "samples", audit::LOG] {
         let (old, new) = (from.log(name), run.log(name));
         if old.exists() {
@@ -102,7 +112,7 @@ pub fn take_over(from: &Run, recipe: &Recipe, run: &Run, corpus: &Corpus) -> Res
 /// Lets a run go on with data that is not what it was trained on so far.
 pub fn accept_changed_data(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<()> {
     let print = fingerprint(recipe, run, corpus)?;
-    checkpoint::accept_data(&run.checkpoints(), &print, &facts(recipe, run)?)
+    checkpoint::accept_data(&run.checkpoints(), &print, &facts(recipe, run, corpus)?)
 }
 
 /// What the codes of a corpus depend on, in one hash: data and tokenisers.
@@ -115,25 +125,65 @@ pub fn codes_fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<
     let sizes =
         [corpus.pictures.len(), corpus.sounds.len(), corpus.texts.len(), corpus.samples.len()];
     hash.update(format!("{sizes:?}").as_bytes());
+    for (name, content) in media_of_files(corpus) {
+        hash.update(format!("{name} {content}").as_bytes());
+    }
     hash.update(format!("{} {}", recipe.data.variants, recipe.seed).as_bytes());
     hash.update(Tokenisers::fingerprint(&run.tokenisers())?.as_bytes());
     Ok(hash.finalize().to_hex().to_string())
 }
 
 /// What the manifests of checkpoints record of a run.
-fn facts(recipe: &Recipe, run: &Run) -> Result<Facts> {
+fn facts(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<Facts> {
+    Ok(Facts {
+        seed: recipe.seed,
+        recipe: blake3::hash(recipe.for_training().to_toml().as_bytes()).to_hex().to_string(),
+        data: data_hashes(recipe, corpus)?,
+        tokenisers: Tokenisers::fingerprint(&run.tokenisers())?,
+    })
+}
+
+/// BLAKE3 of each pack's manifest, of each sample file, and of what is shown and played in it.
+pub(crate) fn data_hashes(recipe: &Recipe, corpus: &Corpus) -> Result<BTreeMap<String, String>> {
     let mut data = manifests(recipe)?;
     for path in &recipe.data.files {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let name = data_name(path, |name| data.contains_key(name));
         data.insert(name, blake3::hash(&bytes).to_hex().to_string());
     }
-    Ok(Facts {
-        seed: recipe.seed,
-        recipe: blake3::hash(recipe.for_training().to_toml().as_bytes()).to_hex().to_string(),
-        data,
-        tokenisers: Tokenisers::fingerprint(&run.tokenisers())?,
-    })
+    data.extend(media_of_files(corpus));
+    Ok(data)
+}
+
+/// BLAKE3 of the pictures and sounds of each sample file that has some, in the order of its rows.
+fn media_of_files(corpus: &Corpus) -> BTreeMap<String, String> {
+    let mut known = BTreeMap::new();
+    let mut of_file: BTreeMap<String, blake3::Hasher> = BTreeMap::new();
+    for (sample, (path, _)) in corpus.samples.iter().zip(&corpus.origins) {
+        let expected = sample.expected.iter().flatten();
+        for part in sample.messages.iter().flat_map(|m| &m.parts).chain(expected) {
+            let (kind, id) = match part {
+                Part::Image(Media::Asset(id)) => (0, *id),
+                Part::Audio(Media::Asset(id)) => (1, *id),
+                _ => continue,
+            };
+            let digest = known.entry((kind, id)).or_insert_with(|| match kind {
+                0 => blake3::hash(&corpus.picture(id).picture.rgb),
+                _ => {
+                    let mut hash = blake3::Hasher::new();
+                    for value in &corpus.sound(id).sound.samples {
+                        hash.update(&value.to_le_bytes());
+                    }
+                    hash.finalize()
+                }
+            });
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let name = format!("{name}, its pictures and sounds");
+            of_file.entry(name).or_default().update(digest.as_bytes());
+        }
+    }
+    let hex = |hash: blake3::Hasher| hash.finalize().to_hex().to_string();
+    of_file.into_iter().map(|(name, hash)| (name, hex(hash))).collect()
 }
 
 /// BLAKE3 of each pack's manifest, by the pack's folder name.
@@ -300,7 +350,7 @@ fn steps(
     watcher: &mut dyn Watcher,
 ) -> Result<Model> {
     let r = &recipe.train;
-    let facts = facts(recipe, run)?;
+    let facts = facts(recipe, run, corpus)?;
     let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints())?;
     fetched.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
     checkpoint::same_data(&run.checkpoints(), &facts)?;
@@ -309,7 +359,8 @@ fn steps(
     let first = session.state.step as usize;
     let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts)?;
     guard::begin(&recipe.guard, run, &mut session, &mut writer)?;
-    *trackers = Trackers::open(recipe, run, session.state.step, watcher);
+    let about = About { track: &recipe.track, name: &recipe.name, recipe: to_value(recipe) };
+    *trackers = Trackers::open(&about, run, session.state.step, watcher);
 
     let marginals = marginals(&session.source, &session.vocabulary)?;
     let json = serde_json::to_string(&marginals).map_err(|e| Error::Other(e.to_string()))?;
@@ -426,6 +477,7 @@ fn steps(
             r.window
         )));
     }
+    guard::finish(run, &mut session, watcher)?;
     session.state.upkeep.saved(&mut writer);
     let (state, ancestor) = (session.state, session.ancestor);
     let result = format!("{} tokens in {:.0} s", state.tokens, state.seconds);

@@ -7,6 +7,9 @@ use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// The file with the directory that a run was started in.
+const STARTED: &str = "started_in.txt";
+
 /// Paths inside a run's folder.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -41,8 +44,27 @@ impl Run {
                 return Ok(run);
             }
         }
-        write_atomically(&path, recipe.to_toml().as_bytes())?;
+        run.begin(&recipe.to_toml())?;
         Ok(run)
+    }
+
+    /// Writes the recipe that the run is for, and the directory that its relative paths start at.
+    pub(crate) fn begin(&self, recipe: &str) -> Result<()> {
+        write_atomically(&self.recipe(), recipe.as_bytes())?;
+        let here = std::env::current_dir().map_err(|e| Error::io(".", e))?;
+        write_atomically(&self.folder.join(STARTED), here.to_string_lossy().as_bytes())
+    }
+
+    /// Finds what a recipe's relative paths name from the directory that the run was started in, where
+    /// they lead nowhere from this one.
+    pub(crate) fn find<'a>(&self, paths: impl Iterator<Item = &'a mut PathBuf>) {
+        let Ok(started) = std::fs::read_to_string(self.folder.join(STARTED)) else { return };
+        for path in paths.filter(|path| !path.exists()) {
+            let there = Path::new(&started).join(&*path);
+            if there.exists() {
+                *path = there;
+            }
+        }
     }
 
     /// Whether there is a checkpoint, or the beginning of a tokeniser.
@@ -83,7 +105,9 @@ impl Run {
     pub fn resume(folder: &Path) -> Result<(Run, Recipe)> {
         let run = Run { folder: folder.to_path_buf() };
         let path = run.recipe();
-        let recipe = Recipe::parse(&read(&path)?).map_err(|e| Error::file(&path, "a recipe", e))?;
+        let mut recipe =
+            Recipe::parse(&read(&path)?).map_err(|e| Error::file(&path, "a recipe", e))?;
+        run.find(recipe.paths_mut());
         Ok((run, recipe))
     }
 
@@ -205,6 +229,31 @@ mod tests {
         let error = Run::open(&folder, &other).expect_err("another training").to_string();
         assert!(error.contains("recipe.toml") && error.contains("`a`"), "{error}");
         std::fs::remove_dir_all(&folder).expect("removes");
+    }
+
+    #[test]
+    fn data_is_found_from_any_directory() {
+        let at = std::env::temp_dir().join(format!("danlu-found-{}", std::process::id()));
+        let run = Run { folder: at.join("run") };
+        for folder in ["run", "project/packs/sample"] {
+            std::fs::create_dir_all(at.join(folder)).expect("makes");
+        }
+        let text = "name='a'\n[data]\npacks=['recipes/../packs/sample','/none']\n[train]\nsteps=5\n\
+                    [mixture]\nx=1.0\n";
+        let recipe = Recipe::parse(text).expect("valid");
+        write_atomically(&run.recipe(), recipe.to_toml().as_bytes()).expect("writes");
+        std::fs::create_dir_all(at.join("project/recipes")).expect("makes");
+        // As it was started there, and as it was before there was such a file.
+        let started = at.join("project");
+        let started = started.to_str().expect("UTF-8");
+        let (_, before) = Run::resume(&run.folder).expect("reads");
+        assert_eq!(before.data.packs, recipe.data.packs);
+        std::fs::write(run.folder.join(STARTED), started).expect("writes");
+        let (_, found) = Run::resume(&run.folder).expect("reads");
+        assert_eq!(found.data.packs[0], at.join("project/recipes/../packs/sample"));
+        assert_eq!(found.data.packs[1], Path::new("/none"));
+        assert_eq!(found.for_training(), recipe.for_training(), "the same training");
+        std::fs::remove_dir_all(&at).expect("removes");
     }
 
     #[test]

@@ -136,8 +136,10 @@ impl<'a> Session<'a> {
         let load = load(recipe, config.depth)?;
         let sizes = memory::Sizes::from(&config);
         let prediction = memory::predict(&sizes, &load);
-        memory::check(&prediction, memory::available(), &sizes, &load)?;
+        let remedies = memory::remedies(&sizes, &load);
+        let tight = memory::check(&prediction, memory::available(), &remedies)?;
         watcher.tell(Event::Note(prediction.to_string()));
+        tight.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
 
         let (mut model, ancestor) = match base {
             Some((base, hash)) => (base.transformer, Some(hash)),
@@ -389,5 +391,6 @@ pub(crate) fn load(recipe: &Recipe, depth: usize) -> Result<memory::Load> {
         replies: REPLIES,
         saves: true,
         threads: rayon::current_num_threads(),
+        adapters: None,
     })
 }

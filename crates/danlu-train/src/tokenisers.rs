@@ -1,6 +1,6 @@
 //! Learns the three tokenisers: what each learns from, and by which loss. `learn.rs` has the loop.
 
-use crate::learn::{Content, Course, Examples, forget, learn};
+use crate::learn::{Content, Course, Examples, accept, forget, learn};
 use crate::run::Run;
 use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
@@ -62,6 +62,11 @@ pub fn train_all(
     // All are saved.
     PARTS.iter().try_for_each(|part| forget(run, part))?;
     Ok(Tokenisers { image_semantic, audio_semantic, text, foreign: None, chat: None, image, audio })
+}
+
+/// Lets tokenisers that are being learnt go on with data that is not what they were begun on.
+pub fn accept_changed_data(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<()> {
+    PARTS.iter().try_for_each(|part| accept(recipe, run, corpus, part))
 }
 
 /// Learns the text tokeniser from the plain texts, the names and the transcripts that are trained
@@ -172,7 +177,7 @@ pub fn train_image(
         draw: &draw,
         loss: &loss,
     };
-    learn(&course, &mut module, recipe, run, watcher)?;
+    learn(&course, &mut module, recipe, run, corpus, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), Dtype::F32)?;
     Ok(Some(module))
@@ -260,7 +265,7 @@ pub fn train_audio(
         draw: &draw,
         loss: &loss,
     };
-    learn(&course, &mut module, recipe, run, watcher)?;
+    learn(&course, &mut module, recipe, run, corpus, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), Dtype::F32)?;
     Ok(Some(module))
@@ -324,7 +329,7 @@ pub fn train_image_semantic(
         Examples { inputs: ImageTokeniser::pixels(&pictures, &tracked), classes, content }
     };
     let course = recognition("recogniser of pictures", name, r, &draw);
-    learn(&course, &mut module, recipe, run, watcher)?;
+    learn(&course, &mut module, recipe, run, corpus, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), name, Dtype::F32)?;
     Ok(Some(module))
@@ -385,7 +390,7 @@ pub fn train_audio_semantic(
         Examples { inputs: module.frames(&rows, &tracked), classes, content }
     };
     let course = recognition("recogniser of speech", name, r, &draw);
-    learn(&course, &mut module, recipe, run, watcher)?;
+    learn(&course, &mut module, recipe, run, corpus, watcher)?;
     module.to_device(&device);
     module.save(&run.tokenisers(), name, Dtype::F32)?;
     Ok(Some(module))

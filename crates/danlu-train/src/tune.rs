@@ -6,18 +6,19 @@
 use crate::audit;
 use crate::checkpoint::{self, Facts, Writer};
 use crate::distil::Teacher;
-use crate::guard::{self, Done};
-use crate::lesson::Held;
-use crate::pretrain::Losses;
+use crate::guard::{self, Done, Pace};
+use crate::lesson::{Held, Lessons};
+use crate::memory;
+use crate::pretrain::{LogLine, Losses};
 use crate::run::{Run, append, data_name};
+use crate::track::{self, About, End, Trackers, to_value};
 use crate::tune_page::tune_page;
 use crate::tuning::Tuning;
 use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
-use danlu_core::recipe::CheckpointRecipe;
 use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Result, TuneRecipe};
 use danlu_model::adapters::{Adapter, AdapterInfo, Newest};
-use danlu_model::io::{Dtype, write_atomically};
+use danlu_model::io::Dtype;
 use danlu_model::params::{Module, Parameter};
 use danlu_model::{Model, Transformer};
 use danlu_ops::quant::{Arena, WeightFormat};
@@ -155,7 +156,7 @@ pub fn open(folder: &Path, recipe: &TuneRecipe) -> Result<Run> {
         if &found == recipe {
             return Ok(run);
         }
-        if run.has_learnt() {
+        if found.for_training() != recipe.for_training() && run.has_learnt() {
             return Err(Error::file(
                 &path,
                 format!("the recipe `{}` that this run was started with", recipe.name),
@@ -163,7 +164,7 @@ pub fn open(folder: &Path, recipe: &TuneRecipe) -> Result<Run> {
             ));
         }
     }
-    write_atomically(&path, recipe.to_toml().as_bytes())?;
+    run.begin(&recipe.to_toml())?;
     Ok(run)
 }
 
@@ -172,55 +173,127 @@ pub fn resume(folder: &Path) -> Result<(Run, TuneRecipe)> {
     let run = Run { folder: folder.to_path_buf() };
     let path = run.recipe();
     let text = crate::run::read(&path)?;
-    let recipe =
+    let mut recipe =
         TuneRecipe::parse(&text).map_err(|e| Error::file(&path, "a recipe of a tuning", e))?;
+    run.find(recipe.paths_mut());
     Ok((run, recipe))
 }
 
 /// Adapts the base of a recipe, from the run's newest checkpoint if there is one, and writes the
 /// adapter's folder, or the model's if all weights learn. `folder` is the base's.
+///
+/// With `changed` it goes on although the data is not what it was trained on so far.
 pub fn tune(
     recipe: &TuneRecipe,
     run: &Run,
     folder: &Path,
+    changed: bool,
+    watcher: &mut dyn Watcher,
+) -> Result<PathBuf> {
+    let mut trackers = Trackers::none();
+    let tuned = steps(recipe, run, folder, changed, &mut trackers, watcher);
+    let end = if tuned.is_ok() { End::Finished } else { End::Stopped };
+    trackers.end(end, watcher);
+    tuned
+}
+
+/// What a tuning begins with.
+pub(crate) struct Base {
+    /// The base with the adapters beneath.
+    pub(crate) model: Model,
+    /// BLAKE3 of the base's weights, and of each of those adapters.
+    hash: String,
+    parents: Vec<String>,
+    /// BLAKE3 of every file of rows, by name.
+    data: BTreeMap<String, String>,
+}
+
+impl Base {
+    /// Reads the base of a recipe, which is in `folder`.
+    pub(crate) fn read(recipe: &TuneRecipe, folder: &Path) -> Result<Self> {
+        let device = danlu_ops::cpu_device();
+        let (mut model, _, parents) = Model::load_adapted(folder, &recipe.adapters, &device)?;
+        if recipe.lora.is_none() {
+            model.transformer.thaw();
+        }
+        let (window, context) = (recipe.train.window, model.transformer.config.context);
+        if window > context {
+            let wanted = format!("at most the model's context, {context}");
+            return Err(Error::parameter("train.window", wanted, window));
+        }
+        let hash = Model::weights_hash(folder)?;
+        Ok(Self { model, hash, parents, data: data_hashes(recipe)? })
+    }
+
+    /// What the manifests of checkpoints record; the hash that it calls the recipe's is of all that
+    /// the tuning depends on.
+    pub(crate) fn facts(
+        &self,
+        recipe: &TuneRecipe,
+        lessons: &Lessons<'_>,
+        teacher: Option<&Teacher>,
+    ) -> Result<Facts> {
+        let mut data = self.data.clone();
+        data.extend(teacher.map(|t| ("teacher".to_string(), t.hash.clone())));
+        data.extend(lessons.contents());
+        Ok(Facts {
+            seed: recipe.seed,
+            recipe: fingerprint(recipe, &self.hash, &self.parents, &data),
+            data,
+            tokenisers: self.model.info.tokenisers.clone(),
+        })
+    }
+}
+
+fn steps(
+    recipe: &TuneRecipe,
+    run: &Run,
+    folder: &Path,
+    changed: bool,
+    trackers: &mut Trackers,
     watcher: &mut dyn Watcher,
 ) -> Result<PathBuf> {
     let r = &recipe.train;
-    let device = danlu_ops::cpu_device();
-    let (mut model, _, parents) = Model::load_adapted(folder, &recipe.adapters, &device)?;
-    if recipe.lora.is_none() {
-        model.transformer.thaw();
-    }
-    let base = Model::weights_hash(folder)?;
-    if r.window > model.transformer.config.context {
-        let wanted = format!("at most the model's context, {}", model.transformer.config.context);
-        return Err(Error::parameter("train.window", wanted, r.window));
-    }
-    let mut data = data_hashes(recipe)?;
-    let teacher = Teacher::of(recipe, &model, watcher)?;
-    if let Some(teacher) = &teacher {
-        data.insert("teacher".into(), teacher.hash.clone());
-    }
-    let held_out = Held::read(recipe, &model, watcher)?;
-    let fingerprint = fingerprint(recipe, &base, &parents, &data);
+    let base = Base::read(recipe, folder)?;
+    let model = &base.model;
+    let teacher = Teacher::of(recipe, model, watcher)?;
+    let config = &model.transformer.config;
+    let prediction = memory::predict(&config.into(), &memory::tuning(recipe, config));
+    let tight = memory::check(&prediction, memory::available(), &remedies(recipe))?;
+    watcher.tell(Event::Note(prediction.to_string()));
+    tight.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
+    let held_out = Held::read(recipe, model, watcher)?;
+    let lessons = Lessons::read(recipe, model, watcher)?;
+    let facts = base.facts(recipe, &lessons, teacher.as_ref())?;
+    let fingerprint = facts.recipe.clone();
     let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints())?;
     fetched.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
-    let mut tuning = Tuning::open(recipe, run, &model, teacher, &fingerprint, watcher)?;
-    let facts = Facts { seed: recipe.seed, recipe: fingerprint, ..Facts::default() };
+    match changed {
+        true => checkpoint::accept_data(&run.checkpoints(), &fingerprint, &facts)?,
+        false => checkpoint::same_data(&run.checkpoints(), &facts)?,
+    }
+    let mut data = base.data.clone();
+    data.extend(teacher.as_ref().map(|t| ("teacher".to_string(), t.hash.clone())));
+    let opened = (lessons, teacher);
+    let mut tuning = Tuning::open(recipe, run, model, opened, &fingerprint, u64::MAX, watcher)?;
     let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts)?;
     guard::begin(&recipe.guard, run, &mut tuning, &mut writer)?;
+    let about = About { track: &recipe.track, name: &recipe.name, recipe: to_value(recipe) };
+    *trackers = Trackers::open(&about, run, tuning.state.step, watcher);
 
     let learns = tuning.learner.module().size() as f64 / 1e6;
     let done = tuning.state.step as usize;
     let name = format!("{learns:.2} M parameters learn");
     watcher.tell(Event::Phase { name, steps: r.steps, done });
     let mut clock = Instant::now();
+    let mut pace = Pace::default();
     while (tuning.state.step as usize) < r.steps {
         let started = Instant::now();
         let mut pass = tuning.pass()?;
         let share = tuning.share();
         let what = guard::step(&recipe.guard, run, &mut tuning, &mut pass, &mut writer, watcher)?;
         if what == Done::Back {
+            trackers.back(tuning.state.step, watcher);
             continue;
         }
         let done = tuning.state.step as usize;
@@ -249,7 +322,7 @@ pub fn tune(
         let mut line = TuneLine {
             step: done,
             tokens: tuning.state.tokens,
-            loss: pass.lesson.loss.unwrap_or(pass.sum),
+            loss: pass.logged(),
             figures: pass.lesson.figures,
             held_out: Losses::new(),
             norm: pass.norm,
@@ -261,10 +334,15 @@ pub fn tune(
             line.held_out = held_out.measure(&tuning.learner.plain());
         }
         append(&run.log("train"), &line)?;
+        trackers.step(done as u64, &track::tuning_figures(&line), watcher);
+        if let Some(words) = pace.step(started.elapsed().as_secs_f64()).filter(|_| !looks) {
+            watcher.tell(Event::Note(format!("step {done}: {words}")));
+        }
         if looks {
             tune_page(run, recipe).unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
         }
         watcher.tell(Event::Step { done, figures: figures(&line) });
+        watcher.tell(Event::Logged(Box::new(line.into())));
         if stop {
             writer.wait()?;
             return Err(Error::Other(format!(
@@ -274,12 +352,14 @@ pub fn tune(
         }
     }
     writer.wait()?;
+    guard::finish(run, &mut tuning, watcher)?;
     tuning.state.upkeep.saved(&mut writer);
     let Tuning { learner, state, .. } = tuning;
     let result = format!("{} tokens in {:.0} s", state.tokens, state.seconds);
     watcher.tell(Event::PhaseDone { result: state.upkeep.after(result) });
     let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
     let recipe_hash = hash(&recipe.to_toml());
+    let Base { model, hash: base, parents, .. } = base;
     match &recipe.lora {
         Some(config) => {
             let info = AdapterInfo {
@@ -319,6 +399,45 @@ pub fn tune(
     }
 }
 
+/// What a tuning could do to take less memory.
+pub(crate) fn remedies(recipe: &TuneRecipe) -> String {
+    let window = format!("a shorter train.window ({})", recipe.train.window);
+    let rows = match &recipe.objective {
+        Objective::Reply | Objective::Distil { .. } => {
+            format!("fewer train.rows ({})", recipe.train.rows)
+        }
+        Objective::Dpo { pairs, .. } => format!("fewer objective.pairs ({pairs})"),
+        Objective::Grpo { questions, replies, .. } => {
+            format!("fewer objective.questions ({questions}) or objective.replies ({replies})")
+        }
+    };
+    let adapter = if recipe.lora.is_none() { ", or an adapter (`[lora]`)" } else { "" };
+    format!("{rows}, {window}{adapter}")
+}
+
+/// As a line of a pretraining, for those who draw curves.
+impl From<TuneLine> for LogLine {
+    fn from(line: TuneLine) -> Self {
+        let mut losses = line.figures;
+        losses.insert("replies".into(), line.loss);
+        LogLine {
+            step: line.step,
+            tokens: line.tokens,
+            loss: line.loss,
+            modality: losses,
+            task: Losses::new(),
+            validation: line.held_out,
+            text: Losses::new(),
+            norm: line.norm,
+            rate: line.rate,
+            speed: line.speed,
+            utilisation: 0.0,
+            health: None,
+            upkeep: line.upkeep,
+        }
+    }
+}
+
 fn figures(line: &TuneLine) -> String {
     let more: String = line.figures.iter().map(|(name, v)| format!(" {name} {v:.3}")).collect();
     let held: String = line.held_out.values().map(|v| format!(" held out {v:.3}")).collect();
@@ -345,13 +464,12 @@ fn fingerprint(
 ) -> String {
     let mut hash = blake3::Hasher::new();
     // Where the files lie does not matter; what is in them does.
-    let mut bare = recipe.clone();
+    let mut bare = recipe.for_training();
     bare.model = PathBuf::new();
     bare.adapters.clear();
     if let Objective::Distil { teacher, .. } = &mut bare.objective {
         *teacher = PathBuf::new();
     }
-    bare.checkpoint = CheckpointRecipe::default();
     hash.update(bare.to_toml().as_bytes());
     hash.update(format!("{base} {parents:?} {data:?}").as_bytes());
     hash.finalize().to_hex().to_string()

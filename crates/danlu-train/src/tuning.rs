@@ -22,7 +22,7 @@ pub(crate) struct Tuning<'a> {
     recipe: &'a TuneRecipe,
     model: &'a Model,
     teacher: Option<Teacher>,
-    lessons: Lessons<'a>,
+    pub(crate) lessons: Lessons<'a>,
     pub(crate) learner: Learner,
     optimiser: Optimiser,
     pub(crate) state: State,
@@ -39,13 +39,18 @@ pub(crate) struct Pass {
     /// Gradient norm before clipping.
     pub(crate) norm: f64,
     grads: Vec<Tensor<2>>,
-    squares: Vec<f64>,
+    pub(crate) squares: Vec<f64>,
     /// From the first item to the one after the last.
-    samples: [u64; 2],
+    pub(crate) samples: [u64; 2],
     left_out: Option<[u64; 2]>,
 }
 
 impl Pass {
+    /// Its loss for the log.
+    pub(crate) fn logged(&self) -> f64 {
+        self.lesson.loss.unwrap_or(self.sum)
+    }
+
     /// Its line of the audit log.
     pub(crate) fn audit(&self, step: u64, skipped: bool) -> AuditLine {
         let [from, to] = self.samples;
@@ -56,24 +61,26 @@ impl Pass {
 }
 
 impl<'a> Tuning<'a> {
-    /// Opens a tuning of `model` at its newest checkpoint that is whole, or before its first step.
+    /// Opens a tuning of `model` at its newest checkpoint that is whole and not after step `until`, or
+    /// before its first step.
     pub(crate) fn open(
         recipe: &'a TuneRecipe,
         run: &Run,
         model: &'a Model,
-        teacher: Option<Teacher>,
+        (lessons, teacher): (Lessons<'a>, Option<Teacher>),
         fingerprint: &str,
+        until: u64,
         watcher: &mut dyn Watcher,
     ) -> Result<Self> {
         let r = &recipe.train;
-        let lessons = Lessons::read(recipe, model, watcher)?;
         let mut learner = fresh(recipe, model)?;
         let mut optimiser =
             Optimiser::new(&*learner.module(), [0.9, 0.999], 1e-8, r.weight_decay, r.clip);
         let checkpoints = run.checkpoints();
         let mut faults = Vec::new();
-        let found = checkpoint::load(
+        let found = checkpoint::load_until(
             &checkpoints,
+            until,
             fingerprint,
             &mut *learner.module(),
             &mut optimiser,

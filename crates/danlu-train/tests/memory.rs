@@ -137,7 +137,9 @@ fn predicted(s: &Setting, accumulate: usize, muon: bool, sizes: &Sizes) -> Predi
     let again = s.recompute.blocks("recompute", s.depth).expect("valid");
     let (rows, window, threads) = (s.rows, s.window, 2);
     let (average, replies, saves) = (false, 0, false);
-    let load = Load { rows, window, accumulate, again, muon, average, replies, saves, threads };
+    let adapters = None;
+    let load =
+        Load { rows, window, accumulate, again, muon, average, replies, saves, threads, adapters };
     predict(sizes, &load)
 }
 

@@ -3,14 +3,64 @@
 
 use danlu_train::{Event, Watcher};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io::{IsTerminal, Write};
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 static STOP: AtomicBool = AtomicBool::new(false);
+/// Whether what is at work has something to keep before it stops.
+static KEEPS: AtomicBool = AtomicBool::new(true);
+static HEARS: Once = Once::new();
 
-/// Tells a terminal about long work; Ctrl-C or SIGTERM asks it to stop with a checkpoint, a second
-/// one ends at once.
+/// Begins to hear signals. Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) ask to stop with a
+/// checkpoint; a second one ends at once. Who was started to outlive its terminal (nohup) does.
+fn hear() {
+    let mut heard = vec![SIGINT, SIGTERM];
+    if !is_ignored(SIGHUP) {
+        heard.push(SIGHUP);
+    }
+    // Without, signals end the process as they do any other.
+    let Ok(mut signals) = Signals::new(heard) else { return };
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if STOP.swap(true, Ordering::SeqCst) || !KEEPS.load(Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            // The terminal may be gone.
+            let told = "\nstopping with a checkpoint; once more to end at once";
+            let _ = writeln!(std::io::stderr(), "{told}");
+        }
+    });
+}
+
+/// Whether this process was started with a signal ignored, as Linux tells it.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+/// Work that has nothing to keep until it is done: as long as this lives, the first signal ends it.
+pub(crate) struct Unkept(());
+
+impl Unkept {
+    pub(crate) fn begin() -> Self {
+        KEEPS.store(false, Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for Unkept {
+    fn drop(&mut self) {
+        KEEPS.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Tells a terminal about long work, and hears signals.
 pub(crate) struct Terminal {
     bar: Option<ProgressBar>,
     name: String,
@@ -23,13 +73,7 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     pub(crate) fn new() -> Self {
-        // A handler can be set once; later terminals share it.
-        let _ = ctrlc::set_handler(|| {
-            if STOP.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-            eprintln!("\nstopping with a checkpoint; once more to end at once");
-        });
+        HEARS.call_once(hear);
         Self {
             bar: None,
             name: String::new(),

@@ -202,6 +202,51 @@ fn a_text_model_takes_pictures_and_sounds_and_goes_on() {
 }
 
 #[test]
+fn a_tuning_is_looked_at_before_tracked_and_refused_what_cannot_fit() {
+    let at = folder("tune-doctor");
+    base(&at);
+    let path = |name: &str| at.join(name).to_str().unwrap().to_string();
+    write(&at, "colours.jsonl", COLOURS);
+    let more = "[lora]\nrank = 4\n[track]\ntensorboard = true\nprometheus = \"danlu.prom\"\n\
+                [[held_out]]\nfile = \"colours.jsonl\"\n";
+    let good = recipe(&at, "good", "colours.jsonl", 6, more);
+    let said = works(&["doctor", &good, "--out", &path("good")]);
+    for wanted in [
+        "the base, ",
+        "memory: about",
+        "colours.jsonl: 3 to learn from",
+        "left out (bad rows allowed: 20)",
+    ] {
+        assert!(said.contains(wanted), "expected {wanted:?} in {said}");
+    }
+    assert!(!said.contains("BAD"), "{said}");
+    let said = works(&["tune", &good, "--out", &path("good")]);
+    assert!(said.contains("memory: about"), "{said}");
+    let figures = std::fs::read_to_string(at.join("good/danlu.prom")).unwrap();
+    for wanted in ["held_out", "gradient_norm", "good"] {
+        assert!(figures.contains(wanted), "expected {wanted:?} in {figures}");
+    }
+    let events = std::fs::read_dir(at.join("good/tensorboard")).unwrap().count();
+    assert_eq!(events, 1);
+    let said = works(&["doctor", &good, "--out", &path("good")]);
+    assert!(said.contains("goes on with this recipe"), "{said}");
+
+    // Rows that no machine has the memory for, and a window over the context.
+    let text = std::fs::read_to_string(&good).unwrap();
+    let large = write(&at, "large.toml", &text.replace("rows = 2", "rows = 100000000"));
+    for command in ["doctor", "tune"] {
+        fails(&[command, &large, "--out", &path("large")], &["fewer train.rows (100000000)"]);
+    }
+    let wide = write(&at, "wide.toml", &text.replace("window = 48", "window = 4800"));
+    fails(&["doctor", &wide, "--out", &path("wide")], &["train.window", "context, 96"]);
+    let wrong = write(&at, "wrong.toml", &text.replace("rank = 4", "rank = 0"));
+    fails(&["doctor", &wrong, "--out", &path("wrong")], &["lora.rank"]);
+    let lost = write(&at, "lost.toml", &text.replace("colours.jsonl", "lost.jsonl"));
+    fails(&["doctor", &lost, "--out", &path("lost")], &["lost.jsonl"]);
+    std::fs::remove_dir_all(&at).unwrap();
+}
+
+#[test]
 fn all_weights_preferences_and_rewards() {
     let at = folder("tune-others");
     base(&at);

@@ -297,13 +297,15 @@ impl Patterns {
     }
 }
 
+type Deltas = BTreeMap<(usize, Target), Delta>;
+
 /// The values of every projection under one rank and alpha, and the configuration of those that
 /// there are.
 fn read_deltas(
     path: &Path,
     mut config: LoraConfig,
     each: &Patterns,
-) -> Result<(LoraConfig, BTreeMap<(usize, Target), Delta>)> {
+) -> Result<(LoraConfig, Deltas)> {
     let mut out: BTreeMap<(usize, Target), [Option<NamedTensor>; 3]> = BTreeMap::new();
     let file = Shards::open(path)?;
     for name in file.names() {

@@ -11,15 +11,26 @@ use danlu_model::params::{Module, matrix};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Takes over the newest checkpoint in `from` for a run of another fingerprint, whose checkpoints
-/// are in `to` and must be none yet.
-pub fn adopt(from: &Path, to: &Path, fingerprint: &str) -> Result<State> {
+/// Takes over the newest checkpoint in `from` that is whole for a run of another fingerprint, whose
+/// checkpoints are in `to` and must be none yet. What could not be read is reported in `faults`.
+pub fn adopt(from: &Path, to: &Path, fingerprint: &str, faults: &mut Vec<String>) -> Result<State> {
     if let Some(found) = folder::list(to).last() {
         return Err(Error::file(to, "a run without checkpoints to take one over", found.display()));
     }
-    let newest = folder::list(from).pop();
-    let newest = newest.ok_or_else(|| Error::file(from, "a checkpoint to go on from", "none"))?;
-    let (mut state, facts, tensors) = read_whole(&newest)?;
+    let mut whole = None;
+    for path in folder::list(from).into_iter().rev() {
+        match read_whole(&path) {
+            Ok(read) => {
+                whole = Some(read);
+                break;
+            }
+            Err(e) => faults.push(e.to_string()),
+        }
+    }
+    let Some((mut state, facts, tensors)) = whole else {
+        let found = faults.first().map_or("none", String::as_str);
+        return Err(Error::file(from, "a checkpoint to go on from", found));
+    };
     let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
     state.from.push(before);
     // What other tasks cost under another recipe says nothing here.
@@ -109,18 +120,25 @@ pub fn same_data(folder: &Path, facts: &Facts) -> Result<()> {
     Ok(())
 }
 
-/// Lets a run go on with data that has changed: its newest checkpoint is written anew as one of this
-/// fingerprint and these facts.
+/// Lets a run go on with data that has changed: its checkpoints, those that the guard may go back to
+/// among them, are written anew as of this fingerprint and these facts. Those that cannot be read stay
+/// as they are, for [`load`] to tell of.
 pub fn accept_data(folder: &Path, fingerprint: &str, facts: &Facts) -> Result<()> {
-    let Some(newest) = folder::list(folder).pop() else { return Ok(()) };
-    let (mut state, _, tensors) = read_whole(&newest)?;
-    if state.fingerprint != fingerprint {
-        let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
-        state.from.push(before);
+    // The newest last, for it is the one that is pointed at.
+    for path in folder::list(folder) {
+        let Ok((mut state, before, tensors)) = read_whole(&path) else { continue };
+        if state.fingerprint == fingerprint && before.data == facts.data {
+            continue;
+        }
+        if state.fingerprint != fingerprint {
+            let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
+            state.from.push(before);
+        }
+        let tensors = tensors.into_values().collect();
+        let snapshot = super::Snapshot { state, tensors };
+        folder::write(folder, &snapshot, facts, usize::MAX)?;
     }
-    let tensors = tensors.into_values().collect();
-    let snapshot = super::Snapshot { state, tensors };
-    folder::write(folder, &snapshot, facts, usize::MAX).map(drop)
+    Ok(())
 }
 
 /// Where the newest checkpoint of a folder stands whose manifest can be read.

@@ -186,6 +186,7 @@ pub(super) fn record_skip(
 ) -> Result<Incident> {
     let [step, sample] = trouble.from;
     if memory.skipped == 0 {
+        overtaken(run, phase, memory.open.take(), memory.incidents + 1)?;
         memory.incidents += 1;
         memory.skipped_from = [step, sample];
     }
@@ -217,10 +218,12 @@ pub(super) fn record_skip(
 fn record_stop<S: Subject>(run: &Run, subject: &mut S, trouble: &Trouble, end: u64, why: &str) {
     let (phase, step) = (subject.phase(), subject.state().step);
     let memory = memory_of(subject);
+    // One skipped for it before is the same incident.
+    let number = memory.incidents + u64::from(memory.skipped == 0);
+    let _ = overtaken(run, phase, memory.open.take_if(|o| o.incident != number), number);
     let incident = Incident {
         phase: phase.into(),
-        // One skipped for it before is the same incident.
-        number: memory.incidents + u64::from(memory.skipped == 0),
+        number,
         step: memory.history.last().map_or(step, |s| s.step),
         began: trouble.from[0] + 1,
         samples: [trouble.from[1], end],
@@ -269,6 +272,7 @@ fn record_back<S: Subject>(
     let memory = memory_of(subject);
     // One skipped for it before is the same incident.
     let number = before.incidents + u64::from(before.skipped == 0);
+    overtaken(run, phase, before.open.filter(|o| o.incident != number), number)?;
     memory.incidents = number;
     memory.rollbacks = before.rollbacks + 1;
     memory.eases = before.eases;
@@ -316,20 +320,52 @@ pub(super) fn outcome(
     memory: &mut Memory,
     done: u64,
 ) -> Result<Option<Incident>> {
-    let Some(open) = memory.open.as_ref().filter(|o| done >= o.due && memory.skipped == 0) else {
-        return Ok(None);
+    let due = memory.open.as_ref().is_some_and(|o| done >= o.due && memory.skipped == 0);
+    let Some(open) = memory.open.take_if(|_| due) else { return Ok(None) };
+    let loss = memory.history.last().and_then(|s| s.loss).unwrap_or(f64::NAN);
+    let expected = open.loss;
+    let words = format!(
+        "training went on; at step {done} the loss was {loss:.3}, where {expected:.3} was expected \
+         before"
+    );
+    tell(run, phase, &open, words)
+}
+
+/// After the last step: what came of an incident whose time would have come later.
+pub(crate) fn finish<S: Subject>(
+    run: &Run,
+    subject: &mut S,
+    watcher: &mut dyn Watcher,
+) -> Result<()> {
+    let (phase, step) = (subject.phase(), subject.state().step);
+    let memory = memory_of(subject);
+    let Some(open) = memory.open.take() else { return Ok(()) };
+    let lost = memory.history.last().and_then(|s| s.loss).unwrap_or(f64::NAN);
+    let loss = match memory.skipped {
+        0 => format!("with a loss of {lost:.3}, where {:.3} was expected before", open.loss),
+        n => format!("with its last {n} steps skipped"),
     };
+    let words = format!("the training ended soon after, at step {step}, {loss}");
+    if let Some(told) = tell(run, phase, &open, words)? {
+        watcher.tell(Event::Note(format!("incident {}: {}", told.number, told.outcome)));
+    }
+    Ok(())
+}
+
+/// Of an incident that was still open when number `next` began.
+fn overtaken(run: &Run, phase: &str, open: Option<Open>, next: u64) -> Result<()> {
+    let Some(open) = open else { return Ok(()) };
+    let words = format!("incident {next} came before training had gone on for long");
+    tell(run, phase, &open, words).map(drop)
+}
+
+/// Writes down what came of an incident, if it is still there.
+fn tell(run: &Run, phase: &str, open: &Open, outcome: String) -> Result<Option<Incident>> {
     let all = incident::of_phase(run, phase)?;
     let Some(mut incident) = all.into_iter().find(|i| i.number == open.incident) else {
-        memory.open = None;
         return Ok(None);
     };
-    let loss = memory.history.last().and_then(|s| s.loss).unwrap_or(f64::NAN);
-    incident.outcome = format!(
-        "training went on; at step {done} the loss was {loss:.3}, where {:.3} was expected before",
-        open.loss
-    );
-    memory.open = None;
+    incident.outcome = outcome;
     incident.save(run)?;
     Ok(Some(incident))
 }

@@ -14,7 +14,7 @@ mod pace;
 mod subject;
 mod update;
 
-pub(crate) use answer::{Done, begin, conclude, keep, step};
+pub(crate) use answer::{Done, begin, conclude, finish, keep, step};
 pub use memory::{Ease, Mean, Memory, Open};
 pub(crate) use pace::Pace;
 pub(crate) use subject::{Figures, Limits, Subject, memory_of, not_finite};

@@ -130,6 +130,12 @@ fn steps_skipped_in_a_row_are_one_incident_with_an_outcome() {
     assert_eq!(told.action, "skipped 3 steps");
     assert!(told.outcome.contains("2.5"), "{}", told.outcome);
     record_skip(&run, "", &mut memory, trouble(20), [200, 210]).expect("saves");
+    memory.skipped = 0;
+    // One that comes before the outcome of another is its outcome.
+    record_skip(&run, "", &mut memory, trouble(21), [210, 220]).expect("saves");
+    let second = crate::incident::incidents(&run).expect("reads").remove(1);
+    assert!(second.outcome.contains("incident 3 came"), "{}", second.outcome);
+    crate::incident::forget(&run, "", 2).expect("removes");
     let all = crate::incident::incidents(&run).expect("reads");
     assert_eq!(all.iter().map(|i| i.number).collect::<Vec<_>>(), [1, 2]);
     // Those of a tokeniser have numbers of their own.

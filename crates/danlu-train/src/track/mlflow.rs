@@ -1,8 +1,8 @@
 //! The REST interface of an MLflow server. A thread of its own sends, so a slow server holds no step.
 
-use super::{End, Track, http};
+use super::{About, End, Track, http};
 use crate::run::{Run, read};
-use danlu_core::{Error, Recipe, Result};
+use danlu_core::{Error, Result};
 use danlu_model::io::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -46,10 +46,10 @@ impl Client {
     pub(super) fn open(
         address: &str,
         experiment: &str,
-        recipe: &Recipe,
+        about: &About<'_>,
         run: &Run,
     ) -> Result<Self> {
-        let server = Server::open(address, experiment, recipe, run)?;
+        let server = Server::open(address, experiment, about, run)?;
         let (sender, receiver) = channel();
         let thread = std::thread::spawn(move || server.serve(&receiver));
         Ok(Self { sender: Some(sender), thread: Some(thread) })
@@ -90,7 +90,7 @@ impl Track for Client {
 }
 
 impl Server {
-    fn open(address: &str, experiment: &str, recipe: &Recipe, run: &Run) -> Result<Self> {
+    fn open(address: &str, experiment: &str, about: &About<'_>, run: &Run) -> Result<Self> {
         let address = address.trim_end_matches('/').to_string();
         let mut this = Self { address, run_id: String::new() };
         let path = run.folder.join("mlflow.json");
@@ -116,11 +116,11 @@ impl Server {
         let made = this.post(
             "runs/create",
             &json!({
-                "experiment_id": id, "run_name": recipe.name, "start_time": milliseconds()
+                "experiment_id": id, "run_name": about.name, "start_time": milliseconds()
             }),
         )?;
         this.run_id = this.text(&made["run"]["info"], "run_id")?;
-        let parameters = parameters(recipe);
+        let parameters = parameters(&about.recipe);
         for some in parameters.chunks(PARAMETERS) {
             this.post("runs/log-batch", &json!({ "run_id": this.run_id, "params": some }))?;
         }
@@ -184,7 +184,7 @@ fn metrics_of(step: u64, at: u64, figures: &[(String, f64)]) -> Vec<Value> {
 }
 
 /// Every value of a recipe, by its dotted name.
-fn parameters(recipe: &Recipe) -> Vec<Value> {
+fn parameters(recipe: &Value) -> Vec<Value> {
     fn walk(name: String, value: &Value, out: &mut Vec<Value>) {
         if let Value::Object(inner) = value {
             for (key, value) in inner {
@@ -198,19 +198,21 @@ fn parameters(recipe: &Recipe) -> Vec<Value> {
         out.push(json!({ "key": name, "value": text }));
     }
     let mut out = Vec::new();
-    walk(String::new(), &serde_json::to_value(recipe).unwrap_or_default(), &mut out);
+    walk(String::new(), recipe, &mut out);
     out
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::to_value;
     use super::*;
+    use danlu_core::Recipe;
 
     #[test]
     fn a_recipe_becomes_parameters_and_only_numbers_are_sent() {
         let text = "name='a'\n[data]\npacks=['p']\n[train]\nsteps=10\n[mixture]\nname_en=1.0\n";
         let recipe = Recipe::parse(text).expect("valid");
-        let all = parameters(&recipe);
+        let all = parameters(&to_value(&recipe));
         for (key, value) in [("name", "a"), ("train.steps", "10"), ("data.packs", "[\"p\"]")] {
             assert!(all.contains(&json!({ "key": key, "value": value })), "{key}: {all:?}");
         }
@@ -224,7 +226,8 @@ mod tests {
         let text = "name='a'\n[data]\n[train]\nsteps=10\n[mixture]\nname_en=1.0\n";
         let recipe = Recipe::parse(text).expect("valid");
         let run = Run { folder: std::env::temp_dir().join("danlu-no-mlflow") };
-        let opened = Client::open("http://127.0.0.1:9", "x", &recipe, &run);
+        let about = About { track: &recipe.track, name: &recipe.name, recipe: to_value(&recipe) };
+        let opened = Client::open("http://127.0.0.1:9", "x", &about, &run);
         let error = opened.err().expect("nobody listens there").to_string();
         assert!(error.contains("http://127.0.0.1:9/api/2.0/mlflow/experiments"), "{error}");
     }

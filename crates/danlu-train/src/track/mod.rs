@@ -8,8 +8,12 @@ mod tensorboard;
 
 use crate::pretrain::LogLine;
 use crate::run::Run;
+use crate::tune::TuneLine;
 use crate::watch::{Event, Watcher};
-use danlu_core::{Recipe, Result};
+use danlu_core::Result;
+use danlu_core::recipe::TrackRecipe;
+use serde::Serialize;
+use serde_json::Value;
 
 /// How a training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,21 @@ trait Track {
     fn end(&mut self, end: End) -> Result<()>;
 }
 
+/// What of a recipe trackers are told.
+pub struct About<'a> {
+    /// Which of them are wanted.
+    pub track: &'a TrackRecipe,
+    /// The recipe's name.
+    pub name: &'a str,
+    /// All of it.
+    pub recipe: Value,
+}
+
+/// A recipe as JSON.
+pub fn to_value(recipe: &impl Serialize) -> Value {
+    serde_json::to_value(recipe).unwrap_or_default()
+}
+
 /// All that a recipe asks for.
 pub struct Trackers(Vec<Box<dyn Track>>);
 
@@ -45,19 +64,19 @@ impl Trackers {
     }
 
     /// Opens them for a run that goes on from `step`. What cannot be opened is told of.
-    pub fn open(recipe: &Recipe, run: &Run, step: u64, watcher: &mut dyn Watcher) -> Self {
-        let r = &recipe.track;
+    pub fn open(about: &About<'_>, run: &Run, step: u64, watcher: &mut dyn Watcher) -> Self {
+        let r = about.track;
         let mut all: Vec<Result<Box<dyn Track>>> = Vec::new();
         if r.tensorboard {
             let opened = tensorboard::Writer::open(&run.folder.join("tensorboard"), step);
             all.push(opened.map(|t| Box::new(t) as Box<dyn Track>));
         }
         if let Some(file) = &r.prometheus {
-            all.push(Ok(Box::new(prometheus::File::new(run.folder.join(file), &recipe.name))));
+            all.push(Ok(Box::new(prometheus::File::new(run.folder.join(file), about.name))));
         }
         if let Some(address) = &r.mlflow {
-            let experiment = r.experiment.as_deref().unwrap_or(&recipe.name);
-            let opened = mlflow::Client::open(address, experiment, recipe, run);
+            let experiment = r.experiment.as_deref().unwrap_or(about.name);
+            let opened = mlflow::Client::open(address, experiment, about, run);
             all.push(opened.map(|t| Box::new(t) as Box<dyn Track>));
         }
         let mut this = Self(Vec::new());
@@ -120,6 +139,21 @@ pub fn figures(line: &LogLine) -> Vec<(String, f64)> {
     for (group, values) in groups {
         let values = values.into_iter().flatten();
         all.extend(values.map(|(name, value)| (format!("{group}/{name}"), *value)));
+    }
+    all
+}
+
+/// The same of a tuning: `loss`, `figure/margin`, `held_out/FILE`, ...
+pub fn tuning_figures(line: &TuneLine) -> Vec<(String, f64)> {
+    let mut all = vec![
+        ("loss".to_string(), line.loss),
+        ("gradient_norm".to_string(), line.norm),
+        ("rate".to_string(), line.rate as f64),
+        ("tokens".to_string(), line.tokens as f64),
+        ("tokens_per_second".to_string(), line.speed),
+    ];
+    for (group, values) in [("figure", &line.figures), ("held_out", &line.held_out)] {
+        all.extend(values.iter().map(|(name, value)| (format!("{group}/{name}"), *value)));
     }
     all
 }

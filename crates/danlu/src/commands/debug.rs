@@ -1,11 +1,12 @@
+use crate::answer::model_folder;
 use crate::progress::Terminal;
-use danlu_core::{Error, Result};
+use danlu_core::{Error, Result, TuneRecipe};
 use danlu_model::{Model, Tokenisers};
-use danlu_train::debug::{Replay, replay};
-use danlu_train::{CodeTable, Run, audit, incidents, pretrain};
+use danlu_train::debug::{Replay, replay, replay_tuning};
+use danlu_train::{CodeTable, Run, audit, incidents, pretrain, tune};
 use std::path::PathBuf;
 
-/// Look into a training run: take a step again exactly, or check which samples were trained on
+/// Look into a run of a training or a tuning: take a step again exactly, or check which samples were trained on
 ///
 /// `--step K` goes on from the nearest checkpoint to step K and shows gradients and activations by
 /// layer against the steps before it, and every sample of the step by itself. Nothing in the run is
@@ -46,6 +47,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
         check(&run)?;
     }
     let Some(step) = args.step else { return Ok(()) };
+    if std::fs::read_to_string(run.recipe()).is_ok_and(|text| TuneRecipe::is_meant(&text)) {
+        let (run, recipe) = tune::resume(&args.run)?;
+        let base = model_folder(Some(recipe.model.clone()))?;
+        show(&replay_tuning(&recipe, &run, &base, step, &mut Terminal::new())?, args.samples);
+        return Ok(());
+    }
     let (run, recipe) = Run::resume(&args.run)?;
     let mut corpus = super::tokenizer::load(&recipe)?;
     let foreign = match &recipe.model.from {

@@ -1,4 +1,4 @@
-use danlu_core::{Error, Recipe, Result};
+use danlu_core::{Error, Recipe, Result, TuneRecipe};
 use danlu_train::doctor::{Level, examine};
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// longest batch that does not fit into memory.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Recipe file
+    /// Recipe file of a training or a tuning
     recipe: PathBuf,
     /// Folder of the run (default: runs/NAME)
     #[arg(long)]
@@ -16,7 +16,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let name = Recipe::load(&args.recipe).map_or_else(|_| String::new(), |r| r.name);
+    let tuning = TuneRecipe::load(&args.recipe).map(|r| r.name);
+    let name = Recipe::load(&args.recipe).map(|r| r.name).or(tuning).unwrap_or_default();
     let folder = args.out.unwrap_or_else(|| PathBuf::from("runs").join(name));
     let findings = examine(&args.recipe, &folder);
     for f in &findings {

@@ -1,5 +1,5 @@
 use crate::answer::{Asked, Style, model_folder, reconstructions};
-use crate::progress::Terminal;
+use crate::progress::{Terminal, Unkept};
 use crate::shrink::{read_choices, read_texts};
 use danlu_core::{Error, Result};
 use danlu_data::Pack;
@@ -162,6 +162,7 @@ pub(crate) fn measure(
     style: Style,
 ) -> Result<Measured> {
     let mut terminal = Terminal::new();
+    let _unkept = Unkept::begin();
     let steps = questions.len();
     let mut phase = |name: &str| {
         terminal.tell(Event::Phase { name: name.into(), steps, done: 0 });

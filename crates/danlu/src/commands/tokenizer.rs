@@ -23,15 +23,18 @@ enum What {
         /// Go on with this run instead of starting one
         #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out"])]
         resume: Option<PathBuf>,
+        /// Go on although the data is not what this run was trained on so far
+        #[arg(long)]
+        changed_data: bool,
     },
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let What::Train { recipe, out, resume } = args.what;
+    let What::Train { recipe, out, resume, changed_data } = args.what;
     let (run, recipe) = super::train::open(recipe, out, resume)?;
     let _lock = run.lock()?;
     let corpus = load(&recipe)?;
-    learn(&run, &recipe, &corpus)
+    learn(&run, &recipe, &corpus, changed_data)
 }
 
 /// Reads the data of a recipe and says what there is.
@@ -53,8 +56,12 @@ pub(crate) fn load(recipe: &Recipe) -> Result<Corpus> {
     Ok(corpus)
 }
 
-/// Learns the tokenisers and prints how much they keep.
-pub(crate) fn learn(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
+/// Learns the tokenisers and prints how much they keep. With `changed` they go on with data that is
+/// not what they were begun on.
+pub(crate) fn learn(run: &Run, recipe: &Recipe, corpus: &Corpus, changed: bool) -> Result<()> {
+    if changed {
+        tokenisers::accept_changed_data(recipe, run, corpus)?;
+    }
     let all = tokenisers::train_all(recipe, run, corpus, &mut Terminal::new())?;
     if run.folder.join("tokenisers.html").exists() {
         return Ok(());

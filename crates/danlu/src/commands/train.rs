@@ -86,7 +86,7 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Mod
     if let Some(from) = tokenizers {
         copy_tokenisers(&from, run)?;
     }
-    super::tokenizer::learn(run, recipe, &corpus)?;
+    super::tokenizer::learn(run, recipe, &corpus, changed_data)?;
     let tokenisers = Tokenisers::load(&run.tokenisers(), foreign, &danlu_ops::cpu_device())?;
     let print = pretrain::codes_fingerprint(recipe, run, &corpus)?;
     let path = run.folder.join("codes.bin");
@@ -101,7 +101,8 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Mod
         }
     };
     if let Some(from) = from {
-        let state = pretrain::take_over(&Run { folder: from }, recipe, run, &corpus)?;
+        let from = Run { folder: from };
+        let state = pretrain::take_over(&from, recipe, run, &corpus, &mut Terminal::new())?;
         eprintln!("going on from step {}", state.step);
     }
     pretrain::check_lengths(recipe, &mut corpus, &tokenisers, &codes)?;

@@ -1,5 +1,4 @@
 use crate::answer::model_folder;
-use crate::progress::Terminal;
 use danlu_core::{Error, Result, TuneRecipe};
 use danlu_train::tune;
 use std::path::PathBuf;
@@ -19,6 +18,9 @@ pub(crate) struct Args {
     /// Go on with this run instead of starting one
     #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
+    /// Go on although the data is not what this run was trained on so far
+    #[arg(long)]
+    changed_data: bool,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
@@ -33,7 +35,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let _lock = run.lock()?;
     let base = model_folder(Some(recipe.model.clone()))?;
-    let made = tune::tune(&recipe, &run, &base, &mut Terminal::new())?;
+    let mut watcher = crate::dashboard::watcher(recipe.track.dashboard);
+    let made = tune::tune(&recipe, &run, &base, args.changed_data, watcher.as_mut())?;
     eprintln!("learnt: {}\npage:   {}", made.display(), run.page().display());
     Ok(())
 }

@@ -179,7 +179,7 @@ impl Maker<'_> {
         recipe.train.steps = self.heal;
         recipe.train.rate = self.rate;
         let run = tune::open(&self.work.join(format!("heal-{}", self.tag(form))), &recipe)?;
-        let healed = tune::tune(&recipe, &run, &learner, watcher)?;
+        let healed = tune::tune(&recipe, &run, &learner, false, watcher)?;
         Model::load(&healed, &danlu_ops::cpu_device())
     }
 

@@ -132,6 +132,12 @@ fn tunings_are_watched_and_go_on_with_the_same_bits() {
         let found = lab.incidents(&parts);
         assert_eq!(found.len(), 1, "{name}: {found:?}");
         assert_eq!((&found[0]["cause"], &found[0]["step"]), (&"hardware".into(), &41.into()));
+        // A step of it again, with the bits that it had.
+        let said = lab.ok(&mut lab.danlu(&["debug", &lab.path(name), "--step", "33"]));
+        assert!(said.contains("both as they were logged, bit for bit"), "{name}: {said}");
+        assert!(said.contains("model.layers.1"), "{name}: {said}");
+        let shown = said.contains(&format!("{name}.jsonl"));
+        assert_eq!(shown, name != "grpo", "{name}: samples by file in {said}");
         // A rate that is twenty times too high from a step on.
         let run = format!("{name}-rate");
         let mut tune = lab.danlu(&["tune", &recipe, "--out", &lab.path(&run)]);
@@ -153,8 +159,8 @@ fn tunings_are_watched_and_go_on_with_the_same_bits() {
     assert!(page.contains("What went wrong"), "the page tells of it");
     // Other rows are not what the checkpoints were trained on.
     lab.write("sft.jsonl", &replies.replacen("sky", "sea", 1));
-    lab.fails(
-        &mut lab.danlu(&["tune", "--resume", &lab.path("sft")]),
-        &["expected a checkpoint of this recipe and data"],
-    );
+    let again = || lab.danlu(&["tune", "--resume", &lab.path("sft")]);
+    lab.fails(&mut again(), &["sft.jsonl", "BLAKE3", "--changed-data"]);
+    lab.ok(again().arg("--changed-data"));
+    lab.ok(&mut again());
 }

@@ -61,6 +61,38 @@ fn killed_anywhere_in_a_save_a_run_ends_as_if_nothing_had_been() {
     child = lab.resume("b").stderr(Stdio::null()).spawn().unwrap();
     assert!(child.wait().unwrap().success());
     lab.same_as_base("b");
+
+    // Its terminal is gone: it stops with a checkpoint, or goes on if it was started to (nohup). From
+    // another directory it finds its data.
+    std::fs::create_dir_all(lab.0.join("c")).unwrap();
+    let here = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(&lab.0).env_remove("DANLU_FAULT");
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let danlu = env!("CARGO_BIN_EXE_danlu");
+    let begun = |child: &mut std::process::Child| {
+        let run = lab.0.join("c");
+        wait("a checkpoint", || {
+            let past = newest(&run).is_some_and(|p| !p.ends_with("step-00000000"));
+            past || child.try_wait().unwrap().is_some()
+        });
+    };
+    let mut child = here(danlu, &["train", "tiny.toml", "--out", "c"]).spawn().unwrap();
+    begun(&mut child);
+    signal(&child, "-HUP");
+    assert!(!child.wait().unwrap().success(), "it was asked to stop");
+    let stopped = newest(&lab.0.join("c")).unwrap();
+    assert!(stopped < lab.0.join("c/checkpoints/step-00000060"), "it stopped before its end");
+    let c = lab.path("c");
+    let mut child =
+        here("nohup", &[danlu, "train", "--resume", &c]).current_dir(root()).spawn().unwrap();
+    begun(&mut child);
+    std::thread::sleep(Duration::from_millis(200));
+    signal(&child, "-HUP");
+    assert!(child.wait().unwrap().success(), "it goes on to its end");
+    lab.same_as_base("c");
 }
 
 #[test]
@@ -103,6 +135,16 @@ fn damage_lack_of_room_and_changed_data_are_told_and_cost_nothing() {
     assert!(whole.join("manifest.json").exists(), "the checkpoint before is gone");
     lab.ok(&mut lab.resume("c"));
     lab.same_as_base("c");
+
+    // Nor is one whose picture is another, though its rows are the same.
+    lab.kill_at(&mut lab.train("e"), "pointed", 3);
+    let picture = std::fs::read(lab.0.join("red.png")).unwrap();
+    let blue = danlu_core::Picture::filled(30, 20, [0, 0, 200]);
+    danlu_media::write_picture(lab.0.join("red.png"), &blue).unwrap();
+    lab.fails(&mut lab.resume("e"), &["rows.jsonl, its pictures", "BLAKE3", "--changed-data"]);
+    lab.ok(lab.resume("e").arg("--changed-data"));
+    assert!(lab.model("e") != lab.model("base"), "it was trained on another picture");
+    std::fs::write(lab.0.join("red.png"), picture).unwrap();
 
     // A sample file with another answer is not the data that the run was trained on.
     lab.kill_at(&mut lab.train("d"), "pointed", 3);
