@@ -261,14 +261,9 @@ pub struct Part {
 impl Part {
     /// Its values.
     pub fn values(&self, model: &Transformer) -> Vec<f32> {
-        let mut all = model.parameters()[self.parameter].values();
-        let n = self.shape.iter().product();
-        if all.len() == n {
-            return all;
-        }
-        all.drain(..self.from);
-        all.truncate(n);
-        all
+        let all = model.parameters()[self.parameter].values();
+        let n: usize = self.shape.iter().product();
+        if all.len() == n { all } else { all[self.from..self.from + n].to_vec() }
     }
 }
 

@@ -174,6 +174,13 @@ impl Packing {
         let (_, _, name, block, size) = self.row();
         assert!(values.len().is_multiple_of(block), "{name}: {} values", values.len());
         let mut out = vec![0; self.bytes(values.len())];
+        if self == Packing::F32 {
+            // A value at a time in one loop, which becomes a copy where bytes lie in this order.
+            for (out, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *out = v.to_le_bytes();
+            }
+            return out;
+        }
         let blocks = (1 << 14) / block;
         out.par_chunks_mut(blocks * size).zip(values.par_chunks(blocks * block)).for_each(
             |(out, values)| {

@@ -142,6 +142,8 @@ fn damage_lack_of_room_and_changed_data_are_told_and_cost_nothing() {
     let blue = danlu_core::Picture::filled(30, 20, [0, 0, 200]);
     danlu_media::write_picture(lab.0.join("red.png"), &blue).unwrap();
     lab.fails(&mut lab.resume("e"), &["rows.jsonl, its pictures", "BLAKE3", "--changed-data"]);
+    // Killed while a checkpoint is put in another's place, and told again.
+    lab.kill_at(lab.resume("e").arg("--changed-data"), "set-aside", 1);
     lab.ok(lab.resume("e").arg("--changed-data"));
     assert!(lab.model("e") != lab.model("base"), "it was trained on another picture");
     std::fs::write(lab.0.join("red.png"), picture).unwrap();
