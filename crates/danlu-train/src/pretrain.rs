@@ -461,14 +461,14 @@ fn steps(
         watcher.tell(Event::Step { done, figures: figures(&line) });
         watcher.tell(Event::Logged(Box::new(line)));
         if stop {
-            writer.wait()?;
+            writer.finish()?;
             return Err(Error::Other(format!(
                 "stopped at step {done}; go on with `danlu train --resume {}`",
                 run.folder.display()
             )));
         }
     }
-    writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+    writer.finish().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
     let transformer = frozen(&session.model, session.average.as_deref());
     if session.source.too_long.get().all > 0 {
         watcher.tell(Event::Note(format!(

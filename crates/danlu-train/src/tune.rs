@@ -344,14 +344,14 @@ fn steps(
         watcher.tell(Event::Step { done, figures: figures(&line) });
         watcher.tell(Event::Logged(Box::new(line.into())));
         if stop {
-            writer.wait()?;
+            writer.finish()?;
             return Err(Error::Other(format!(
                 "stopped at step {done}; go on with `danlu tune --resume {}`",
                 run.folder.display()
             )));
         }
     }
-    writer.wait()?;
+    writer.finish()?;
     guard::finish(run, &mut tuning, watcher)?;
     tuning.state.upkeep.saved(&mut writer);
     let Tuning { learner, state, .. } = tuning;

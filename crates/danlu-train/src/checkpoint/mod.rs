@@ -4,6 +4,7 @@
 //! written last. [`Writer`] writes them beside the training, [`load`] takes the newest that is whole
 //! by its hashes. The folder before it had a `state.json` and one file of tensors; it is still read.
 
+mod copier;
 pub(crate) mod folder;
 mod load;
 mod manifest;
@@ -28,7 +29,7 @@ use danlu_model::params::Module;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Where a folder of checkpoints is empty and the recipe names a store, fetches the newest from there;
+/// Where a folder of checkpoints is empty and the recipe names a store, fetches the newest whole one;
 /// what is to be told.
 pub fn fetch(recipe: &CheckpointRecipe, folder: &Path) -> Result<Option<String>> {
     folder::recover(folder)?;
@@ -36,8 +37,11 @@ pub fn fetch(recipe: &CheckpointRecipe, folder: &Path) -> Result<Option<String>>
         return Ok(None);
     };
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let found = store::Store::open(address)?.fetch(folder)?;
-    Ok(found.map(|step| format!("fetched the checkpoint of step {step} from {address}")))
+    let mut faults = Vec::new();
+    let found = store::Store::open(address)?.fetch(folder, &mut faults)?;
+    let fetched = found.map(|step| format!("fetched the checkpoint of step {step} from {address}"));
+    faults.extend(fetched);
+    Ok((!faults.is_empty()).then(|| faults.join("\n")))
 }
 
 /// What a checkpoint holds beside tensors.

@@ -74,7 +74,7 @@ impl Store {
     pub(crate) fn copy(&self, whole: &Path) -> Result<()> {
         let manifest = Manifest::read(whole)?;
         let checkpoint = name(manifest.state.step);
-        let there = self.manifests()?;
+        let there = self.manifests(&mut Vec::new())?;
         there.values().try_for_each(|other| self.own(other, &manifest.state))?;
         for shard in &manifest.shards {
             let key = self.key(&checkpoint, &shard.blake3);
@@ -159,8 +159,9 @@ impl Store {
         Manifest::parse(path.as_ref(), &String::from_utf8_lossy(bytes))
     }
 
-    /// The manifests that there are, by step.
-    fn manifests(&self) -> Result<BTreeMap<u64, Manifest>> {
+    /// The manifests that there are, by step. What cannot be read of one is put to `faults`; nothing
+    /// here touches its checkpoint.
+    fn manifests(&self, faults: &mut Vec<String>) -> Result<BTreeMap<u64, Manifest>> {
         let listed = self.wait(self.inner.list_with_delimiter(Some(&self.prefix)))?;
         let mut all = BTreeMap::new();
         for place in listed.common_prefixes {
@@ -168,7 +169,10 @@ impl Store {
             let Some(step) = folder::step_of(Path::new(last)) else { continue };
             let key = self.key(last, MANIFEST);
             match self.runtime.block_on(self.inner.get(&key)) {
-                Ok(found) => drop(all.insert(step, self.parse(&key, &self.wait(found.bytes())?)?)),
+                Ok(found) => match self.parse(&key, &self.wait(found.bytes())?) {
+                    Ok(manifest) => drop(all.insert(step, manifest)),
+                    Err(e) => faults.push(e.to_string()),
+                },
                 Err(StoreError::NotFound { .. }) => {}
                 Err(e) => return Err(self.failed(e)),
             }
@@ -178,7 +182,7 @@ impl Store {
 
     /// Removes the checkpoints after where a training stands, which has gone back before them.
     pub(crate) fn drop_after(&self, state: &State) -> Result<()> {
-        for (step, there) in self.manifests()? {
+        for (step, there) in self.manifests(&mut Vec::new())? {
             self.own(&there, state)?;
             if step > state.step {
                 self.remove(step)?;
@@ -196,9 +200,23 @@ impl Store {
         left.objects.iter().try_for_each(|o| self.wait(self.inner.delete(&o.location)))
     }
 
-    /// Fetches the newest checkpoint into a folder; its step. `None` if there is none.
-    pub(crate) fn fetch(&self, to: &Path) -> Result<Option<u64>> {
-        let Some((step, whole)) = self.manifests()?.pop_last() else { return Ok(None) };
+    /// Fetches the newest checkpoint that is whole into a folder; its step. `None` if there is none.
+    /// What is wrong with newer ones is put to `faults`.
+    pub(crate) fn fetch(&self, to: &Path, faults: &mut Vec<String>) -> Result<Option<u64>> {
+        let all = self.manifests(faults)?;
+        for (step, manifest) in all.into_iter().rev() {
+            match self.fetch_one(step, &manifest, to) {
+                Ok(()) => return Ok(Some(step)),
+                Err(e) => faults.push(e.to_string()),
+            }
+        }
+        match faults.first() {
+            Some(first) => Err(Error::Other(format!("no checkpoint can be fetched: {first}"))),
+            None => Ok(None),
+        }
+    }
+
+    fn fetch_one(&self, step: u64, whole: &Manifest, to: &Path) -> Result<()> {
         let checkpoint = name(step);
         let part = to.join(format!("{checkpoint}.part"));
         std::fs::create_dir_all(&part).map_err(|e| Error::io(&part, e))?;
@@ -208,12 +226,18 @@ impl Store {
         };
         for shard in &whole.shards {
             let file = Path::new(&shard.file).file_name().unwrap_or_default();
-            danlu_model::io::write_atomically(&part.join(file), &get(&shard.blake3)?)?;
+            let bytes = get(&shard.blake3)?;
+            let found = blake3::hash(&bytes).to_hex();
+            if found.as_str() != shard.blake3 {
+                let path = format!("{}/{checkpoint}/{}", self.address, shard.blake3);
+                let wanted = format!("a shard with BLAKE3 {}", shard.blake3);
+                return Err(Error::file(path, wanted, found));
+            }
+            danlu_model::io::write_atomically(&part.join(file), &bytes)?;
         }
         danlu_model::io::write_atomically(&part.join(MANIFEST), whole.to_json()?.as_bytes())?;
         let whole = to.join(&checkpoint);
-        std::fs::rename(&part, &whole).map_err(|e| Error::io(&whole, e))?;
-        Ok(Some(step))
+        std::fs::rename(&part, &whole).map_err(|e| Error::io(&whole, e))
     }
 }
 
@@ -229,7 +253,7 @@ mod tests {
     }
 
     fn steps(store: &Store) -> Vec<u64> {
-        store.manifests().expect("lists").into_keys().collect()
+        store.manifests(&mut Vec::new()).expect("lists").into_keys().collect()
     }
 
     /// A store in memory, and one in a folder.
@@ -243,13 +267,14 @@ mod tests {
         let (local, remote) = (Folder::new("store-local"), Folder::new("store-remote"));
         local.save(&[1, 2, 3, 4], &CheckpointRecipe::default());
         for store in stores(&remote) {
-            assert_eq!(store.fetch(&local.0).expect("lists"), None);
+            assert_eq!(store.fetch(&local.0, &mut Vec::new()).expect("lists"), None);
             [3, 4].iter().for_each(|&s| store.copy(&local.0.join(name(s))).expect("copies"));
             assert_eq!(steps(&store), [3, 4]);
             let back = Folder::new("store-back");
             std::fs::create_dir_all(&back.0).expect("makes");
-            assert_eq!(store.fetch(&back.0).expect("fetches"), Some(4));
+            assert_eq!(store.fetch(&back.0, &mut Vec::new()).expect("fetches"), Some(4));
             assert_eq!(back.load().expect("loads"), (4, vec![]));
+            damaged_ones_are_passed_over(&store, &local.0);
             // The same bits again: nothing to do. Of another training: refused.
             store.copy(&local.0.join(name(4))).expect("the same");
             let other = Folder::new("store-other");
@@ -277,6 +302,29 @@ mod tests {
             let key = store.key(&name(3), MANIFEST);
             store.wait(store.inner.delete(&key)).expect("removes");
             assert!(steps(&store).is_empty());
+        }
+    }
+
+    /// The newest is damaged in two ways, one after the other, and made whole again.
+    fn damaged_ones_are_passed_over(store: &Store, local: &Path) {
+        let put = |key: &Key, bytes: Vec<u8>| {
+            store.wait(store.inner.put(key, bytes.into())).expect("puts");
+        };
+        let whole = Manifest::read(&local.join(name(4))).expect("whole");
+        let shard = store.key(&name(4), &whole.shards[0].blake3);
+        let bytes = std::fs::read(local.join(name(4)).join(&whole.shards[0].file)).expect("whole");
+        let manifest = store.key(&name(4), MANIFEST);
+        let json = whole.to_json().expect("json").into_bytes();
+        for (key, own) in [(&shard, bytes), (&manifest, json)] {
+            let mut damaged = own.clone();
+            let middle = damaged.len() / 2;
+            damaged[middle] ^= 1;
+            put(key, damaged);
+            let (back, mut faults) = (Folder::new("store-damaged"), Vec::new());
+            std::fs::create_dir_all(&back.0).expect("makes");
+            assert_eq!(store.fetch(&back.0, &mut faults).expect("the one before"), Some(3));
+            assert!(faults.len() == 1 && faults[0].contains("step-00000004"), "{faults:?}");
+            put(key, own);
         }
     }
 

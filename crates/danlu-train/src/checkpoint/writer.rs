@@ -1,5 +1,6 @@
 //! Writes checkpoints while the training goes on.
 
+use super::copier::{Copier, Giver};
 use super::manifest::Facts;
 use super::store::Store;
 use super::{Snapshot, State, folder};
@@ -7,39 +8,37 @@ use crate::upkeep::thread_time;
 use danlu_core::recipe::CheckpointRecipe;
 use danlu_core::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Writes one checkpoint at a time on a thread of its own. A step is held for the copy of the
-/// tensors alone, and for the save before if that is not finished. When it is dropped, what it
+/// tensors alone, and for the save before if that is not finished. Copies to an object store are made
+/// after, on a thread of their own, which holds neither steps nor saves. When it is dropped, what it
 /// writes is finished first.
 #[derive(Debug)]
 pub struct Writer {
     folder: PathBuf,
     recipe: CheckpointRecipe,
     facts: Facts,
-    store: Option<Arc<Store>>,
+    copier: Option<Copier>,
     job: Option<Job>,
     last: Instant,
     /// Time that steps were held, and processor time of the threads that write.
     cost: [Duration; 2],
 }
 
-/// A checkpoint that is on the disk, and why it is not in the store, if it should be and is not.
-type Saved = Option<Error>;
-
 /// The step that is saved, and the thread that does it and says what processor time it had.
-type Job = (u64, JoinHandle<(Result<Saved>, Duration)>);
+type Job = (u64, JoinHandle<(Result<()>, Duration)>);
 
 impl Writer {
     /// For the checkpoints in `folder` of a run that is made of `facts`. Opens the recipe's object
     /// store if it names one.
     pub fn new(folder: &Path, recipe: &CheckpointRecipe, facts: Facts) -> Result<Self> {
-        let store = recipe.store.as_deref().map(Store::open).transpose()?.map(Arc::new);
+        let store = recipe.store.as_deref().map(Store::open).transpose()?;
+        let copier = store.map(Copier::new);
         let (folder, recipe) = (folder.to_path_buf(), recipe.clone());
         let cost = [Duration::ZERO; 2];
-        Ok(Self { folder, recipe, facts, store, job: None, last: Instant::now(), cost })
+        Ok(Self { folder, recipe, facts, copier, job: None, last: Instant::now(), cost })
     }
 
     /// Where it writes.
@@ -62,35 +61,50 @@ impl Writer {
         let step = snapshot.state.step;
         let (folder, recipe, facts) =
             (self.folder.clone(), self.recipe.clone(), self.facts.clone());
-        let store = self.store.clone();
+        let giver = self.copier.as_ref().map(Copier::giver);
         let job = std::thread::spawn(move || {
-            let whole = save(&folder, &recipe, &facts, &snapshot);
-            let saved = whole.map(|whole| store.and_then(|store| store.copy(&whole).err()));
-            (saved, thread_time())
+            (save(&folder, &recipe, &facts, &snapshot, giver.as_ref()), thread_time())
         });
         self.job = Some((step, job));
         self.cost[0] += started.elapsed();
         before
     }
 
-    /// Waits until what was begun is on the disk, and says what became of it. The run can go on
-    /// after an error: the checkpoints before are as they were.
+    /// Waits until what was begun is on the disk, and says what became of it, and of copies that were
+    /// made meanwhile. The run can go on after an error: the checkpoints before are as they were.
     pub fn wait(&mut self) -> Result<()> {
+        self.saved()?;
+        let Some(copier) = &self.copier else { return Ok(()) };
+        let (failed, copying) = copier.told();
+        self.cost[1] += copying;
+        match failed.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Other(failed.join("\n"))),
+        }
+    }
+
+    /// The same, with what is still to be copied: for the end of a training.
+    pub fn finish(&mut self) -> Result<()> {
+        let saved = self.saved();
+        self.copier.iter().for_each(Copier::flush);
+        let copied = self.wait();
+        saved.and(copied)
+    }
+
+    fn saved(&mut self) -> Result<()> {
         let Some((step, job)) = self.job.take() else { return Ok(()) };
         let started = Instant::now();
         let panicked = |_| (Err(Error::Other("its writer panicked".into())), Duration::ZERO);
         let (result, writing) = job.join().unwrap_or_else(panicked);
         self.cost[0] += started.elapsed();
         self.cost[1] += writing;
-        let saved = result.map_err(|e| {
+        result.map_err(|e| {
             let newest = folder::list(&self.folder).pop();
             let newest = newest.map_or("there is none before it".into(), |path| {
                 format!("the newest is still {}", path.display())
             });
             Error::Other(format!("the checkpoint of step {step} was not written: {e}; {newest}"))
-        })?;
-        let told = |e| format!("the checkpoint of step {step} is written, but not copied: {e}");
-        saved.map_or(Ok(()), |e| Err(Error::Other(told(e))))
+        })
     }
 
     /// What saving has cost since this was last asked: the time that steps were held, and the processor
@@ -102,8 +116,11 @@ impl Writer {
     /// Removes the checkpoints after where the training stands, which has gone back before them. What
     /// is to be told if the store does not let them go.
     pub fn drop_after(&self, state: &State) -> Result<Option<String>> {
+        // What is on its way would come to be there after it was removed.
+        self.copier.iter().for_each(Copier::flush);
         folder::drop_after(&self.folder, state.step)?;
-        let failed = self.store.as_ref().and_then(|store| store.drop_after(state).err());
+        let dropped = |copier: &Copier| copier.store().drop_after(state).err();
+        let failed = self.copier.as_ref().and_then(dropped);
         let step = state.step;
         Ok(failed.map(|e| format!("checkpoints after step {step} are still in the store: {e}")))
     }
@@ -132,9 +149,13 @@ fn save(
     recipe: &CheckpointRecipe,
     facts: &Facts,
     snapshot: &Snapshot,
-) -> Result<PathBuf> {
+    giver: Option<&Giver>,
+) -> Result<()> {
     let whole = folder::write(folder, snapshot, facts, recipe.shard_mb << 20)?;
+    if let Some(giver) = giver {
+        giver.put(whole);
+    }
     let best = folder::best(folder).filter(|_| recipe.best).map(|(name, _)| name);
-    folder::prune(folder, recipe.keep, &best.into_iter().collect::<Vec<_>>())?;
-    Ok(whole)
+    let copied = giver.map(Giver::names).unwrap_or_default();
+    folder::prune(folder, recipe.keep, &best.into_iter().chain(copied).collect::<Vec<_>>())
 }
