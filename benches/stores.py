@@ -7,8 +7,9 @@
 The server is moto's, on this machine, so what is tried is the protocol and not Amazon's. A tiny training is
 killed with SIGKILL at random moments; its folder of checkpoints is then removed, and it goes on from what is
 in the bucket. It must end with the bits of one that was left alone. From the server's log: the manifest of a
-checkpoint comes after all of its shards. A training with another seed is given the same place: its checkpoints
-must be refused, those of the first must be as they were, and it must end all the same. Needs the built program
+checkpoint comes after all of its shards. A training with another seed is given the same place: it must be
+refused; or, where it was begun elsewhere, its checkpoints must be, and it must end all the same. Those of the
+first must be as they were. Needs the built program
 (or its path in DANLU).
 """
 
@@ -152,6 +153,15 @@ def main():
         path = recipe(at, "other", 2, "kept")
         run = begin(at, "other", base)
         done = danlu("train", path, "--out", run)
+        assert done.returncode != 0 and "of this training" in done.stderr, done.stderr
+        assert objects("kept/") == before, "refused before its first step"
+        process = subprocess.Popen([DANLU, "train", recipe(at, "other", 2, None), "--out", run])
+        while not list((run / "checkpoints").glob("step-*1?")):
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        done = danlu("train", recipe(at, "other", 2, "kept"), "--out", run)
         refused = done.stderr.count("not copied")
         clash = [s for s in manifests("kept/") if f"kept/step-{s:08}/manifest.json" in before]
         assert done.returncode == 0 and (run / "model/model.safetensors").exists(), done.stderr

@@ -351,7 +351,8 @@ fn steps(
 ) -> Result<Model> {
     let r = &recipe.train;
     let facts = facts(recipe, run, corpus)?;
-    let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints())?;
+    let print = fingerprint(recipe, run, corpus)?;
+    let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints(), &print)?;
     fetched.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
     checkpoint::same_data(&run.checkpoints(), &facts)?;
     let mut session = Session::open(recipe, run, corpus, &tokenisers, codes, u64::MAX, watcher)?;

@@ -266,7 +266,7 @@ fn steps(
     let lessons = Lessons::read(recipe, model, watcher)?;
     let facts = base.facts(recipe, &lessons, teacher.as_ref())?;
     let fingerprint = facts.recipe.clone();
-    let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints())?;
+    let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints(), &fingerprint)?;
     fetched.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
     match changed {
         true => checkpoint::accept_data(&run.checkpoints(), &fingerprint, &facts)?,

@@ -29,16 +29,20 @@ use danlu_model::params::Module;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Where a folder of checkpoints is empty and the recipe names a store, fetches the newest whole one;
-/// what is to be told.
-pub fn fetch(recipe: &CheckpointRecipe, folder: &Path) -> Result<Option<String>> {
+/// Where a folder of checkpoints is empty and the recipe names a store, fetches the newest whole one of
+/// the training with this fingerprint; what is to be told. A store that another training has is refused.
+pub fn fetch(
+    recipe: &CheckpointRecipe,
+    folder: &Path,
+    fingerprint: &str,
+) -> Result<Option<String>> {
     folder::recover(folder)?;
     let Some(address) = recipe.store.as_ref().filter(|_| folder::list(folder).is_empty()) else {
         return Ok(None);
     };
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let mut faults = Vec::new();
-    let found = store::Store::open(address)?.fetch(folder, &mut faults)?;
+    let found = store::Store::open(address)?.fetch(folder, fingerprint, &mut faults)?;
     let fetched = found.map(|step| format!("fetched the checkpoint of step {step} from {address}"));
     faults.extend(fetched);
     Ok((!faults.is_empty()).then(|| faults.join("\n")))

@@ -23,7 +23,7 @@ impl Store {
         match *self {}
     }
 
-    pub(crate) fn fetch(&self, _: &Path, _: &mut Vec<String>) -> Result<Option<u64>> {
+    pub(crate) fn fetch(&self, _: &Path, _: &str, _: &mut Vec<String>) -> Result<Option<u64>> {
         match *self {}
     }
 }

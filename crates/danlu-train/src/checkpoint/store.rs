@@ -200,10 +200,17 @@ impl Store {
         left.objects.iter().try_for_each(|o| self.wait(self.inner.delete(&o.location)))
     }
 
-    /// Fetches the newest checkpoint that is whole into a folder; its step. `None` if there is none.
-    /// What is wrong with newer ones is put to `faults`.
-    pub(crate) fn fetch(&self, to: &Path, faults: &mut Vec<String>) -> Result<Option<u64>> {
+    /// Fetches the newest checkpoint of the training with this fingerprint that is whole into a folder;
+    /// its step. `None` if there is none. What is wrong with newer ones is put to `faults`.
+    pub(crate) fn fetch(
+        &self,
+        to: &Path,
+        fingerprint: &str,
+        faults: &mut Vec<String>,
+    ) -> Result<Option<u64>> {
         let all = self.manifests(faults)?;
+        let own = State::new(fingerprint.into());
+        all.values().try_for_each(|there| self.own(there, &own))?;
         for (step, manifest) in all.into_iter().rev() {
             match self.fetch_one(step, &manifest, to) {
                 Ok(()) => return Ok(Some(step)),
@@ -267,12 +274,15 @@ mod tests {
         let (local, remote) = (Folder::new("store-local"), Folder::new("store-remote"));
         local.save(&[1, 2, 3, 4], &CheckpointRecipe::default());
         for store in stores(&remote) {
-            assert_eq!(store.fetch(&local.0, &mut Vec::new()).expect("lists"), None);
+            let fetch = |to: &Folder, print: &str| store.fetch(&to.0, print, &mut Vec::new());
+            assert_eq!(fetch(&local, "print").expect("lists"), None);
             [3, 4].iter().for_each(|&s| store.copy(&local.0.join(name(s))).expect("copies"));
             assert_eq!(steps(&store), [3, 4]);
             let back = Folder::new("store-back");
             std::fs::create_dir_all(&back.0).expect("makes");
-            assert_eq!(store.fetch(&back.0, &mut Vec::new()).expect("fetches"), Some(4));
+            let error = fetch(&back, "other").expect_err("another's").to_string();
+            assert!(error.contains("manifest.json") && error.contains("other"), "{error}");
+            assert_eq!(fetch(&back, "print").expect("fetches"), Some(4));
             assert_eq!(back.load().expect("loads"), (4, vec![]));
             damaged_ones_are_passed_over(&store, &local.0);
             // The same bits again: nothing to do. Of another training: refused.
@@ -322,7 +332,10 @@ mod tests {
             put(key, damaged);
             let (back, mut faults) = (Folder::new("store-damaged"), Vec::new());
             std::fs::create_dir_all(&back.0).expect("makes");
-            assert_eq!(store.fetch(&back.0, &mut faults).expect("the one before"), Some(3));
+            assert_eq!(
+                store.fetch(&back.0, "print", &mut faults).expect("the one before"),
+                Some(3)
+            );
             assert!(faults.len() == 1 && faults[0].contains("step-00000004"), "{faults:?}");
             put(key, own);
         }
