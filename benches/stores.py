@@ -60,6 +60,8 @@ def begin(at, name, base):
 
 def log_of(text):
     """Writes and removals as the server took them: method, status and key."""
+    # The server paints what is not 200.
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     return re.findall(rf'"(PUT|POST|DELETE) /{BUCKET}/(\S*) HTTP/1.1" (\d+)', text)
 
 
@@ -132,8 +134,8 @@ def main():
                 assert weights(run) == weights(base), "killed and gone on with"
                 assert not danlu("debug", run, "--audit").returncode
                 shutil.rmtree(run)
-                for page in [client.list_objects_v2(Bucket=BUCKET, Prefix="killed/")]:
-                    [client.delete_object(Bucket=BUCKET, Key=o["Key"]) for o in page.get("Contents", [])]
+                # The next one has a place of its own.
+                path = recipe(at, "killed", 1, f"killed-{kills}")
                 run = begin(at, "killed", base)
                 words = ["train", path, "--out", run]
                 continue
