@@ -3,8 +3,8 @@
 
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, GgufTensor, GgufValue, HfConfig, Packing, SPECIALS, architecture_keys, end_keys,
-    gguf_factors, gguf_name, parts_of, to_gguf_order, tokeniser_keys, write_gguf,
+    Dtype, FACTORS, GgufTensor, GgufValue, HfConfig, Packing, SPECIALS, architecture_keys,
+    end_keys, gguf_factors, gguf_name, parts_of, to_gguf_order, tokeniser_keys, write_gguf,
 };
 use crate::modality::{TextTokeniser, Tokenisers};
 use crate::model::{Model, write_json, write_weights};
@@ -226,7 +226,7 @@ pub fn to_gguf(
     }
     let factors = gguf_factors(c, path)?;
     if let Some(factors) = &factors {
-        let (name, shape) = ("rope_freqs.weight".into(), vec![factors.len()]);
+        let (name, shape) = (FACTORS.into(), vec![factors.len()]);
         tensors.push(GgufTensor { name, shape, packing: Packing::F32 });
     }
     write_gguf(path, &keys, &tensors, |i| {

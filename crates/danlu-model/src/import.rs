@@ -116,14 +116,13 @@ impl Source {
                 specials.push((name.to_string(), token));
             }
         }
-        let maybe = |key: &str| file.get(key).map(|_| file.text(key)).transpose();
         let owned = |text: Option<&str>| text.map(str::to_string);
         let id = |key: &str| Ok(file.maybe_size(key)?.and_then(|id| u32::try_from(id).ok()));
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let (template, name, licence) = (
-            owned(maybe("tokenizer.chat_template")?),
-            owned(maybe("general.name")?),
-            owned(maybe("general.license")?),
+            owned(file.maybe_text("tokenizer.chat_template")?),
+            owned(file.maybe_text("general.name")?),
+            owned(file.maybe_text("general.license")?),
         );
         let ends = ends_of_gguf(file)?;
         let pad: Result<Option<u32>> = id(SPECIALS[3].1);
@@ -144,9 +143,10 @@ impl Source {
     fn read(self, source: &Path, system: Option<String>, device: &Device) -> Result<Model> {
         let Self { weights, config, text, .. } = self;
         let rows = config.vocabulary as u32;
-        if text.highest() >= rows {
+        let highest = text.highest();
+        if highest >= rows {
             let wanted = format!("a tokeniser of at most the {rows} rows of the embedding");
-            return Err(Error::file(source, wanted, format!("a token with id {}", text.highest())));
+            return Err(Error::file(source, wanted, format!("a token with id {highest}")));
         }
         let template = self.template.as_deref().unwrap_or(BARE);
         let chat = ChatTemplate::new(template, self.specials, system)

@@ -53,6 +53,12 @@ fn nats(model: &Model, documents: &[Vec<u32>]) -> Vec<Vec<f64>> {
     out
 }
 
+/// Ids of a text, after what the model's texts begin with.
+fn begun(model: &Model, text: &str) -> Vec<u32> {
+    let tokeniser = &model.tokenisers.text;
+    tokeniser.begin().into_iter().chain(tokeniser.encode(text)).collect()
+}
+
 /// Bits a byte of each text, after what the model's texts begin with; the first token of a model
 /// whose texts begin with nothing does not count, nor do its bytes.
 pub fn bits_per_byte(model: &Model, texts: &[String]) -> Result<f64> {
@@ -61,12 +67,11 @@ pub fn bits_per_byte(model: &Model, texts: &[String]) -> Result<f64> {
     // Windows, and how many nats at the beginning of each were counted before.
     let (mut windows, mut known) = (Vec::new(), Vec::new());
     for text in texts {
-        let tokeniser = &model.tokenisers.text;
-        let mut ids = tokeniser.encode(text);
-        ids.splice(0..0, tokeniser.begin());
+        let ids = begun(model, text);
         if ids.len() < 2 {
             continue;
         }
+        let tokeniser = &model.tokenisers.text;
         let first = match tokeniser.begin() {
             Some(_) => 0,
             None => tokeniser.decode(&ids[..1]).len(),
@@ -99,13 +104,9 @@ pub fn choose(model: &Model, choices: &[Choice]) -> Result<Vec<usize>> {
     let (mut documents, mut begins, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     let most = model.transformer.config.context;
     for (number, choice) in choices.iter().enumerate() {
-        let ids = |text: &str| -> Vec<u32> {
-            let tokeniser = &model.tokenisers.text;
-            tokeniser.begin().into_iter().chain(tokeniser.encode(text)).collect()
-        };
-        let context = ids(&choice.context);
+        let context = begun(model, &choice.context);
         for ending in &choice.endings {
-            let ids = ids(&format!("{}{ending}", choice.context));
+            let ids = begun(model, &format!("{}{ending}", choice.context));
             // Where they part, even if the ending's first letter joined the token before.
             let same = context.iter().zip(&ids).take_while(|(a, b)| a == b).count();
             if ending.is_empty() || same == 0 || same >= ids.len() || ids.len() > most + 1 {

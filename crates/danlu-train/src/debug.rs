@@ -7,7 +7,7 @@ use crate::distil::Teacher;
 use crate::guard::{Subject, by_group, memory_of};
 use crate::lesson::Lessons;
 use crate::optim::{gradients, squares};
-use crate::pretrain::{forward, mean};
+use crate::pretrain::{fingerprint, forward, mean};
 use crate::run::{Run, entries};
 use crate::session::{Pass, Session};
 use crate::tune::Base;
@@ -118,8 +118,9 @@ pub fn replay(
     step: u64,
     watcher: &mut dyn Watcher,
 ) -> Result<Replay> {
+    let print = fingerprint(recipe, run, corpus)?;
     let mut open = |until: u64, watcher: &mut dyn Watcher| {
-        Session::open(recipe, run, corpus, tokenisers, codes, until, watcher)
+        Session::open(recipe, corpus, tokenisers, codes, (run, &print, until), watcher)
     };
     again(run, [step, recipe.train.steps as u64], &mut open, watcher)
 }
@@ -133,11 +134,12 @@ pub fn replay_tuning(
     watcher: &mut dyn Watcher,
 ) -> Result<Replay> {
     let base = Base::read(recipe, folder)?;
+    let lessons = Lessons::read(recipe, &base.model, watcher)?;
+    let teacher = Teacher::of(recipe, &base.model, watcher)?;
+    let print = base.facts(recipe, &lessons, teacher.as_ref()).recipe;
+    let of = (&lessons, teacher.as_ref());
     let mut open = |until: u64, watcher: &mut dyn Watcher| {
-        let lessons = Lessons::read(recipe, &base.model, watcher)?;
-        let teacher = Teacher::of(recipe, &base.model, watcher)?;
-        let print = base.facts(recipe, &lessons, teacher.as_ref())?.recipe;
-        Tuning::open(recipe, run, &base.model, (lessons, teacher), &print, until, watcher)
+        Tuning::open(recipe, run, &base.model, of, &print, until, watcher)
     };
     again(run, [step, recipe.train.steps as u64], &mut open, watcher)
 }

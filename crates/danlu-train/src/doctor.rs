@@ -7,7 +7,7 @@ use crate::run::Run;
 use crate::session::load;
 use crate::watch::{Event, Watcher};
 use crate::{CodeTable, pretrain, tune};
-use danlu_core::recipe::Optimiser;
+use danlu_core::recipe::{GuardRecipe, Optimiser};
 use danlu_core::{Recipe, Result, TuneRecipe, Vocabulary};
 use danlu_data::{Corpus, LoadOptions, Mixture, Split, picture_classes, sound_classes};
 use danlu_model::io::HfConfig;
@@ -77,7 +77,8 @@ pub fn examine(path: &Path, folder: &Path) -> Vec<Finding> {
         }
     };
     recipe_sense(&mut out, &recipe);
-    folder_works(&mut out, folder, &recipe);
+    let found = Run::resume(folder).ok();
+    folder_works(&mut out, folder, found.map(|f| f.1.for_training() == recipe.for_training()));
     let options = LoadOptions { max_seconds: recipe.audio.max_seconds, ..Default::default() };
     let mut corpus = match Corpus::load(&recipe.data, recipe.seed, &options) {
         Ok(corpus) => corpus,
@@ -111,30 +112,18 @@ fn tuning(
     let recipe = TuneRecipe::load(path).map_err(|e| ("recipe", e))?;
     let r = &recipe.train;
     let before = out.0.len();
-    if r.warmup >= r.steps {
-        let (warmup, steps) = (r.warmup, r.steps);
-        let words = format!("train.warmup ({warmup}) is not over before train.steps ({steps})");
-        out.careful("recipe", words);
-    }
+    warmup_ends(out, r.warmup, r.steps);
     let high = if recipe.lora.is_some() { 1e-2 } else { 1e-3 };
     if r.rate > high {
         let words = format!("train.rate ({}) is high: over {high} tunings tend to diverge", r.rate);
         out.careful("recipe", words);
     }
-    if !recipe.guard.on {
-        out.careful("recipe", "guard.on is false: trouble is not answered");
-    }
+    guards(out, &recipe.guard);
     if out.0.len() == before {
         out.good("recipe", format!("{} steps", r.steps));
     }
-    writable(out, folder);
-    match tune::resume(folder) {
-        Ok((_, found)) if found.for_training() != recipe.for_training() => {
-            out.bad("files", format!("{} holds the run of another recipe", folder.display()));
-        }
-        Ok(_) => out.good("files", format!("{} goes on with this recipe", folder.display())),
-        Err(_) => {}
-    }
+    let found = tune::resume(folder).ok();
+    folder_works(out, folder, found.map(|f| f.1.for_training() == recipe.for_training()));
     let base = Model::folder(&recipe.model);
     let config = || {
         let path = base.join("config.json");
@@ -146,20 +135,14 @@ fn tuning(
     // Before the base is read, which takes memory too.
     let load = memory::tuning(&recipe, &config);
     let prediction = memory::predict(&memory::Sizes::from(&config), &load);
-    let tight = memory::check(&prediction, memory::available(), &tune::remedies(&recipe))
-        .map_err(|e| ("memory", e))?;
-    out.good("memory", format!("{prediction} (full windows, a checkpoint being written)"));
-    tight.into_iter().for_each(|told| out.careful("memory", told));
+    let with = "full windows, a checkpoint being written";
+    fits(out, &prediction, &tune::remedies(&recipe), with).map_err(|e| ("memory", e))?;
     let learns = load.adapters.map_or(memory::Sizes::from(&config).parameters(), |a| a.values);
     room(out, folder, 3 * size_of::<f32>() * learns, recipe.checkpoint.keep + 4);
+    tune::check_window(&recipe, &config).map_err(|e| ("recipe", e))?;
     let device = danlu_ops::cpu_device();
     let (model, ..) =
         Model::load_adapted(&base, &recipe.adapters, &device).map_err(|e| ("files", e))?;
-    if r.window > config.context {
-        let wanted = format!("at most the model's context, {}", config.context);
-        let error = danlu_core::Error::parameter("train.window", wanted, r.window);
-        return Err(("recipe", error));
-    }
     let mut told = Told::default();
     let lessons = Lessons::read(&recipe, &model, &mut told).map_err(|e| ("data", e))?;
     Held::read(&recipe, &model, &mut told).map_err(|e| ("data", e))?;
@@ -203,11 +186,7 @@ fn megabytes(bytes: usize) -> String {
 fn recipe_sense(out: &mut Findings, recipe: &Recipe) {
     let r = &recipe.train;
     let before = out.0.len();
-    if r.warmup >= r.steps {
-        let (warmup, steps) = (r.warmup, r.steps);
-        let words = format!("train.warmup ({warmup}) is not over before train.steps ({steps})");
-        out.careful("recipe", words);
-    }
+    warmup_ends(out, r.warmup, r.steps);
     let rates = [("train.rate", r.rate, 1.5e-2), ("train.muon_rate", r.muon_rate, 0.15)];
     let used = if r.optimiser == Optimiser::Muon { 2 } else { 1 };
     for (name, rate, high) in rates.into_iter().take(used) {
@@ -221,9 +200,7 @@ fn recipe_sense(out: &mut Findings, recipe: &Recipe) {
     if r.checkpoint > r.steps && r.validate > r.steps && recipe.checkpoint.minutes == 0.0 {
         out.careful("recipe", "no checkpoint before the last step; see train.checkpoint");
     }
-    if !recipe.guard.on {
-        out.careful("recipe", "guard.on is false: trouble is not answered");
-    }
+    guards(out, &recipe.guard);
     if out.0.len() == before {
         let (steps, tokens) = (r.steps, r.steps * r.rows * r.window * r.accumulate);
         let words = format!("{steps} steps of up to {:.1} M tokens in all", tokens as f64 / 1e6);
@@ -231,21 +208,22 @@ fn recipe_sense(out: &mut Findings, recipe: &Recipe) {
     }
 }
 
-/// Whether the run can be where it will be, and what is there.
-fn folder_works(out: &mut Findings, folder: &Path, recipe: &Recipe) {
-    writable(out, folder);
-    match Run::resume(folder) {
-        Ok((_, found)) if found.for_training() != recipe.for_training() => {
-            let words = format!("{} holds the run of another recipe", folder.display());
-            out.bad("files", words);
-        }
-        Ok(_) => out.good("files", format!("{} goes on with this recipe", folder.display())),
-        Err(_) => {}
+fn warmup_ends(out: &mut Findings, warmup: usize, steps: usize) {
+    if warmup >= steps {
+        let words = format!("train.warmup ({warmup}) is not over before train.steps ({steps})");
+        out.careful("recipe", words);
     }
 }
 
-/// Writes and flushes a few megabytes where the run will be.
-fn writable(out: &mut Findings, folder: &Path) {
+fn guards(out: &mut Findings, guard: &GuardRecipe) {
+    if !guard.on {
+        out.careful("recipe", "guard.on is false: trouble is not answered");
+    }
+}
+
+/// Writes and flushes a few megabytes where the run will be, and tells whether the run that is there is
+/// of the `same` recipe, if there is one.
+fn folder_works(out: &mut Findings, folder: &Path, same: Option<bool>) {
     let existing = folder.ancestors().find(|a| a.is_dir()).unwrap_or(Path::new("."));
     let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
     let file = existing.join(format!(".danlu-doctor-{}", std::process::id()));
@@ -260,6 +238,25 @@ fn writable(out: &mut Findings, folder: &Path) {
     }
     // If it could not be written it is not there.
     let _ = std::fs::remove_file(&file);
+    let folder = folder.display();
+    match same {
+        Some(false) => out.bad("files", format!("{folder} holds the run of another recipe")),
+        Some(true) => out.good("files", format!("{folder} goes on with this recipe")),
+        None => {}
+    }
+}
+
+/// Whether there is the memory for what was reckoned `with` something.
+fn fits(
+    out: &mut Findings,
+    prediction: &memory::Prediction,
+    would_help: &str,
+    with: &str,
+) -> Result<()> {
+    let tight = memory::check(prediction, memory::available(), would_help)?;
+    out.good("memory", format!("{prediction} ({with})"));
+    tight.into_iter().for_each(|told| out.careful("memory", told));
+    Ok(())
 }
 
 fn data(out: &mut Findings, recipe: &Recipe, corpus: &Corpus) {
@@ -359,10 +356,8 @@ fn memory_fits(
     let sizes = memory::Sizes::from(&config);
     let load = load(recipe, config.depth)?;
     let prediction = memory::predict(&sizes, &load);
-    let remedies = memory::remedies(&sizes, &load);
-    let tight = memory::check(&prediction, memory::available(), &remedies)?;
-    out.good("memory", format!("{prediction} (full windows, replies, a checkpoint being written)"));
-    tight.into_iter().for_each(|told| out.careful("memory", told));
+    let with = "full windows, replies, a checkpoint being written";
+    fits(out, &prediction, &memory::remedies(&sizes, &load), with)?;
     let copies = if r.ema > 0.0 { 4 } else { 3 };
     let one = copies * size_of::<f32>() * sizes.parameters();
     // Those that the guard may go back to, one being written, and the best.

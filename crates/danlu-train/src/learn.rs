@@ -6,7 +6,7 @@ use crate::checkpoint::{self, Facts, Snapshot, State, Writer};
 use crate::fault;
 use crate::guard::{self, Done, Figures, Limits, Subject};
 use crate::optim::{Optimiser, gradients, squares};
-use crate::pretrain::data_hashes;
+use crate::pretrain::{data_hashes, recipe_hash};
 use crate::run::{Run, append};
 use crate::tokenisers::LogLine;
 use crate::watch::{Event, Watcher};
@@ -74,17 +74,7 @@ impl Content {
 
     /// Of rows of numbers and their classes.
     pub(crate) fn of_rows(rows: &[&[f32]], classes: &[u32]) -> Self {
-        Self::of(classes, |hash| {
-            // Many numbers at a time, for that is what hashing is quick at.
-            const MANY: usize = 4096;
-            let mut bytes = [0; 4 * MANY];
-            for some in rows.iter().flat_map(|row| row.chunks(MANY)) {
-                for (at, value) in bytes.chunks_exact_mut(4).zip(some) {
-                    at.copy_from_slice(&value.to_le_bytes());
-                }
-                hash.update(&bytes[..4 * some.len()]);
-            }
-        })
+        Self::of(classes, |hash| rows.iter().for_each(|row| hash_numbers(hash, row)))
     }
 
     fn of(classes: &[u32], add: impl FnOnce(&mut blake3::Hasher)) -> Self {
@@ -96,6 +86,18 @@ impl Content {
         }
         let digits = hash.finalize().to_hex()[..16].to_string();
         Self { digits, took: started.elapsed() }
+    }
+}
+
+/// Takes numbers into a hash, many at a time, for that is what hashing is quick at.
+pub(crate) fn hash_numbers(hash: &mut blake3::Hasher, numbers: &[f32]) {
+    const MANY: usize = 4096;
+    let mut bytes = [0; 4 * MANY];
+    for some in numbers.chunks(MANY) {
+        for (at, value) in bytes.chunks_exact_mut(4).zip(some) {
+            at.copy_from_slice(&value.to_le_bytes());
+        }
+        hash.update(&bytes[..4 * some.len()]);
     }
 }
 
@@ -111,7 +113,7 @@ pub(crate) fn learn<M: Module, const D: usize>(
     let (name, steps) = (course.name, course.steps);
     let facts = facts(recipe, corpus)?;
     checkpoint::same_data(&checkpoints(run, name), &facts)?;
-    let mut learning = Learning::open(course, module, recipe, run, watcher)?;
+    let mut learning = Learning::open(course, module, run, &facts.recipe, watcher)?;
     // The store is for what the run is for.
     let kept = CheckpointRecipe { store: None, ..recipe.checkpoint.clone() };
     let mut writer = Writer::new(&learning.folder, &kept, facts)?;
@@ -173,20 +175,18 @@ pub(crate) fn learn<M: Module, const D: usize>(
 }
 
 /// What the manifests of checkpoints record.
-fn facts(recipe: &Recipe, corpus: &Corpus) -> Result<Facts> {
-    let data = data_hashes(recipe, corpus)?;
-    Ok(Facts { seed: recipe.seed, recipe: fingerprint(recipe), data, ..Facts::default() })
-}
-
-/// What a course depends on, beside the data, in one hash.
-fn fingerprint(recipe: &Recipe) -> String {
-    blake3::hash(recipe.for_training().to_toml().as_bytes()).to_hex().to_string()
+pub(crate) fn facts(recipe: &Recipe, corpus: &Corpus) -> Result<Facts> {
+    Ok(Facts {
+        seed: recipe.seed,
+        recipe: recipe_hash(recipe),
+        data: data_hashes(recipe, corpus)?,
+        ..Facts::default()
+    })
 }
 
 /// Lets a module go on with data that is not what it was learnt from so far.
-pub(crate) fn accept(recipe: &Recipe, run: &Run, corpus: &Corpus, name: &str) -> Result<()> {
-    let facts = facts(recipe, corpus)?;
-    checkpoint::accept_data(&checkpoints(run, name), &facts.recipe, &facts)
+pub(crate) fn accept(run: &Run, name: &str, facts: &Facts) -> Result<()> {
+    checkpoint::accept_data(&checkpoints(run, name), &facts.recipe, facts)
 }
 
 /// Removes the checkpoints of a module that is saved, if there are some.
@@ -248,19 +248,18 @@ impl<'a, M: Module, const D: usize> Learning<'a, M, D> {
     fn open(
         course: &'a Course<'a, M, D>,
         module: &'a mut M,
-        recipe: &Recipe,
         run: &Run,
+        fingerprint: &str,
         watcher: &mut dyn Watcher,
     ) -> Result<Self> {
         let mut optimiser = Optimiser::new(module, [0.9, 0.99], 1e-8, 0.01, 1.0)
             .with_muon(module, |name| name.starts_with("scales."));
         let folder = checkpoints(run, course.name);
-        let fingerprint = fingerprint(recipe);
         let mut faults = Vec::new();
         let found =
-            checkpoint::load(&folder, &fingerprint, module, &mut optimiser, None, &mut faults)?;
+            checkpoint::load(&folder, fingerprint, module, &mut optimiser, None, &mut faults)?;
         faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
-        let mut state = found.unwrap_or(State::new(fingerprint));
+        let mut state = found.unwrap_or_else(|| State::new(fingerprint.into()));
         if state.guard.is_none() {
             // Without a guard, nothing is left out; checkpoints of before there was one do not say.
             state.next = state.step * course.batch as u64;

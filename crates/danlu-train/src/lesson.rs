@@ -96,20 +96,17 @@ impl<'a> Lessons<'a> {
         let mut out = BTreeMap::new();
         for (set, items) in self.recipe.data.iter().zip(&self.items) {
             let mut hash = blake3::Hasher::new();
-            let mut add = |document: &Document| {
-                document.ids.iter().for_each(|id| {
+            let mut add = |ids: &[u32]| {
+                ids.iter().for_each(|id| {
                     hash.update(&id.to_le_bytes());
                 });
                 hash.update(b"|");
             };
             for item in items {
                 match item {
-                    Item::Document(document) => add(document),
-                    Item::Pair(both) => both.iter().for_each(&mut add),
-                    Item::Question { prompt, .. } => {
-                        let (ids, weights) = (prompt.clone(), Vec::new());
-                        add(&Document { ids, weights, task: 0 });
-                    }
+                    Item::Document(document) => add(&document.ids),
+                    Item::Pair(both) => both.iter().for_each(|document| add(&document.ids)),
+                    Item::Question { prompt, .. } => add(prompt),
                 }
             }
             let name = data_name(&set.file, |name| out.contains_key(&as_learnt(name)));
@@ -145,7 +142,7 @@ impl<'a> Lessons<'a> {
     }
 
     /// What step `step` learns from, beginning with item `next`.
-    pub fn next(&mut self, learner: &Learner, next: u64, step: usize) -> Result<Lesson> {
+    pub fn next(&self, learner: &Learner, next: u64, step: usize) -> Result<Lesson> {
         match &self.recipe.objective {
             Objective::Reply | Objective::Distil { .. } => self.replies(next),
             &Objective::Dpo { beta, pairs } => self.preferences(learner, next, pairs, beta),

@@ -5,9 +5,11 @@
 //! operation that comes to keep more or less has its line to change here; a test holds the sum
 //! against steps that are really taken.
 
+use crate::watch::{Event, Watcher};
 use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Result, Target, TuneRecipe};
 use danlu_model::TransformerConfig;
 use danlu_model::arch::GptConfig;
+use danlu_model::io::Packing;
 use danlu_ops::{AttentionMemory, AttentionShape, tensor_bytes};
 use std::path::Path;
 
@@ -198,20 +200,16 @@ impl Adapters {
             let [outputs, inputs] = sides(target);
             lora.rank * (outputs + inputs) + if lora.dora { outputs } else { 0 }
         };
-        // Bytes of a block of 32 values: a scale and the values' bits.
-        let block = match base {
-            None => 0,
-            Some(BaseFormat::Q8_0) => 34,
-            Some(BaseFormat::Q4_0) => 18,
+        let packed = |base| match base {
+            BaseFormat::Q8_0 => Packing::Q8_0.bytes(Sizes::from(c).layer()),
+            BaseFormat::Q4_0 => Packing::Q4_0.bytes(Sizes::from(c).layer()),
         };
-        let projections: usize =
-            Target::ALL.iter().map(|t| sides(t).iter().product::<usize>()).sum();
         Self {
             values: c.depth * lora.targets.iter().map(of).sum::<usize>(),
             ranks: lora.rank * lora.targets.len(),
             magnitudes: lora.dora,
             dropout: lora.dropout > 0.0,
-            packed: c.depth * projections / 32 * block,
+            packed: c.depth * base.map_or(0, packed),
         }
     }
 }
@@ -219,14 +217,11 @@ impl Adapters {
 /// What a tuning does with memory.
 pub fn tuning(recipe: &TuneRecipe, config: &TransformerConfig) -> Load {
     let r = &recipe.train;
-    let rows = match recipe.objective {
-        Objective::Reply | Objective::Distil { .. } => r.rows,
-        Objective::Dpo { pairs, .. } => 2 * pairs,
-        Objective::Grpo { questions, replies, .. } => questions * replies,
-    };
-    let tried = match recipe.objective {
-        Objective::Grpo { .. } => rows,
-        _ => 0,
+    // Rows of a step, and replies that are tried for them.
+    let (rows, tried) = match recipe.objective {
+        Objective::Reply | Objective::Distil { .. } => (r.rows, 0),
+        Objective::Dpo { pairs, .. } => (2 * pairs, 0),
+        Objective::Grpo { questions, replies, .. } => (questions * replies, questions * replies),
     };
     let held_out = if recipe.held_out.is_empty() { 0 } else { HELD_OUT };
     Load {
@@ -546,6 +541,18 @@ pub fn check(
          would help: {would_help}",
         100.0 * (MOST - 1.0)
     )))
+}
+
+/// Tells what training will take, and refuses what cannot fit ([`check`]).
+pub(crate) fn refuse(
+    prediction: &Prediction,
+    would_help: &str,
+    watcher: &mut dyn Watcher,
+) -> Result<()> {
+    let tight = check(prediction, available(), would_help)?;
+    let told = std::iter::once(prediction.to_string()).chain(tight);
+    told.for_each(|told| watcher.tell(Event::Note(told)));
+    Ok(())
 }
 
 /// Bytes of memory that this process may still take: what the system has available, or what is left

@@ -4,12 +4,13 @@ use crate::audit;
 use crate::checkpoint::{self, Facts, State, Writer};
 use crate::codes::CodeTable;
 use crate::guard::{self, Done, Pace, Subject};
+use crate::learn::hash_numbers;
 use crate::marginal::Marginals;
 use crate::page::run_page;
 use crate::run::{Run, append, data_name};
 use crate::session::{Pass, Session};
 use crate::text_loss::{HeldOut, nats_per_byte};
-use crate::track::{self, About, End, Trackers, to_value};
+use crate::track::{self, About, Trackers, to_value};
 use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
@@ -137,10 +138,15 @@ pub fn codes_fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<
 fn facts(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<Facts> {
     Ok(Facts {
         seed: recipe.seed,
-        recipe: blake3::hash(recipe.for_training().to_toml().as_bytes()).to_hex().to_string(),
+        recipe: recipe_hash(recipe),
         data: data_hashes(recipe, corpus)?,
         tokenisers: Tokenisers::fingerprint(&run.tokenisers())?,
     })
+}
+
+/// BLAKE3 of what of a recipe a training depends on.
+pub(crate) fn recipe_hash(recipe: &Recipe) -> String {
+    blake3::hash(recipe.for_training().to_toml().as_bytes()).to_hex().to_string()
 }
 
 /// BLAKE3 of each pack's manifest, of each sample file, and of what is shown and played in it.
@@ -171,9 +177,7 @@ fn media_of_files(corpus: &Corpus) -> BTreeMap<String, String> {
                 0 => blake3::hash(&corpus.picture(id).picture.rgb),
                 _ => {
                     let mut hash = blake3::Hasher::new();
-                    for value in &corpus.sound(id).sound.samples {
-                        hash.update(&value.to_le_bytes());
-                    }
+                    hash_numbers(&mut hash, &corpus.sound(id).sound.samples);
                     hash.finalize()
                 }
             });
@@ -333,11 +337,9 @@ pub fn pretrain(
     codes: &CodeTable,
     watcher: &mut dyn Watcher,
 ) -> Result<Model> {
-    let mut trackers = Trackers::none();
-    let trained = steps(recipe, run, corpus, tokenisers, codes, &mut trackers, watcher);
-    let end = if trained.is_ok() { End::Finished } else { End::Stopped };
-    trackers.end(end, watcher);
-    trained
+    track::tracked(watcher, |trackers, watcher| {
+        steps(recipe, run, corpus, tokenisers, codes, trackers, watcher)
+    })
 }
 
 fn steps(
@@ -355,7 +357,8 @@ fn steps(
     let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints(), &print)?;
     fetched.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
     checkpoint::same_data(&run.checkpoints(), &facts)?;
-    let mut session = Session::open(recipe, run, corpus, &tokenisers, codes, u64::MAX, watcher)?;
+    let place = (run, print.as_str(), u64::MAX);
+    let mut session = Session::open(recipe, corpus, &tokenisers, codes, place, watcher)?;
     let names = session.source.mixture.names();
     let first = session.state.step as usize;
     let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts)?;

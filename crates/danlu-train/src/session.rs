@@ -8,7 +8,7 @@ use crate::fault;
 use crate::guard::{self, Figures, Limits, Memory, Subject};
 use crate::memory;
 use crate::optim::{Optimiser, gradients, rate_at, squares};
-use crate::pretrain::{REPLIES, Source, Sums, fingerprint, forward, frozen, mean, mean_span};
+use crate::pretrain::{REPLIES, Source, Sums, forward, frozen, mean, mean_span};
 use crate::run::Run;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
@@ -74,15 +74,14 @@ impl Pass {
 }
 
 impl<'a> Session<'a> {
-    /// Opens a training at its newest checkpoint that is whole and not after step `until`, or before
-    /// its first step. Refuses what cannot fit into memory.
+    /// Opens the training of a run with this fingerprint at its newest checkpoint that is whole and not
+    /// after step `until`, or before its first step. Refuses what cannot fit into memory.
     pub(crate) fn open(
         recipe: &'a Recipe,
-        run: &Run,
         corpus: &'a Corpus,
         tokenisers: &'a Tokenisers,
         codes: &'a CodeTable,
-        until: u64,
+        (run, fingerprint, until): (&Run, &str, u64),
         watcher: &mut dyn Watcher,
     ) -> Result<Self> {
         let r = &recipe.train;
@@ -136,10 +135,7 @@ impl<'a> Session<'a> {
         let load = load(recipe, config.depth)?;
         let sizes = memory::Sizes::from(&config);
         let prediction = memory::predict(&sizes, &load);
-        let remedies = memory::remedies(&sizes, &load);
-        let tight = memory::check(&prediction, memory::available(), &remedies)?;
-        watcher.tell(Event::Note(prediction.to_string()));
-        tight.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
+        memory::refuse(&prediction, &memory::remedies(&sizes, &load), watcher)?;
 
         let (mut model, ancestor) = match base {
             Some((base, hash)) => (base.transformer, Some(hash)),
@@ -150,20 +146,19 @@ impl<'a> Session<'a> {
         let mut optimiser = Optimiser::from_recipe(&model, r);
         let mut average: Option<Vec<Tensor<2>>> = (r.ema > 0.0)
             .then(|| model.parameters().iter().map(|p| p.tensor.clone().inner()).collect());
-        let print = fingerprint(recipe, run, corpus)?;
         let checkpoints = run.checkpoints();
         let mut faults = Vec::new();
         let found = checkpoint::load_until(
             &checkpoints,
             until,
-            &print,
+            fingerprint,
             &mut model,
             &mut optimiser,
             average.as_mut(),
             &mut faults,
         )?;
         faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
-        let state = found.unwrap_or(State::new(print));
+        let state = found.unwrap_or_else(|| State::new(fingerprint.into()));
         Ok(Self {
             recipe,
             source,

@@ -1,6 +1,6 @@
 //! Learns the three tokenisers: what each learns from, and by which loss. `learn.rs` has the loop.
 
-use crate::learn::{Content, Course, Examples, accept, forget, learn};
+use crate::learn::{Content, Course, Examples, accept, facts, forget, learn};
 use crate::run::Run;
 use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
@@ -66,7 +66,8 @@ pub fn train_all(
 
 /// Lets tokenisers that are being learnt go on with data that is not what they were begun on.
 pub fn accept_changed_data(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<()> {
-    PARTS.iter().try_for_each(|part| accept(recipe, run, corpus, part))
+    let facts = facts(recipe, corpus)?;
+    PARTS.iter().try_for_each(|part| accept(run, part, &facts))
 }
 
 /// Learns the text tokeniser from the plain texts, the names and the transcripts that are trained

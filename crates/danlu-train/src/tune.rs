@@ -11,7 +11,7 @@ use crate::lesson::{Held, Lessons};
 use crate::memory;
 use crate::pretrain::{LogLine, Losses};
 use crate::run::{Run, append, data_name};
-use crate::track::{self, About, End, Trackers, to_value};
+use crate::track::{self, About, Trackers, to_value};
 use crate::tune_page::tune_page;
 use crate::tuning::Tuning;
 use crate::upkeep::Upkeep;
@@ -20,7 +20,7 @@ use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Result, TuneRecipe};
 use danlu_model::adapters::{Adapter, AdapterInfo, Newest};
 use danlu_model::io::Dtype;
 use danlu_model::params::{Module, Parameter};
-use danlu_model::{Model, Transformer};
+use danlu_model::{Model, Transformer, TransformerConfig};
 use danlu_ops::quant::{Arena, WeightFormat};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -190,11 +190,19 @@ pub fn tune(
     changed: bool,
     watcher: &mut dyn Watcher,
 ) -> Result<PathBuf> {
-    let mut trackers = Trackers::none();
-    let tuned = steps(recipe, run, folder, changed, &mut trackers, watcher);
-    let end = if tuned.is_ok() { End::Finished } else { End::Stopped };
-    trackers.end(end, watcher);
-    tuned
+    track::tracked(watcher, |trackers, watcher| {
+        steps(recipe, run, folder, changed, trackers, watcher)
+    })
+}
+
+/// Refuses a window that is longer than what the base can read.
+pub(crate) fn check_window(recipe: &TuneRecipe, base: &TransformerConfig) -> Result<()> {
+    let (window, context) = (recipe.train.window, base.context);
+    if window > context {
+        let wanted = format!("at most the model's context, {context}");
+        return Err(Error::parameter("train.window", wanted, window));
+    }
+    Ok(())
 }
 
 /// What a tuning begins with.
@@ -216,13 +224,15 @@ impl Base {
         if recipe.lora.is_none() {
             model.transformer.thaw();
         }
-        let (window, context) = (recipe.train.window, model.transformer.config.context);
-        if window > context {
-            let wanted = format!("at most the model's context, {context}");
-            return Err(Error::parameter("train.window", wanted, window));
-        }
+        check_window(recipe, &model.transformer.config)?;
         let hash = Model::weights_hash(folder)?;
         Ok(Self { model, hash, parents, data: data_hashes(recipe)? })
+    }
+
+    /// BLAKE3 of all that is learnt from, by name.
+    fn learnt_from(&self, teacher: Option<&Teacher>) -> BTreeMap<String, String> {
+        let teacher = teacher.map(|t| ("teacher".to_string(), t.hash.clone()));
+        self.data.clone().into_iter().chain(teacher).collect()
     }
 
     /// What the manifests of checkpoints record; the hash that it calls the recipe's is of all that
@@ -232,16 +242,15 @@ impl Base {
         recipe: &TuneRecipe,
         lessons: &Lessons<'_>,
         teacher: Option<&Teacher>,
-    ) -> Result<Facts> {
-        let mut data = self.data.clone();
-        data.extend(teacher.map(|t| ("teacher".to_string(), t.hash.clone())));
+    ) -> Facts {
+        let mut data = self.learnt_from(teacher);
         data.extend(lessons.contents());
-        Ok(Facts {
+        Facts {
             seed: recipe.seed,
             recipe: fingerprint(recipe, &self.hash, &self.parents, &data),
             data,
             tokenisers: self.model.info.tokenisers.clone(),
-        })
+        }
     }
 }
 
@@ -259,12 +268,10 @@ fn steps(
     let teacher = Teacher::of(recipe, model, watcher)?;
     let config = &model.transformer.config;
     let prediction = memory::predict(&config.into(), &memory::tuning(recipe, config));
-    let tight = memory::check(&prediction, memory::available(), &remedies(recipe))?;
-    watcher.tell(Event::Note(prediction.to_string()));
-    tight.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
+    memory::refuse(&prediction, &remedies(recipe), watcher)?;
     let held_out = Held::read(recipe, model, watcher)?;
     let lessons = Lessons::read(recipe, model, watcher)?;
-    let facts = base.facts(recipe, &lessons, teacher.as_ref())?;
+    let facts = base.facts(recipe, &lessons, teacher.as_ref());
     let fingerprint = facts.recipe.clone();
     let fetched = checkpoint::fetch(&recipe.checkpoint, &run.checkpoints(), &fingerprint)?;
     fetched.into_iter().for_each(|told| watcher.tell(Event::Note(told)));
@@ -272,10 +279,8 @@ fn steps(
         true => checkpoint::accept_data(&run.checkpoints(), &fingerprint, &facts)?,
         false => checkpoint::same_data(&run.checkpoints(), &facts)?,
     }
-    let mut data = base.data.clone();
-    data.extend(teacher.as_ref().map(|t| ("teacher".to_string(), t.hash.clone())));
-    let opened = (lessons, teacher);
-    let mut tuning = Tuning::open(recipe, run, model, opened, &fingerprint, u64::MAX, watcher)?;
+    let of = (&lessons, teacher.as_ref());
+    let mut tuning = Tuning::open(recipe, run, model, of, &fingerprint, u64::MAX, watcher)?;
     let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts)?;
     guard::begin(&recipe.guard, run, &mut tuning, &mut writer)?;
     let about = About { track: &recipe.track, name: &recipe.name, recipe: to_value(recipe) };
@@ -359,6 +364,7 @@ fn steps(
     watcher.tell(Event::PhaseDone { result: state.upkeep.after(result) });
     let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
     let recipe_hash = hash(&recipe.to_toml());
+    let data = base.learnt_from(teacher.as_ref());
     let Base { model, hash: base, parents, .. } = base;
     match &recipe.lora {
         Some(config) => {

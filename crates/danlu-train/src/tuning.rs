@@ -21,8 +21,8 @@ use std::path::PathBuf;
 pub(crate) struct Tuning<'a> {
     recipe: &'a TuneRecipe,
     model: &'a Model,
-    teacher: Option<Teacher>,
-    pub(crate) lessons: Lessons<'a>,
+    teacher: Option<&'a Teacher>,
+    pub(crate) lessons: &'a Lessons<'a>,
     pub(crate) learner: Learner,
     optimiser: Optimiser,
     pub(crate) state: State,
@@ -67,7 +67,7 @@ impl<'a> Tuning<'a> {
         recipe: &'a TuneRecipe,
         run: &Run,
         model: &'a Model,
-        (lessons, teacher): (Lessons<'a>, Option<Teacher>),
+        (lessons, teacher): (&'a Lessons<'a>, Option<&'a Teacher>),
         fingerprint: &str,
         until: u64,
         watcher: &mut dyn Watcher,
@@ -120,7 +120,7 @@ impl<'a> Tuning<'a> {
     /// What is to be differentiated of a lesson, and its value.
     fn loss(&self, lesson: &Lesson) -> (Tensor<1>, f64) {
         let (student, batch) = (&self.learner.transformer, &lesson.batch);
-        if let Some(teacher) = &self.teacher {
+        if let Some(teacher) = self.teacher {
             return distil::loss(student, teacher, batch);
         }
         let value = forward(student, batch, lesson.scale, 0.0).0;

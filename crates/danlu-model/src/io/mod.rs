@@ -16,7 +16,7 @@ pub use gguf::{Gguf, GgufTensor, TensorInfo, Value as GgufValue, check_gguf, wri
 pub use hf::{HfConfig, fill, from_hf, parts_of, to_hf};
 pub use llama_cpp::{GgufWeights, architecture_keys, gguf_name, to_gguf_order};
 pub use quant::Packing;
-pub use rope::gguf_factors;
+pub use rope::{FACTORS, gguf_factors};
 pub use shards::{Shards, Weights, check_safetensors, parse_index};
 pub use tensors::{
     Dtype, NamedTensor, load_parameters, load_tensors, save_tensors, write_atomically,

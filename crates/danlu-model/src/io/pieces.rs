@@ -3,13 +3,12 @@
 
 use super::gguf::{Gguf, Value};
 use super::vocab::kind;
+use crate::modality::{BLANK, byte_of_piece};
 use danlu_core::{Error, Result};
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// How a blank is written in a piece.
-const BLANK: &str = "\u{2581}";
 /// Longest piece that is made of others, in bytes.
 const LONGEST: usize = 256;
 /// The score of a piece that no pair makes.
@@ -86,17 +85,15 @@ pub(super) fn of_gguf(
             Err(Error::file(path, wanted, format!("{other:?}")))
         }
     };
-    let prefix = match file.get(PREFIX) {
+    let prefix = match file.maybe_text(PREFIX)? {
         None if flag("tokenizer.ggml.add_space_prefix")? => Prefix::Each,
         None => Prefix::Never,
-        Some(_) => match file.text(PREFIX)? {
-            "always" => Prefix::Always,
-            "first" => Prefix::First,
-            other => {
-                let wanted = format!("always or first under `{PREFIX}`");
-                return Err(Error::file(path, wanted, format!("`{other}`")));
-            }
-        },
+        Some("always") => Prefix::Always,
+        Some("first") => Prefix::First,
+        Some(other) => {
+            let wanted = format!("always or first under `{PREFIX}`");
+            return Err(Error::file(path, wanted, format!("`{other}`")));
+        }
     };
     let unknown = tokens.iter().zip(kinds).find(|(_, of)| **of == kind::UNKNOWN).map(|(t, _)| *t);
     let model = json!({"type": "BPE", "dropout": null, "unk_token": unknown,
@@ -187,8 +184,7 @@ pub(super) fn keys(
 
 /// Whether a piece stands for one byte, `<0x0A>`.
 fn is_byte(piece: &str) -> bool {
-    let digits = piece.strip_prefix("<0x").and_then(|p| p.strip_suffix('>'));
-    digits.is_some_and(|d| d.len() == 2 && u8::from_str_radix(d, 16).is_ok())
+    byte_of_piece(piece).is_some()
 }
 
 #[cfg(test)]

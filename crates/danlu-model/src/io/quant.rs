@@ -174,18 +174,16 @@ impl Packing {
         let (_, _, name, block, size) = self.row();
         assert!(values.len().is_multiple_of(block), "{name}: {} values", values.len());
         let mut out = vec![0; self.bytes(values.len())];
-        if self == Packing::F32 {
-            // A value at a time in one loop, which becomes a copy where bytes lie in this order.
-            for (out, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-                *out = v.to_le_bytes();
-            }
-            return out;
-        }
         let blocks = (1 << 14) / block;
         out.par_chunks_mut(blocks * size).zip(values.par_chunks(blocks * block)).for_each(
-            |(out, values)| {
-                for (out, v) in out.chunks_exact_mut(size).zip(values.chunks_exact(block)) {
-                    self.pack_block(v, out);
+            |(out, values)| match self {
+                Packing::F32 => each(values, out, f32::to_le_bytes),
+                Packing::F16 => each(values, out, |v| f16::from_f32(v).to_le_bytes()),
+                Packing::Bf16 => each(values, out, |v| bf16::from_f32(v).to_le_bytes()),
+                _ => {
+                    for (out, v) in out.chunks_exact_mut(size).zip(values.chunks_exact(block)) {
+                        self.pack_block(v, out);
+                    }
                 }
             },
         );
@@ -194,9 +192,6 @@ impl Packing {
 
     fn pack_block(self, v: &[f32], out: &mut [u8]) {
         match self {
-            Packing::F32 => out.copy_from_slice(&v[0].to_le_bytes()),
-            Packing::F16 => out.copy_from_slice(&f16::from_f32(v[0]).to_le_bytes()),
-            Packing::Bf16 => out.copy_from_slice(&bf16::from_f32(v[0]).to_le_bytes()),
             Packing::Q8_0 => {
                 let d = v.iter().fold(0.0f32, |a, v| a.max(v.abs())) / 127.0;
                 let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
@@ -231,7 +226,17 @@ impl Packing {
             Packing::Q5_0 | Packing::Q5_1 | Packing::Q4K | Packing::Q5K | Packing::Q6K => {
                 panic!("{} is read, not written", self.name())
             }
+            Packing::F32 | Packing::F16 | Packing::Bf16 => {
+                unreachable!("{} has no blocks", self.name())
+            }
         }
+    }
+}
+
+/// Packs values one by one in a loop of its own, which is no more than a copy where bytes lie alike.
+fn each<const N: usize>(values: &[f32], out: &mut [u8], of: impl Fn(f32) -> [u8; N]) {
+    for (out, &v) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *out = of(v);
     }
 }
 

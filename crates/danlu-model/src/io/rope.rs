@@ -11,7 +11,7 @@ use std::path::Path;
 const PLACES: [&str; 2] = ["rope_parameters", "rope_scaling"];
 const KINDS: &str = "`rope_type` default, linear, dynamic, llama3, yarn or longrope";
 /// The tensor of GGUF with a divisor for each pair.
-pub(super) const FACTORS: &str = "rope_freqs.weight";
+pub const FACTORS: &str = "rope_freqs.weight";
 
 /// What a `config.json` says of rotary angles.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -169,10 +169,7 @@ pub(super) fn of_gguf(
         return Ok(Some(RopeScaling::named(&file.read(FACTORS)?.values, theta)));
     }
     let name = key("rope.scaling.type");
-    let kind = match file.get(&name) {
-        None => "none",
-        Some(_) => file.text(&name)?,
-    };
+    let kind = file.maybe_text(&name)?.unwrap_or("none");
     let float = |part: &str| file.maybe_float(&key(&format!("rope.scaling.{part}")));
     let factor = || {
         let wanted = format!("a number under `{}`", key("rope.scaling.factor"));

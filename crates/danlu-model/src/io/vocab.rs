@@ -11,12 +11,12 @@ use std::path::Path;
 
 /// Kinds of tokens, as `tokenizer.ggml.token_type` numbers them.
 pub(super) mod kind {
-    pub(in super::super) const NORMAL: i64 = 1;
-    pub(in super::super) const UNKNOWN: i64 = 2;
-    pub(in super::super) const CONTROL: i64 = 3;
-    pub(in super::super) const USER: i64 = 4;
-    pub(in super::super) const UNUSED: i64 = 5;
-    pub(in super::super) const BYTE: i64 = 6;
+    pub(in crate::io) const NORMAL: i64 = 1;
+    pub(in crate::io) const UNKNOWN: i64 = 2;
+    pub(in crate::io) const CONTROL: i64 = 3;
+    pub(in crate::io) const USER: i64 = 4;
+    pub(in crate::io) const UNUSED: i64 = 5;
+    pub(in crate::io) const BYTE: i64 = 6;
 }
 
 /// How text is cut into words before merging.
@@ -196,25 +196,20 @@ pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
 /// Of byte-level BPE: the `normalizer`, `pre_tokenizer`, `decoder` and `model` of a `tokenizer.json`.
 fn bytes_of_gguf(file: &Gguf, vocabulary: serde_json::Map<String, Json>) -> Result<[Json; 4]> {
     let path = file.path();
-    let pre = match file.get("tokenizer.ggml.pre") {
-        None => "default",
-        Some(_) => file.text("tokenizer.ggml.pre")?,
-    };
+    let pre = file.maybe_text("tokenizer.ggml.pre")?.unwrap_or("default");
     let Some((_, cut, whole_words)) = PRE.iter().find(|p| p.0 == pre) else {
         let known: Vec<&str> = PRE.iter().map(|p| p.0).collect();
         let wanted = format!("one of {} under `tokenizer.ggml.pre`", known.join(", "));
         return Err(Error::file(path, wanted, format!("`{pre}`")));
     };
-    let composed = match file.get(NORMALISER) {
+    let composed = match file.maybe_text(NORMALISER)? {
         None => COMPOSED.contains(&pre),
-        Some(_) => match file.text(NORMALISER)? {
-            "NFC" => true,
-            "none" => false,
-            other => {
-                let wanted = format!("NFC or none under `{NORMALISER}`");
-                return Err(Error::file(path, wanted, format!("`{other}`")));
-            }
-        },
+        Some("NFC") => true,
+        Some("none") => false,
+        Some(other) => {
+            let wanted = format!("NFC or none under `{NORMALISER}`");
+            return Err(Error::file(path, wanted, format!("`{other}`")));
+        }
     };
     let normaliser = if composed { json!({"type": "NFC"}) } else { Json::Null };
     let mut merges = Vec::new();

@@ -10,6 +10,7 @@ pub use audio::{AudioTokeniser, AudioTokeniserConfig};
 pub use fsq::Fsq;
 pub use image::{ImageTokeniser, ImageTokeniserConfig};
 pub use semantic::{Eye, Recogniser, RecogniserConfig};
+pub(crate) use text::{BLANK, byte_of_piece};
 pub use text::{Special, TextTokeniser};
 
 use crate::chat::ChatTemplate;

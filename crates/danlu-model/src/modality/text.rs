@@ -15,7 +15,7 @@ use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 const LONGEST: u64 = 256 << 20;
 
 /// How SentencePiece writes a blank.
-const BLANK: char = '\u{2581}';
+pub(crate) const BLANK: char = '\u{2581}';
 
 /// The tokeniser of text.
 #[derive(Debug, Clone)]
@@ -176,13 +176,16 @@ impl TextTokeniser {
 
     /// Ids of `text`, without any special token.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let encoding = self.tokenizer.encode_fast(text, false);
-        encoding.expect("a checked tokeniser encodes every string").get_ids().to_vec()
+        self.encode_in(text, true)
     }
 
     /// Ids of a text that stands behind something else.
     pub fn encode_later(&self, text: &str) -> Vec<u32> {
-        let encoding = self.of_place(false).encode_fast(text, false);
+        self.encode_in(text, false)
+    }
+
+    fn encode_in(&self, text: &str, first: bool) -> Vec<u32> {
+        let encoding = self.of_place(first).encode_fast(text, false);
         encoding.expect("a checked tokeniser encodes every string").get_ids().to_vec()
     }
 
@@ -255,13 +258,16 @@ fn without_blank(tokenizer: &Tokenizer) -> Option<Tokenizer> {
     })
 }
 
-/// The bytes of a piece of SentencePiece, which writes a byte as `<0x0A>`.
-fn piece_bytes(piece: &str) -> Vec<u8> {
+/// The byte that a piece of SentencePiece stands for, if it is written as one (`<0x0A>`).
+pub(crate) fn byte_of_piece(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x").and_then(|p| p.strip_suffix('>'));
-    match digits.filter(|d| d.len() == 2).map(|d| u8::from_str_radix(d, 16)) {
-        Some(Ok(byte)) => vec![byte],
-        _ => piece.replace(BLANK, " ").into_bytes(),
-    }
+    digits.filter(|d| d.len() == 2).and_then(|d| u8::from_str_radix(d, 16).ok())
+}
+
+/// The bytes of a piece of SentencePiece.
+fn piece_bytes(piece: &str) -> Vec<u8> {
+    let text = || piece.replace(BLANK, " ").into_bytes();
+    byte_of_piece(piece).map_or_else(text, |byte| vec![byte])
 }
 
 /// The byte that a character of an entry stands for. Byte-level tokenisers write printable Latin-1

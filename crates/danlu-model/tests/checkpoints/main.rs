@@ -559,6 +559,10 @@ fn hostile_folders_are_refused() {
     };
     let index = "model.safetensors.index.json";
     let shard = "model-00002-of-00004.safetensors";
+    fn put(path: &Path, from: &str, to: &str) {
+        let text = std::fs::read_to_string(path).unwrap();
+        std::fs::write(path, text.replace(from, to)).unwrap();
+    }
     type Change = fn(&Path);
     let cases: [(&str, Change, &str); 9] = [
         (
@@ -593,10 +597,8 @@ fn hostile_folders_are_refused() {
         (
             "outside",
             |f| {
-                let path = f.join("model.safetensors.index.json");
-                let text = std::fs::read_to_string(&path).unwrap();
-                let text = text.replace("model-00002-of-00004.safetensors", "../../etc/passwd");
-                std::fs::write(path, text).unwrap();
+                let file = "model.safetensors.index.json";
+                put(&f.join(file), "model-00002-of-00004.safetensors", "../../etc/passwd");
             },
             "../../etc/passwd",
         ),
@@ -612,40 +614,22 @@ fn hostile_folders_are_refused() {
         (
             "other-sizes",
             |f| {
-                let path = f.join("config.json");
-                let text = std::fs::read_to_string(&path).unwrap();
-                std::fs::write(
-                    path,
-                    text.replace("\"intermediate_size\": 64", "\"intermediate_size\": 96"),
+                put(
+                    &f.join("config.json"),
+                    "\"intermediate_size\": 64",
+                    "\"intermediate_size\": 96",
                 )
-                .unwrap();
             },
             "of shape [96, 32]",
         ),
         (
             "more-layers",
-            |f| {
-                let path = f.join("config.json");
-                let text = std::fs::read_to_string(&path).unwrap();
-                std::fs::write(
-                    path,
-                    text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
-                )
-                .unwrap();
-            },
+            |f| put(&f.join("config.json"), "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
             "model.layers.2",
         ),
         (
             "fewer-layers",
-            |f| {
-                let path = f.join("config.json");
-                let text = std::fs::read_to_string(&path).unwrap();
-                std::fs::write(
-                    path,
-                    text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"),
-                )
-                .unwrap();
-            },
+            |f| put(&f.join("config.json"), "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"),
             "besides",
         ),
     ];

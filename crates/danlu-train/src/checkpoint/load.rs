@@ -17,16 +17,9 @@ pub fn adopt(from: &Path, to: &Path, fingerprint: &str, faults: &mut Vec<String>
     if let Some(found) = folder::list(to).last() {
         return Err(Error::file(to, "a run without checkpoints to take one over", found.display()));
     }
-    let mut whole = None;
-    for path in folder::list(from).into_iter().rev() {
-        match read_whole(&path) {
-            Ok(read) => {
-                whole = Some(read);
-                break;
-            }
-            Err(e) => faults.push(e.to_string()),
-        }
-    }
+    let mut newest = folder::list(from).into_iter().rev();
+    let whole =
+        newest.find_map(|path| read_whole(&path).map_err(|e| faults.push(e.to_string())).ok());
     let Some((mut state, facts, tensors)) = whole else {
         let found = faults.first().map_or("none", String::as_str);
         return Err(Error::file(from, "a checkpoint to go on from", found));

@@ -31,21 +31,16 @@ use std::path::Path;
 
 /// Where a folder of checkpoints is empty and the recipe names a store, fetches the newest whole one of
 /// the training with this fingerprint; what is to be told. A store that another training has is refused.
-pub fn fetch(
-    recipe: &CheckpointRecipe,
-    folder: &Path,
-    fingerprint: &str,
-) -> Result<Option<String>> {
+pub fn fetch(recipe: &CheckpointRecipe, folder: &Path, fingerprint: &str) -> Result<Vec<String>> {
     folder::recover(folder)?;
     let Some(address) = recipe.store.as_ref().filter(|_| folder::list(folder).is_empty()) else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let mut faults = Vec::new();
-    let found = store::Store::open(address)?.fetch(folder, fingerprint, &mut faults)?;
-    let fetched = found.map(|step| format!("fetched the checkpoint of step {step} from {address}"));
-    faults.extend(fetched);
-    Ok((!faults.is_empty()).then(|| faults.join("\n")))
+    let mut told = Vec::new();
+    let found = store::Store::open(address)?.fetch(folder, fingerprint, &mut told)?;
+    told.extend(found.map(|step| format!("fetched the checkpoint of step {step} from {address}")));
+    Ok(told)
 }
 
 /// What a checkpoint holds beside tensors.

@@ -83,6 +83,17 @@ pub(crate) fn write(folder: &Path, file: String, tensors: &[NamedTensor]) -> Res
     write().map_err(|e| Error::io(&path, e))
 }
 
+impl Shard {
+    /// Refuses bytes that are not those that were written; `path` is for messages.
+    pub(crate) fn check(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let found = blake3::hash(bytes).to_hex();
+        if found.as_str() == self.blake3 {
+            return Ok(());
+        }
+        Err(Error::file(path, format!("a shard with BLAKE3 {}", self.blake3), found))
+    }
+}
+
 /// Reads a file of tensors after its length and hash have been found right.
 pub(crate) fn read(folder: &Path, shard: &Shard) -> Result<Vec<NamedTensor>> {
     let path = folder.join(&shard.file);
@@ -94,10 +105,7 @@ pub(crate) fn read(folder: &Path, shard: &Shard) -> Result<Vec<NamedTensor>> {
         let wanted = format!("a shard of {} bytes", shard.bytes);
         return Err(Error::file(&path, wanted, format!("{} bytes", bytes.len())));
     }
-    let found = blake3::hash(&bytes).to_hex();
-    if found.as_str() != shard.blake3 {
-        return Err(Error::file(&path, format!("a shard with BLAKE3 {}", shard.blake3), found));
-    }
+    shard.check(&path, &bytes)?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::file(&path, "a safetensors file", e))?;
     let tensors = file.iter().map(|(name, view)| {

@@ -234,12 +234,8 @@ impl Store {
         for shard in &whole.shards {
             let file = Path::new(&shard.file).file_name().unwrap_or_default();
             let bytes = get(&shard.blake3)?;
-            let found = blake3::hash(&bytes).to_hex();
-            if found.as_str() != shard.blake3 {
-                let path = format!("{}/{checkpoint}/{}", self.address, shard.blake3);
-                let wanted = format!("a shard with BLAKE3 {}", shard.blake3);
-                return Err(Error::file(path, wanted, found));
-            }
+            let path = format!("{}/{checkpoint}/{}", self.address, shard.blake3);
+            shard.check(path.as_ref(), &bytes)?;
             danlu_model::io::write_atomically(&part.join(file), &bytes)?;
         }
         danlu_model::io::write_atomically(&part.join(MANIFEST), whole.to_json()?.as_bytes())?;

@@ -124,9 +124,7 @@ pub(crate) fn conclude<S: Subject>(
 ) -> Result<()> {
     let started = Instant::now();
     let (phase, step) = (subject.phase(), subject.state().step);
-    if let Some(told) = outcome(run, phase, memory_of(subject), step)? {
-        watcher.tell(Event::Note(format!("incident {}: {}", told.number, told.outcome)));
-    }
+    say(outcome(run, phase, memory_of(subject), step)?, watcher);
     subject.state_mut().upkeep.guard += started.elapsed().as_secs_f64();
     Ok(())
 }
@@ -220,7 +218,7 @@ fn record_stop<S: Subject>(run: &Run, subject: &mut S, trouble: &Trouble, end: u
     let memory = memory_of(subject);
     // One skipped for it before is the same incident.
     let number = memory.incidents + u64::from(memory.skipped == 0);
-    let _ = overtaken(run, phase, memory.open.take_if(|o| o.incident != number), number);
+    let _ = overtaken(run, phase, memory.open.take(), number);
     let incident = Incident {
         phase: phase.into(),
         number,
@@ -272,7 +270,7 @@ fn record_back<S: Subject>(
     let memory = memory_of(subject);
     // One skipped for it before is the same incident.
     let number = before.incidents + u64::from(before.skipped == 0);
-    overtaken(run, phase, before.open.filter(|o| o.incident != number), number)?;
+    overtaken(run, phase, before.open, number)?;
     memory.incidents = number;
     memory.rollbacks = before.rollbacks + 1;
     memory.eases = before.eases;
@@ -346,15 +344,19 @@ pub(crate) fn finish<S: Subject>(
         n => format!("with its last {n} steps skipped"),
     };
     let words = format!("the training ended soon after, at step {step}, {loss}");
-    if let Some(told) = tell(run, phase, &open, words)? {
-        watcher.tell(Event::Note(format!("incident {}: {}", told.number, told.outcome)));
-    }
+    say(tell(run, phase, &open, words)?, watcher);
     Ok(())
 }
 
-/// Of an incident that was still open when number `next` began.
+fn say(told: Option<Incident>, watcher: &mut dyn Watcher) {
+    if let Some(told) = told {
+        watcher.tell(Event::Note(format!("incident {}: {}", told.number, told.outcome)));
+    }
+}
+
+/// Of an incident that was still open when number `next`, another one, began.
 fn overtaken(run: &Run, phase: &str, open: Option<Open>, next: u64) -> Result<()> {
-    let Some(open) = open else { return Ok(()) };
+    let Some(open) = open.filter(|open| open.incident != next) else { return Ok(()) };
     let words = format!("incident {next} came before training had gone on for long");
     tell(run, phase, &open, words).map(drop)
 }

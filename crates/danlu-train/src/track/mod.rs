@@ -6,7 +6,7 @@ mod mlflow;
 mod prometheus;
 mod tensorboard;
 
-use crate::pretrain::LogLine;
+use crate::pretrain::{LogLine, Losses};
 use crate::run::Run;
 use crate::tune::TuneLine;
 use crate::watch::{Event, Watcher};
@@ -47,6 +47,17 @@ pub struct About<'a> {
     pub name: &'a str,
     /// All of it.
     pub recipe: Value,
+}
+
+/// Does a training's work with trackers, which the work opens, and ends them as it ended.
+pub fn tracked<T>(
+    watcher: &mut dyn Watcher,
+    work: impl FnOnce(&mut Trackers, &mut dyn Watcher) -> Result<T>,
+) -> Result<T> {
+    let mut trackers = Trackers::none();
+    let done = work(&mut trackers, watcher);
+    trackers.end(if done.is_ok() { End::Finished } else { End::Stopped }, watcher);
+    done
 }
 
 /// A recipe as JSON.
@@ -118,14 +129,8 @@ impl Trackers {
 
 /// The figures of a line of the log, by name: `loss`, `loss/image`, `task/name_en`, ...
 pub fn figures(line: &LogLine) -> Vec<(String, f64)> {
-    let mut all = vec![
-        ("loss".to_string(), line.loss),
-        ("gradient_norm".to_string(), line.norm),
-        ("rate".to_string(), line.rate as f64),
-        ("tokens".to_string(), line.tokens as f64),
-        ("tokens_per_second".to_string(), line.speed),
-        ("utilisation".to_string(), line.utilisation),
-    ];
+    let mut all = of_step(line.loss, line.norm, line.rate, line.tokens, line.speed);
+    all.push(("utilisation".into(), line.utilisation));
     let health = line.health.as_ref();
     let groups = [
         ("loss", Some(&line.modality)),
@@ -137,25 +142,33 @@ pub fn figures(line: &LogLine) -> Vec<(String, f64)> {
         ("layer_entropy", health.map(|h| &h.entropy)),
     ];
     for (group, values) in groups {
-        let values = values.into_iter().flatten();
-        all.extend(values.map(|(name, value)| (format!("{group}/{name}"), *value)));
+        all.extend(values.into_iter().flat_map(|values| of_group(group, values)));
     }
     all
 }
 
 /// The same of a tuning: `loss`, `figure/margin`, `held_out/FILE`, ...
 pub fn tuning_figures(line: &TuneLine) -> Vec<(String, f64)> {
-    let mut all = vec![
-        ("loss".to_string(), line.loss),
-        ("gradient_norm".to_string(), line.norm),
-        ("rate".to_string(), line.rate as f64),
-        ("tokens".to_string(), line.tokens as f64),
-        ("tokens_per_second".to_string(), line.speed),
-    ];
-    for (group, values) in [("figure", &line.figures), ("held_out", &line.held_out)] {
-        all.extend(values.iter().map(|(name, value)| (format!("{group}/{name}"), *value)));
-    }
+    let mut all = of_step(line.loss, line.norm, line.rate, line.tokens, line.speed);
+    all.extend(of_group("figure", &line.figures));
+    all.extend(of_group("held_out", &line.held_out));
     all
+}
+
+/// What a step of either regime has.
+fn of_step(loss: f64, norm: f64, rate: f32, tokens: u64, speed: f64) -> Vec<(String, f64)> {
+    let all = [
+        ("loss", loss),
+        ("gradient_norm", norm),
+        ("rate", rate as f64),
+        ("tokens", tokens as f64),
+        ("tokens_per_second", speed),
+    ];
+    all.map(|(name, value)| (name.to_string(), value)).into()
+}
+
+fn of_group(group: &str, values: &Losses) -> impl Iterator<Item = (String, f64)> {
+    values.iter().map(move |(name, value)| (format!("{group}/{name}"), *value))
 }
 
 #[cfg(test)]

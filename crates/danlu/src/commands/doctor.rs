@@ -16,8 +16,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let tuning = TuneRecipe::load(&args.recipe).map(|r| r.name);
-    let name = Recipe::load(&args.recipe).map(|r| r.name).or(tuning).unwrap_or_default();
+    let tuning = |_| TuneRecipe::load(&args.recipe).map(|r| r.name);
+    let name = Recipe::load(&args.recipe).map(|r| r.name).or_else(tuning).unwrap_or_default();
     let folder = args.out.unwrap_or_else(|| PathBuf::from("runs").join(name));
     let findings = examine(&args.recipe, &folder);
     for f in &findings {

@@ -54,14 +54,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let paths: Vec<PathBuf> = args.adapters.into_iter().map(adapter_folder).collect();
     let device = danlu_ops::cpu_device();
-    // What the merged model must answer like: base and adapters, apart, or what became of them.
+    // What the merged model must answer like: base and adapters, apart, or itself before it is written.
     let (mut model, base, hashes, apart) = match args.combine {
         None => {
             let (mut model, base, hashes) = Model::load_adapted(&folder, &paths, &device)?;
-            let (tokenisers, info) = (model.tokenisers.clone(), model.info.clone());
-            let apart = Model { transformer: model.transformer.clone(), tokenisers, info };
+            let apart = model.clone();
             model.transformer.merge()?;
-            (model, base, hashes, apart)
+            (model, base, hashes, Some(apart))
         }
         Some(how) => {
             let weights = match args.weights.len() {
@@ -85,9 +84,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             };
             combine(&mut model.transformer, &pairs, how, args.density, args.seed)?;
             let hashes = adapters.iter().map(Adapter::hash).collect();
-            let (tokenisers, info) = (model.tokenisers.clone(), model.info.clone());
-            let apart = Model { transformer: model.transformer.clone(), tokenisers, info };
-            (model, base, hashes, apart)
+            (model, base, hashes, None)
         }
     };
     let mut from = model.info.from.clone();
@@ -97,7 +94,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     model.save(&args.out, args.dtype.dtype())?;
     let limits = if args.dtype == Precision::F32 { Limits::SAME } else { Limits::HALF };
     let texts: Vec<String> = PROBE.iter().map(|t| t.to_string()).collect();
-    let found = compare(&apart, &Model::load(&args.out, &device)?, &texts, &limits)?;
+    let found = compare(
+        apart.as_ref().unwrap_or(&model),
+        &Model::load(&args.out, &device)?,
+        &texts,
+        &limits,
+    )?;
     eprintln!("{}", row("merged, against base and adapters", &found));
     if !found.near {
         let wanted = format!("what base and adapters say, within {limits:?}");

@@ -99,6 +99,11 @@ impl Gguf {
         }
     }
 
+    /// The same, if it is there.
+    pub fn maybe_text(&self, key: &str) -> Result<Option<&str>> {
+        self.get(key).map(|_| self.text(key)).transpose()
+    }
+
     /// A key that must be a whole number of at least 0, if it is there.
     pub fn maybe_size(&self, key: &str) -> Result<Option<usize>> {
         match self.get(key) {
@@ -128,42 +133,40 @@ impl Gguf {
 
     /// A key that must be an array of strings.
     pub fn texts(&self, key: &str) -> Result<Vec<&str>> {
-        let Some(Value::List(all)) = self.get(key) else {
-            return self.wrong(key, "an array of strings", self.get(key));
-        };
-        all.iter()
-            .map(|v| match v {
-                Value::Text(v) => Ok(v.as_str()),
-                other => self.wrong(key, "an array of strings", Some(other)),
-            })
-            .collect()
+        self.all(key, "an array of strings", |v| match v {
+            Value::Text(v) => Some(v.as_str()),
+            _ => None,
+        })
     }
 
     /// A key that must be an array of numbers.
     pub fn floats(&self, key: &str) -> Result<Vec<f32>> {
-        let Some(Value::List(all)) = self.get(key) else {
-            return self.wrong(key, "an array of numbers", self.get(key));
-        };
-        all.iter()
-            .map(|v| match v {
-                Value::Float(v) => Ok(*v as f32),
-                other => self.wrong(key, "an array of numbers", Some(other)),
-            })
-            .collect()
+        self.all(key, "an array of numbers", |v| match v {
+            Value::Float(v) => Some(*v as f32),
+            _ => None,
+        })
     }
 
     /// A key that must be an array of whole numbers.
     pub fn integers(&self, key: &str) -> Result<Vec<i64>> {
+        self.all(key, "an array of integers", |v| match v {
+            Value::Signed(v) => Some(*v),
+            Value::Unsigned(v) => i64::try_from(*v).ok(),
+            _ => None,
+        })
+    }
+
+    /// What `of` makes of every element of an array.
+    fn all<'a, T>(
+        &'a self,
+        key: &str,
+        wanted: &str,
+        of: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Vec<T>> {
         let Some(Value::List(all)) = self.get(key) else {
-            return self.wrong(key, "an array of integers", self.get(key));
+            return self.wrong(key, wanted, self.get(key));
         };
-        all.iter()
-            .map(|v| match v {
-                Value::Signed(v) => Ok(*v),
-                Value::Unsigned(v) if i64::try_from(*v).is_ok() => Ok(*v as i64),
-                other => self.wrong(key, "an array of integers", Some(other)),
-            })
-            .collect()
+        all.iter().map(|v| of(v).map_or_else(|| self.wrong(key, wanted, Some(v)), Ok)).collect()
     }
 }
 
