@@ -1,6 +1,8 @@
 //! Instructions that both training and serving use: what a model is asked in order to draw, to
 //! speak and to write down. The first wording of each language is the one that the server uses.
 
+use serde_json::{Value, json};
+
 /// English wordings of "draw this"; `{}` is the name.
 pub const DRAW_EN: [&str; 4] = ["Draw {}", "A picture of {}", "Show me {}", "Paint {}"];
 /// Chinese wordings of the same.
@@ -47,6 +49,15 @@ pub fn transcribe(language: Option<&str>) -> &'static str {
     let zh =
         language.is_some_and(|code| code.eq_ignore_ascii_case("zh") || code.starts_with("zh-"));
     if zh { TRANSCRIBE_ZH[0] } else { TRANSCRIBE_EN[0] }
+}
+
+/// Tells of tools to a model that was taught no words for them.
+pub fn tools(tools: &[Value]) -> String {
+    let functions: Vec<&Value> = tools.iter().map(|t| t.get("function").unwrap_or(t)).collect();
+    format!(
+        "Tools: {}\nTo call one, reply with JSON alone: {{\"name\": ..., \"arguments\": {{...}}}}",
+        json!(functions)
+    )
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! where. This crate knows no tensor, opens no media file and prints nothing.
 
 mod batch;
+pub mod call;
 mod error;
 pub mod instruction;
 mod media;
@@ -16,6 +17,7 @@ mod tune;
 mod vocabulary;
 
 pub use batch::{Batch, Document};
+pub use call::Call;
 pub use error::{Error, Result};
 pub use media::{Modality, Picture, Sound};
 pub use recipe::Recipe;

@@ -1,5 +1,7 @@
+use crate::call::{Call, tools};
 use crate::{Error, Result};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// Who speaks.
@@ -11,6 +13,20 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A tool that the model called: what came of it.
+    Tool,
+}
+
+impl Role {
+    /// Its name in files and requests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+        }
+    }
 }
 
 /// Index of a picture or sound that a loaded corpus holds in memory.
@@ -35,6 +51,28 @@ pub enum Part {
     Image(Media),
     /// A sound.
     Audio(Media),
+    /// A call of a tool; after everything else that an assistant says.
+    Call(Call),
+}
+
+impl Part {
+    /// The call that it is.
+    pub fn call(&self) -> Option<&Call> {
+        match self {
+            Part::Call(call) => Some(call),
+            _ => None,
+        }
+    }
+
+    /// Its text, or a mark where it has none.
+    pub fn words(&self) -> Cow<'_, str> {
+        match self {
+            Part::Text(text) => text.into(),
+            Part::Image(_) => "[picture]".into(),
+            Part::Audio(_) => "[sound]".into(),
+            Part::Call(call) => call.words().into(),
+        }
+    }
 }
 
 /// One turn of a conversation.
@@ -44,6 +82,24 @@ pub struct Message {
     pub role: Role,
     /// What is said, shown or played, in order.
     pub parts: Vec<Part>,
+    /// Those of [`Message::NOTES`] that it has, for chat templates that read them.
+    pub notes: Vec<(&'static str, String)>,
+}
+
+impl Message {
+    /// Keys of a message that only chat templates make something of: who answers to what, and what
+    /// was thought before a reply.
+    pub const NOTES: [&'static str; 3] = ["name", "tool_call_id", "reasoning_content"];
+
+    /// A message without notes.
+    pub fn new(role: Role, parts: Vec<Part>) -> Self {
+        Self { role, parts, notes: Vec::new() }
+    }
+
+    /// A message of one text.
+    pub fn text(role: Role, text: impl Into<String>) -> Self {
+        Self::new(role, vec![Part::Text(text.into())])
+    }
 }
 
 /// A conversation: the one form that training, tuning, evaluation and requests share.
@@ -59,6 +115,8 @@ pub struct Sample {
     pub label: Option<String>,
     /// Which of `messages` are replies that are not to be learnt (OpenAI's `weight` of 0).
     pub unlearnt: Vec<usize>,
+    /// Tools that the model may call, as OpenAI's `tools` has them.
+    pub tools: Vec<Value>,
 }
 
 /// One line of a sample file.
@@ -71,7 +129,7 @@ pub enum Row {
 }
 
 /// The keys of a conversation that say something here.
-const KEYS: [&str; 4] = ["messages", "expected", "task", "label"];
+const KEYS: [&str; 5] = ["messages", "expected", "task", "label", "tools"];
 
 /// Refuses a key that is nearly one of `known`: it was misspelt. Others are passed over, for files
 /// have columns of their owners' beside those that count. The error is a sentence for
@@ -181,6 +239,7 @@ impl Row {
                     task: string("task")?,
                     label: string("label")?,
                     unlearnt,
+                    tools: tools(map.get("tools"))?,
                 }))
             }
         }
@@ -197,9 +256,10 @@ fn message(value: &Value, base: &Path) -> Result<(Message, bool), String> {
             "system" => Role::System,
             "user" => Role::User,
             "assistant" => Role::Assistant,
+            "tool" => Role::Tool,
             other => {
                 return Err(format!(
-                    "unknown role `{other}`; expected `system`, `user` or `assistant`"
+                    "unknown role `{other}`; expected `system`, `user`, `assistant` or `tool`"
                 ));
             }
         },
@@ -212,11 +272,31 @@ fn message(value: &Value, base: &Path) -> Result<(Message, bool), String> {
         Some(weight) if weight.as_f64() == Some(0.0) => false,
         Some(other) => return Err(format!("`weight`: expected 0 or 1, found {}", kind(other))),
     };
-    let Some(value) = map.get("content") else {
-        return Err("`content` is missing".into());
+    let calls = match map.get("tool_calls").filter(|calls| !calls.is_null()) {
+        None => Vec::new(),
+        Some(_) if role != Role::Assistant => {
+            return Err(format!("`tool_calls`: an assistant's, found {}'s", role.name()));
+        }
+        Some(calls) => Call::list("tool_calls", calls)?,
     };
-    let parts = content(value, base).map_err(|e| format!("`content`: {e}"))?;
-    Ok((Message { role, parts }, learnt))
+    let mut parts = match map.get("content") {
+        None if calls.is_empty() => return Err("`content` is missing".into()),
+        None => Vec::new(),
+        Some(Value::Null) if !calls.is_empty() => Vec::new(),
+        Some(value) => content(value, base).map_err(|e| format!("`content`: {e}"))?,
+    };
+    parts.extend(calls.into_iter().map(Part::Call));
+    let mut notes = Vec::new();
+    for key in Message::NOTES {
+        match map.get(key) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(note)) => notes.push((key, note.clone())),
+            Some(other) => {
+                return Err(format!("`{key}`: expected a string, found {}", kind(other)));
+            }
+        }
+    }
+    Ok((Message { role, parts, notes }, learnt))
 }
 
 fn content(value: &Value, base: &Path) -> Result<Vec<Part>, String> {
@@ -257,11 +337,11 @@ fn part(value: &Value, base: &Path) -> Result<Part, String> {
     })
 }
 
-fn array<'a>(name: &str, value: &'a Value) -> Result<&'a Vec<Value>, String> {
+pub(crate) fn array<'a>(name: &str, value: &'a Value) -> Result<&'a Vec<Value>, String> {
     value.as_array().ok_or_else(|| format!("`{name}`: expected a list, found {}", kind(value)))
 }
 
-fn kind(value: &Value) -> String {
+pub(crate) fn kind(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(b) => format!("{b}"),
@@ -290,6 +370,35 @@ mod tests {
     }
 
     #[test]
+    fn tools_their_calls_and_their_answers_are_read() {
+        let row = |tools: &str| {
+            let text = format!(
+                r#"{{"tools":{tools},"messages":[{{"role":"user","content":"Weather?"}},
+                {{"role":"assistant","content":null,"tool_calls":[{{"id":"a1","type":"function",
+                "function":{{"name":"weather","arguments":"{{\"city\":\"Bern\"}}"}}}}]}},
+                {{"role":"tool","tool_call_id":"a1","content":"sunny"}},
+                {{"role":"assistant","content":"Sunny.","reasoning_content":"Easy."}}]}}"#
+            );
+            match Row::parse(&text, Path::new(".")) {
+                Ok(Row::Chat(sample)) => sample,
+                other => panic!("{other:?}"),
+            }
+        };
+        let function = r#"{"type":"function","function":{"name":"weather"}}"#;
+        let sample = row(&format!("[{function}]"));
+        let arguments = serde_json::json!({ "city": "Bern" });
+        let call = Call { id: Some("a1".into()), name: "weather".into(), arguments };
+        assert_eq!(sample.messages[1].parts, [Part::Call(call)]);
+        assert_eq!(sample.messages[2].role, Role::Tool);
+        assert_eq!(sample.messages[2].notes, [("tool_call_id", "a1".to_string())]);
+        assert_eq!(sample.messages[3].notes, [("reasoning_content", "Easy.".to_string())]);
+        assert_eq!(sample.tools[0]["function"]["name"], "weather");
+        // Tables keep them as text.
+        let text = Value::from(format!("[{function}]")).to_string();
+        assert_eq!(row(&text), sample);
+    }
+
+    #[test]
     fn replies_of_no_weight_and_columns_of_others_are_known() {
         let row = Row::parse(
             r#"{"lang":"en","score":3,"messages":[{"role":"user","content":"a","weight":0},
@@ -312,6 +421,18 @@ mod tests {
             (
                 r#"{"messages":[{"role":"assistant","content":"x","weight":0.5}]}"#,
                 "`weight`: expected 0 or 1, found the number 0.5",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":"x","tool_calls":[]}]}"#,
+                "`tool_calls`: an assistant's, found user's",
+            ),
+            (
+                r#"{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f"}}]}]}"#,
+                "tool_calls[0]: `function.arguments`: expected an object or its text, found nothing",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":"x"}],"tools":[{"type":"function"}]}"#,
+                "tools[0]: expected a function with a name",
             ),
             (r#"{"messages":[{"role":"user","content":[]}]}"#, "at least one part"),
             (

@@ -5,7 +5,7 @@ use crate::scenes::{self, Scene};
 use crate::table::read_rows;
 use crate::tasks::View;
 use danlu_core::recipe::DataRecipe;
-use danlu_core::{AssetId, Error, Media, Message, Part, Picture, Result, Role, Row, Sample, Sound};
+use danlu_core::{AssetId, Error, Media, Part, Picture, Result, Role, Row, Sample, Sound};
 use danlu_media as media;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -445,11 +445,10 @@ impl Corpus {
         if purpose == Purpose::Evaluate && sample.expected.is_none() {
             return Err("expected a key `expected` or an assistant's message at the end".into());
         }
-        let mut messages = Vec::new();
-        for Message { role, parts } in sample.messages {
-            messages.push(Message { role, parts: self.load_parts(parts, max_seconds)? });
+        for message in &mut sample.messages {
+            let parts = std::mem::take(&mut message.parts);
+            message.parts = self.load_parts(parts, max_seconds)?;
         }
-        sample.messages = messages;
         if let Some(parts) = sample.expected {
             sample.expected = Some(self.load_parts(parts, max_seconds)?);
         }

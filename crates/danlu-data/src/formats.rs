@@ -2,7 +2,7 @@
 //! alpaca, sharegpt, preferences, plain text. The keys of a row tell its form.
 
 use crate::table::{is_table, objects};
-use danlu_core::{Error, Media, Message, Part, Result, Role, Row, Sample, refuse_misspelt};
+use danlu_core::{Error, Media, Message, Part, Result, Role, Row, Sample, call, refuse_misspelt};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -21,6 +21,8 @@ pub enum TuneRow {
         chosen: Message,
         /// The worse reply.
         rejected: Message,
+        /// Tools that the model may call.
+        tools: Vec<Value>,
     },
 }
 
@@ -204,7 +206,7 @@ fn string<'a>(map: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>,
 }
 
 fn said(role: Role, text: &str) -> Message {
-    Message { role, parts: vec![Part::Text(text.to_string())] }
+    Message::text(role, text)
 }
 
 /// `instruction`, `input`, `output`, and `system` and `history` where there are such.
@@ -242,7 +244,7 @@ fn alpaca(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, Stri
 
 /// `conversations` of `from` and `value`, and `system`.
 fn sharegpt(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, String> {
-    refuse_misspelt(map.keys(), &["conversations", "system", "task"])?;
+    refuse_misspelt(map.keys(), &["conversations", "system", "task", "tools"])?;
     let mut messages = Vec::new();
     if let Some(system) = string(map, "system")?.filter(|s| !s.is_empty()) {
         messages.push(said(Role::System, system));
@@ -256,7 +258,8 @@ fn sharegpt(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, St
     }
     media.fill(&mut messages)?;
     let task = string(map, "task")?.map(str::to_string);
-    Ok(Sample { messages, task, ..Sample::default() })
+    let tools = call::tools(map.get("tools"))?;
+    Ok(Sample { messages, task, tools, ..Sample::default() })
 }
 
 fn turn_of(turn: &Value) -> Result<Message, String> {
@@ -271,8 +274,18 @@ fn turn_of(turn: &Value) -> Result<Message, String> {
         "human" | "user" => Role::User,
         "gpt" | "assistant" => Role::Assistant,
         "system" => Role::System,
+        "tool" | "observation" | "function_response" => Role::Tool,
+        "function_call" => {
+            let calls = call::said(text);
+            if calls.is_empty() {
+                let wanted = "JSON with `name` and `arguments`";
+                return Err(format!("`function_call`: expected {wanted}, found other text"));
+            }
+            return Ok(Message::new(Role::Assistant, calls.into_iter().map(Part::Call).collect()));
+        }
         other => {
-            return Err(format!("unknown `from` `{other}`; expected human, gpt or system"));
+            let wanted = "human, gpt, system, function_call or observation";
+            return Err(format!("unknown `from` `{other}`; expected {wanted}"));
         }
     };
     Ok(said(role, text))
@@ -326,7 +339,8 @@ fn pair(map: &Map<String, Value>, base: &Path, media: &mut Attached) -> Result<T
         }
     }
     media.fill(&mut prompt)?;
-    Ok(TuneRow::Pair { prompt, chosen: better, rejected: worse })
+    let tools = call::tools(map.get("tools"))?;
+    Ok(TuneRow::Pair { prompt, chosen: better, rejected: worse, tools })
 }
 
 /// Messages as the sample format has them.
@@ -371,11 +385,37 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_tools_come_in_the_forms_that_people_have() {
+        let tools = r#"[{"name":"weather","parameters":{}}]"#;
+        let row = |text: String| match row(&text) {
+            TuneRow::Chat(sample) => sample,
+            other => panic!("{other:?}"),
+        };
+        let wanted = row(format!(
+            r#"{{"tools":{tools},"messages":[{{"role":"user","content":"Bern?"}},{{"role":"assistant",
+            "tool_calls":[{{"function":{{"name":"weather","arguments":{{"city":"Bern"}}}}}}]}},
+            {{"role":"tool","content":"sunny"}},{{"role":"assistant","content":"Sunny."}}]}}"#
+        ));
+        assert_eq!(wanted.tools.len(), 1);
+        let found = row(format!(
+            r#"{{"tools":{},"conversations":[{{"from":"human","value":"Bern?"}},{{"from":"function_call",
+            "value":"{{\"name\":\"weather\",\"arguments\":{{\"city\":\"Bern\"}}}}"}},
+            {{"from":"observation","value":"sunny"}},{{"from":"gpt","value":"Sunny."}}]}}"#,
+            Value::from(tools)
+        ));
+        assert_eq!(found, wanted);
+        let bad = r#"{"conversations":[{"from":"function_call","value":"weather of Bern"}]}"#;
+        let error = parse(bad, Path::new(".")).expect_err("no call");
+        assert!(error.contains("conversations[0]: `function_call`"), "{error}");
+    }
+
+    #[test]
     fn preferences_come_in_several_forms() {
         let wanted = TuneRow::Pair {
             prompt: vec![said(Role::User, "Hi")],
             chosen: said(Role::Assistant, "Hello."),
             rejected: said(Role::Assistant, "What?"),
+            tools: vec![],
         };
         for text in [
             r#"{"prompt":"Hi","chosen":"Hello.","rejected":"What?"}"#,

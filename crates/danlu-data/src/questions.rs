@@ -2,7 +2,7 @@
 
 use crate::corpus::Corpus;
 use crate::tasks::{Drawn, Task, View};
-use danlu_core::{AssetId, Error, Media, Message, Part, Result, Rng, Role, Sample};
+use danlu_core::{AssetId, Error, Media, Message, Part, Result, Rng, Sample};
 use danlu_media as media;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -84,6 +84,9 @@ fn write_files(folder: &Path, samples: &[Sample], corpus: &Corpus) -> Result<()>
         if let Some(expected) = &sample.expected {
             row.insert("expected".into(), writer.parts(expected)?);
         }
+        if !sample.tools.is_empty() {
+            row.insert("tools".into(), json!(sample.tools));
+        }
         for (key, value) in [("task", &sample.task), ("label", &sample.label)] {
             if let Some(value) = value {
                 row.insert(key.into(), json!(value));
@@ -105,12 +108,19 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn message(&mut self, message: &Message) -> Result<Value> {
-        let role = match message.role {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        };
-        Ok(json!({ "role": role, "content": self.parts(&message.parts)? }))
+        let calls = |part: &Part| matches!(part, Part::Call(_));
+        let (calls, parts): (Vec<Part>, Vec<Part>) = message.parts.iter().cloned().partition(calls);
+        let mut row = json!({ "role": message.role.name() });
+        if calls.is_empty() || !parts.is_empty() {
+            row["content"] = self.parts(&parts)?;
+        }
+        if !calls.is_empty() {
+            row["tool_calls"] = self.parts(&calls)?;
+        }
+        for (key, note) in &message.notes {
+            row[key] = json!(note);
+        }
+        Ok(row)
     }
 
     fn parts(&mut self, parts: &[Part]) -> Result<Value> {
@@ -119,6 +129,7 @@ impl Writer<'_> {
                 Part::Text(text) => json!({ "type": "text", "text": text }),
                 Part::Image(media) => json!({ "type": "image", "image": self.file(media, false)? }),
                 Part::Audio(media) => json!({ "type": "audio", "audio": self.file(media, true)? }),
+                Part::Call(call) => call.json(),
             })
         });
         Ok(Value::Array(parts.collect::<Result<_>>()?))

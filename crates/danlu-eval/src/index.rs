@@ -30,8 +30,9 @@ impl Question {
             let reply = sample.messages.pop().map(|m| m.parts);
             sample.expected = sample.expected.or(reply);
         }
-        if sample.messages.last().is_none_or(|m| m.role != Role::User) {
-            return Err("`messages`: expected a user's turn before the reply, found none".into());
+        if !sample.messages.last().is_some_and(|m| matches!(m.role, Role::User | Role::Tool)) {
+            let wanted = "a user's turn (or a tool's) before the reply";
+            return Err(format!("`messages`: expected {wanted}, found none"));
         }
         if sample.expected.as_ref().is_none_or(Vec::is_empty) {
             return Err("expected a key `expected` or an assistant's turn at the end".into());
@@ -49,11 +50,7 @@ impl Question {
     /// The last user's words, media written as `[picture]` and `[sound]`.
     pub fn prompt(&self) -> String {
         let parts = self.sample.messages.last().map(|m| m.parts.as_slice()).unwrap_or_default();
-        let words = parts.iter().map(|part| match part {
-            Part::Text(text) => text.trim(),
-            Part::Image(_) => "[picture]",
-            Part::Audio(_) => "[sound]",
-        });
+        let words = parts.iter().map(|part| part.words().trim().to_string());
         words.filter(|w| !w.is_empty()).collect::<Vec<_>>().join(" ")
     }
 }

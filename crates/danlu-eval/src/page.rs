@@ -177,7 +177,8 @@ fn card(
     for part in question.expected() {
         parts.push(shown(part, "expected", &record.expected, assets)?);
     }
-    let media = question.expected().iter().any(|part| !matches!(part, Part::Text(_)));
+    let media =
+        question.expected().iter().any(|part| matches!(part, Part::Image(_) | Part::Audio(_)));
     let text = match (record.verdict, media) {
         (true, true) => format!("recognised as {}", record.got),
         (false, true) => format!("taken for {}, not {}", record.got, record.expected),
@@ -200,6 +201,7 @@ fn shown(part: &Part, label: &str, alt: &str, assets: &dyn Assets) -> Result<Sho
             wav: danlu_media::encode_wav(&*assets.sound(media)?),
             label: label.into(),
         },
+        Part::Call(call) => Shown::Quote(call.words()),
     })
 }
 

@@ -4,7 +4,7 @@ use crate::bootstrap::{Interval, interval};
 use crate::index::Question;
 use crate::judges::{PictureJudge, SoundJudge};
 use crate::metrics::{METRICS, metric};
-use danlu_core::{Error, Media, Modality, Part, Picture, Result, Sound};
+use danlu_core::{Call, Error, Media, Modality, Part, Picture, Result, Sound, call};
 use danlu_data::{Corpus, Pack, SoundKind, Split};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -202,7 +202,7 @@ impl Judges {
             let scope = language(question);
             for part in question.expected() {
                 match part {
-                    Part::Text(_) => {}
+                    Part::Text(_) | Part::Call(_) => {}
                     Part::Image(media) => {
                         any_picture = true;
                         let known = picture_known.contains(label.as_str())
@@ -463,13 +463,16 @@ fn outcome(
     for modality in Modality::ALL {
         match modality {
             Modality::Text if !media_only => {
+                let calls: Vec<&Call> = expected.iter().filter_map(Part::call).collect();
+                // Of a reply that calls tools, the calls are what counts.
                 let texts = expected.iter().filter_map(|part| match part {
-                    Part::Text(text) => Some(text.as_str()),
+                    Part::Text(text) if calls.is_empty() => Some(text.clone()),
+                    Part::Call(call) => Some(call.words()),
                     _ => None,
                 });
                 let want = texts.collect::<Vec<_>>().join(" ");
                 if !want.is_empty() {
-                    text_outcome(&mut out, question, answer, &want);
+                    text_outcome(&mut out, question, answer, &want, &calls);
                 }
             }
             Modality::Text => {}
@@ -518,7 +521,13 @@ fn first(labels: Vec<String>) -> String {
     labels.into_iter().next().unwrap_or_default()
 }
 
-fn text_outcome(out: &mut Outcome, question: &Question, answer: &[Value], want: &str) {
+fn text_outcome(
+    out: &mut Outcome,
+    question: &Question,
+    answer: &[Value],
+    want: &str,
+    calls: &[&Call],
+) {
     let texts: Vec<&str> = answer
         .iter()
         .filter_map(|value| match value {
@@ -527,7 +536,15 @@ fn text_outcome(out: &mut Outcome, question: &Question, answer: &[Value], want: 
         })
         .collect();
     let missing = texts.is_empty();
-    let got = texts.join(" ");
+    let mut got = texts.join(" ");
+    let said = if calls.is_empty() { Vec::new() } else { call::said(&got) };
+    if !said.is_empty() {
+        // Equal calls may be written in many ways.
+        got = match call::same(calls, &said) {
+            true => want.to_string(),
+            false => said.iter().map(Call::words).collect::<Vec<_>>().join(" "),
+        };
+    }
     let (mut exact, mut overlap) = (false, None);
     for m in METRICS.iter().filter(|m| m.applies(want, &question.task)) {
         let score = match missing {
@@ -638,7 +655,7 @@ pub(crate) mod tests {
     pub(crate) fn question(line: usize, task: &str, expected: Part) -> Question {
         let ask = Part::Text("What is it?".into());
         let sample = Sample {
-            messages: vec![Message { role: Role::User, parts: vec![ask] }],
+            messages: vec![Message::new(Role::User, vec![ask])],
             expected: Some(vec![expected]),
             task: Some(task.into()),
             label: Some(format!("p/{}", line % 4)),

@@ -3,11 +3,12 @@
 //! a template. Knows nothing of files.
 
 use crate::modality::TextTokeniser;
-use danlu_core::{Error, Result, Role};
-use minijinja::value::{Kwargs, Value};
+use danlu_core::{Call, Error, Result, Role};
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use serde_json::Value as Json;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::ops::Range;
 
@@ -35,6 +36,17 @@ pub struct Turn {
     pub role: Role,
     /// What is said, in order.
     pub pieces: Vec<Piece>,
+    /// Calls of tools that an assistant makes after it.
+    pub calls: Vec<Call>,
+    /// What else templates may read of it, by key ([`danlu_core::Message::NOTES`]).
+    pub notes: Vec<(&'static str, String)>,
+}
+
+impl Turn {
+    /// A turn that calls no tool.
+    pub fn new(role: Role, pieces: Vec<Piece>) -> Self {
+        Self { role, pieces, calls: Vec::new(), notes: Vec::new() }
+    }
 }
 
 /// A conversation as ids.
@@ -58,6 +70,7 @@ pub struct ChatTemplate {
     /// What is put first where a conversation has no system turn.
     system: Option<String>,
     environment: Environment<'static>,
+    tells_tools: bool,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -104,7 +117,9 @@ impl ChatTemplate {
         let text =
             replace_tag(&replace_tag(source, "generation", "if true"), "endgeneration", "endif");
         environment.add_template_owned(NAME, text).map_err(refused)?;
-        Ok(Self { source: source.into(), specials, system, environment })
+        let reads = environment.get_template(NAME).map_err(refused)?.undeclared_variables(false);
+        let tells_tools = reads.contains("tools");
+        Ok(Self { source: source.into(), specials, system, environment, tells_tools })
     }
 
     /// The same with the default system prompt inside of the Jinja text, for programs that have no
@@ -138,23 +153,32 @@ impl ChatTemplate {
         &self.specials
     }
 
-    /// The text of a conversation, `open` for the assistant to speak next.
+    /// Whether it has words of its own for tools, their calls and their answers.
+    pub fn tells_tools(&self) -> bool {
+        self.tells_tools
+    }
+
+    /// The text of a conversation without tools, `open` for the assistant to speak next.
     pub fn render(&self, turns: &[(Role, String)], open: bool) -> Result<String> {
-        let message = |role: Role, content: &str| {
-            let keys = [("role", Value::from(name(role))), ("content", Value::from(content))];
-            map(keys.into_iter().map(|(key, value)| (key.to_string(), value)))
+        let messages = turns.iter().map(|(role, content)| (*role, message(*role, content)));
+        self.text(&messages.collect::<Vec<_>>(), &Value::from(()), open)
+    }
+
+    /// The text of messages, each beside its role.
+    fn text(&self, messages: &[(Role, Value)], tools: &Value, open: bool) -> Result<String> {
+        let first = match &self.system {
+            Some(system) if messages.first().is_none_or(|m| m.0 != Role::System) => {
+                Some(message(Role::System, system))
+            }
+            _ => None,
         };
-        let mut messages = Vec::with_capacity(turns.len() + 1);
-        if let Some(system) = &self.system
-            && turns.first().is_none_or(|t| t.0 != Role::System)
-        {
-            messages.push(message(Role::System, system));
-        }
-        messages.extend(turns.iter().map(|(role, content)| message(*role, content)));
         let mut context = vec![
-            ("messages".to_string(), messages.into_iter().collect()),
+            (
+                "messages".to_string(),
+                first.into_iter().chain(messages.iter().map(|m| m.1.clone())).collect(),
+            ),
             ("add_generation_prompt".to_string(), Value::from(open)),
-            ("tools".to_string(), Value::from(())),
+            ("tools".to_string(), tools.clone()),
             ("documents".to_string(), Value::from(())),
         ];
         context.extend(self.specials.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))));
@@ -162,20 +186,23 @@ impl ChatTemplate {
         template.render(map(context)).map_err(refused)
     }
 
-    /// The ids of a conversation, `open` for the assistant to speak next; `end` is the token that
-    /// ends a reply. Equal to what `apply_chat_template` of transformers gives, but that a special
-    /// token written in a turn stays text.
+    /// The ids of a conversation in which the model may call `tools`, `open` for the assistant to
+    /// speak next; `end` is the token that ends a reply. Equal to what `apply_chat_template` of
+    /// transformers gives, but that a special token written in a turn or by a tool stays text.
     pub fn ids(
         &self,
         text: &TextTokeniser,
         turns: &[Turn],
+        tools: &[Json],
         open: bool,
         end: u32,
     ) -> Result<Rendered> {
-        let marks = Marks::unused(turns)?;
-        let guarded: Vec<(Role, String)> =
-            turns.iter().map(|t| (t.role, marks.guard(text, &t.pieces))).collect();
-        let whole = self.render(&guarded, open)?;
+        let marks = Marks::unused(turns, tools)?;
+        let guarded: Vec<(Role, Value)> =
+            turns.iter().map(|t| (t.role, marks.message(text, t))).collect();
+        let tools: Vec<Json> = tools.iter().map(|t| marks.guard_json(text, t)).collect();
+        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
+        let whole = self.text(&guarded, &tools, open)?;
         let mut media = turns.iter().flat_map(|t| &t.pieces).filter_map(|p| match p {
             Piece::Ids(ids) => Some(ids),
             Piece::Text(_) => None,
@@ -190,7 +217,7 @@ impl ChatTemplate {
         }
         let (mut replies, mut spoken) = (Vec::new(), Vec::new());
         for (i, _) in guarded.iter().enumerate().filter(|(_, t)| t.0 == Role::Assistant) {
-            let before = self.render(&guarded[..i], true)?;
+            let before = self.text(&guarded[..i], &tools, true)?;
             if !whole.starts_with(&before) {
                 // Some templates cut what was said before the last question; it cannot be learnt.
                 continue;
@@ -221,12 +248,10 @@ fn refused(error: minijinja::Error) -> Error {
     Error::parameter(NAME, "Jinja that renders this conversation", found)
 }
 
-fn name(role: Role) -> &'static str {
-    match role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-    }
+/// A message as templates read it.
+fn message(role: Role, content: &str) -> Value {
+    let keys = [("role", role.name()), ("content", content)];
+    map(keys.map(|(key, value)| (key.to_string(), Value::from(value))))
 }
 
 /// What a template asks for the date with.
@@ -320,31 +345,83 @@ struct Marks {
 }
 
 impl Marks {
-    fn unused(turns: &[Turn]) -> Result<Self> {
-        let used = |c: char| {
-            turns
-                .iter()
-                .flat_map(|t| &t.pieces)
-                .any(|p| matches!(p, Piece::Text(text) if text.contains(c)))
-        };
+    fn unused(turns: &[Turn], tools: &[Json]) -> Result<Self> {
         // The last private-use plane.
-        let mut free = ('\u{100000}'..='\u{10FFFD}').filter(|&c| !used(c));
+        let plane = '\u{100000}'..='\u{10FFFD}';
+        let mut used = HashSet::new();
+        let mut see = |text: &str| used.extend(text.chars().filter(|c| plane.contains(c)));
+        for turn in turns {
+            for piece in &turn.pieces {
+                if let Piece::Text(text) = piece {
+                    see(text);
+                }
+            }
+            turn.notes.iter().for_each(|(_, note)| see(note));
+            for call in &turn.calls {
+                see(&call.words());
+                see(call.id.as_deref().unwrap_or_default());
+            }
+        }
+        tools.iter().for_each(|tool| see(&tool.to_string()));
+        let mut free = plane.filter(|c| !used.contains(c));
         match (free.next(), free.next()) {
             (Some(guard), Some(media)) => Ok(Self { guard, media }),
             _ => Err(Error::parameter("messages", "characters left for marks", "none")),
         }
     }
 
-    /// The text of a turn in which no special token stands whole, nor can be made whole by what
-    /// follows.
-    fn guard(&self, text: &TextTokeniser, pieces: &[Piece]) -> String {
-        let mut out = String::new();
-        for piece in pieces {
+    /// A turn as a template reads it; without content if it calls tools and says nothing.
+    fn message(&self, text: &TextTokeniser, turn: &Turn) -> Value {
+        let mut said = String::new();
+        for piece in &turn.pieces {
             match piece {
-                Piece::Ids(_) => out.push(self.media),
-                Piece::Text(t) => out += t,
+                Piece::Ids(_) => said.push(self.media),
+                Piece::Text(t) => said += t,
             }
         }
+        if turn.calls.is_empty() && turn.notes.is_empty() {
+            return message(turn.role, &self.guard(text, &said));
+        }
+        let silent = turn.pieces.is_empty() && !turn.calls.is_empty();
+        let content = if silent { Value::from(()) } else { Value::from(self.guard(text, &said)) };
+        let mut keys = vec![
+            ("role".to_string(), Value::from(turn.role.name())),
+            ("content".to_string(), content),
+        ];
+        for (key, note) in &turn.notes {
+            keys.push((key.to_string(), Value::from(self.guard(text, note))));
+        }
+        if !turn.calls.is_empty() {
+            let calls = turn
+                .calls
+                .iter()
+                .map(|call| Value::from(Serde(self.guard_json(text, &call.json()))));
+            keys.push(("tool_calls".to_string(), calls.collect()));
+        }
+        map(keys)
+    }
+
+    /// JSON with every text in it guarded.
+    fn guard_json(&self, text: &TextTokeniser, value: &Json) -> Json {
+        match value {
+            Json::String(s) => Json::String(self.guard(text, s)),
+            Json::Array(list) => list.iter().map(|one| self.guard_json(text, one)).collect(),
+            Json::Object(map) => Json::Object(
+                map.iter()
+                    .map(|(key, one)| {
+                        // What a template reads by name stays so.
+                        let whole = text.specials().iter().any(|s| key.contains(&s.content));
+                        let key = if whole { self.guard(text, key) } else { key.clone() };
+                        (key, self.guard_json(text, one))
+                    })
+                    .collect(),
+            ),
+            plain => plain.clone(),
+        }
+    }
+
+    /// A text in which no special token stands whole, nor can be made whole by what follows.
+    fn guard(&self, text: &TextTokeniser, out: &str) -> String {
         let mut guarded = String::with_capacity(out.len());
         let mut plain = 0;
         for (at, first) in out.char_indices() {

@@ -8,7 +8,7 @@ pub use form::Form;
 use crate::modality::Tokenisers;
 use crate::model::Model;
 use crate::prompt::{FileCodes, Template};
-use danlu_core::{Error, Message, Part, Result, Role, Sample};
+use danlu_core::{Error, Message, Result, Role, Sample};
 use serde::Serialize;
 
 /// What both models read where no probe is given: languages, code, digits and odd characters.
@@ -68,7 +68,7 @@ pub struct Comparison {
 
 /// Ids of a conversation about each text, for the template's sake.
 fn conversation(tokenisers: &Tokenisers, text: &str) -> Result<Vec<u32>> {
-    let turn = |role, text: &str| Message { role, parts: vec![Part::Text(text.into())] };
+    let turn = |role, text: &str| Message::text(role, text);
     let messages =
         vec![turn(Role::User, text), turn(Role::Assistant, "Yes."), turn(Role::User, "Why?")];
     let sample = Sample { messages, ..Default::default() };

@@ -10,9 +10,10 @@
 use crate::chat::{ChatTemplate, Piece, Turn};
 use crate::modality::{ImageTokeniser, Tokenisers};
 use danlu_core::{
-    Control, Document, Error, Media, Part, Picture, Result, Role, Sample, Sound, TokenKind,
-    Vocabulary, recipe::LossWeights,
+    Control, Document, Error, Media, Message, Part, Picture, Result, Role, Sample, Sound,
+    TokenKind, Vocabulary, call, instruction, recipe::LossWeights,
 };
+use std::borrow::Cow;
 
 /// Where the codes of pictures and sounds come from. `prompt` says that the part is shown to the
 /// model and not said by it.
@@ -132,6 +133,7 @@ impl<'a> Template<'a> {
         blank: bool,
         task: u16,
     ) -> Result<Document> {
+        let sample = &*self.told(sample);
         if let Some(chat) = &self.tokenisers.chat {
             return self.chat_document(chat, sample, codes, weights, blank, task);
         }
@@ -159,6 +161,47 @@ impl<'a> Template<'a> {
         Ok(document)
     }
 
+    /// The conversation in words that the model has. Where its template has none for tools, they are
+    /// told in the system's turn, a call is JSON (several stand between tags), and what comes of it
+    /// is said by the user.
+    fn told<'s>(&self, sample: &'s Sample) -> Cow<'s, Sample> {
+        let chat = self.tokenisers.chat.as_ref();
+        let apart =
+            |m: &Message| m.role == Role::Tool || m.parts.iter().any(|p| p.call().is_some());
+        if chat.is_some_and(ChatTemplate::tells_tools)
+            || (sample.tools.is_empty() && !sample.messages.iter().any(apart))
+        {
+            return Cow::Borrowed(sample);
+        }
+        let mut told = sample.clone();
+        for message in &mut told.messages {
+            if message.role == Role::Tool {
+                message.role = Role::User;
+            }
+            let (calls, mut parts): (Vec<Part>, Vec<Part>) =
+                message.parts.drain(..).partition(|part| part.call().is_some());
+            let several = calls.len() > 1;
+            for call in calls {
+                let words = call.words();
+                let [open, close] = if several { call::TAGS } else { [""; 2] };
+                parts.push(Part::Text(format!("{open}{words}{close}")));
+            }
+            message.parts = parts;
+        }
+        let tools = std::mem::take(&mut told.tools);
+        if !tools.is_empty() {
+            if told.messages.first().is_none_or(|m| m.role != Role::System) {
+                let own = chat.and_then(ChatTemplate::system).map(|s| Part::Text(s.into()));
+                told.messages.insert(0, Message::new(Role::System, own.into_iter().collect()));
+                told.unlearnt.iter_mut().for_each(|turn| *turn += 1);
+            }
+            let parts = &mut told.messages[0].parts;
+            let blank = if parts.is_empty() { "" } else { "\n\n" };
+            parts.push(Part::Text(format!("{blank}{}", instruction::tools(&tools))));
+        }
+        Cow::Owned(told)
+    }
+
     /// What a token that the model says counts for.
     fn weight(&self, id: u32, weights: &LossWeights) -> f32 {
         match self.vocabulary.kind(id) {
@@ -182,7 +225,7 @@ impl<'a> Template<'a> {
     ) -> Result<Document> {
         let turns = self.turns(sample, codes, blank)?;
         let end = self.vocabulary.control_id(Control::End);
-        let rendered = chat.ids(&self.tokenisers.text, &turns, false, end)?;
+        let rendered = chat.ids(&self.tokenisers.text, &turns, &sample.tools, false, end)?;
         let speaks = sample.messages.iter().any(|m| m.role == Role::Assistant);
         if speaks && rendered.replies.is_empty() {
             let wanted =
@@ -203,26 +246,31 @@ impl<'a> Template<'a> {
         let mut turns = Vec::with_capacity(sample.messages.len());
         for message in &sample.messages {
             let speaks = message.role == Role::Assistant;
-            let mut pieces = Vec::new();
+            let (mut pieces, mut calls) = (Vec::new(), Vec::new());
             for part in message.parts.iter().filter(|_| speaks || !blank) {
                 pieces.push(match part {
+                    Part::Call(call) => {
+                        calls.push(call.clone());
+                        continue;
+                    }
                     // Places are tokens of their own where the vocabulary has them.
                     Part::Text(text) if self.vocabulary.places == 0 => Piece::Text(text.clone()),
                     Part::Text(text) if !text.contains("<loc") => Piece::Text(text.clone()),
                     part => Piece::Ids(self.parts(std::slice::from_ref(part), codes, !speaks)?),
                 });
             }
-            turns.push(Turn { role: message.role, pieces });
+            turns.push(Turn { role: message.role, pieces, calls, notes: message.notes.clone() });
         }
         Ok(turns)
     }
 
     /// The ids before a reply: every message, then the opening of the assistant's turn.
     pub fn prompt(&self, sample: &Sample, codes: &mut dyn Codes) -> Result<Vec<u32>> {
+        let sample = &*self.told(sample);
         if let Some(chat) = &self.tokenisers.chat {
             let turns = self.turns(sample, codes, false)?;
             let end = self.vocabulary.control_id(Control::End);
-            return Ok(chat.ids(&self.tokenisers.text, &turns, true, end)?.ids);
+            return Ok(chat.ids(&self.tokenisers.text, &turns, &sample.tools, true, end)?.ids);
         }
         let mut ids = Vec::new();
         for message in &sample.messages {
@@ -239,10 +287,10 @@ impl<'a> Template<'a> {
     /// The prompt of guidance: asked nothing.
     pub fn blank_prompt(&self) -> Vec<u32> {
         if let Some(chat) = &self.tokenisers.chat {
-            let turns = [Turn { role: Role::User, pieces: Vec::new() }];
+            let turns = [Turn::new(Role::User, Vec::new())];
             let end = self.vocabulary.control_id(Control::End);
             // A template that refuses an empty question is asked nothing at all.
-            let rendered = chat.ids(&self.tokenisers.text, &turns, true, end);
+            let rendered = chat.ids(&self.tokenisers.text, &turns, &[], true, end);
             return rendered.map_or_else(|_| vec![end], |r| r.ids);
         }
         [Control::User, Control::Blank, Control::Assistant]
@@ -253,7 +301,7 @@ impl<'a> Template<'a> {
     fn role(&self, role: Role) -> u32 {
         self.vocabulary.control_id(match role {
             Role::System => Control::System,
-            Role::User => Control::User,
+            Role::User | Role::Tool => Control::User,
             Role::Assistant => Control::Assistant,
         })
     }
@@ -264,6 +312,7 @@ impl<'a> Template<'a> {
         for part in parts {
             match part {
                 Part::Text(text) => ids.extend(self.text(text)),
+                Part::Call(call) => ids.extend(self.text(&call.words())),
                 Part::Image(media) => {
                     ids.push(v.control_id(Control::Image));
                     let codes = codes.image(media, prompt)?;
@@ -364,7 +413,6 @@ pub enum Value {
 mod tests {
     use super::*;
     use crate::model::tests::tiny_tokenisers;
-    use danlu_core::Message;
 
     struct Fixed;
 
@@ -382,14 +430,11 @@ mod tests {
         let file = || Media::File("x".into());
         Sample {
             messages: vec![
-                Message {
-                    role: Role::User,
-                    parts: vec![Part::Text("hi <loc3> <loc99>".into()), Part::Image(file())],
-                },
-                Message {
-                    role: Role::Assistant,
-                    parts: vec![Part::Text("ok".into()), Part::Audio(file())],
-                },
+                Message::new(
+                    Role::User,
+                    vec![Part::Text("hi <loc3> <loc99>".into()), Part::Image(file())],
+                ),
+                Message::new(Role::Assistant, vec![Part::Text("ok".into()), Part::Audio(file())]),
             ],
             ..Default::default()
         }

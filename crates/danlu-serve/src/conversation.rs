@@ -5,10 +5,10 @@ use crate::catalogue::Hosted;
 use crate::http::error::{Answer, ApiError};
 use crate::http::fields::kind;
 use crate::media;
-use danlu_core::{AssetId, Media, Message, Modality, Part, Picture, Role, Sample, Sound};
+use danlu_core::{AssetId, Call, Media, Message, Modality, Part, Picture, Role, Sample, Sound};
 use danlu_model::modality::{ImageTokeniser, PLACES};
 use danlu_model::prompt::{Codes, Template};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 /// Most messages of a request.
 const MAX_MESSAGES: usize = 1_024;
@@ -25,6 +25,8 @@ pub(crate) enum Content {
     Sound(String),
     /// A sound of the model's own.
     Own(Sound),
+    /// A call of a tool that an earlier reply made.
+    Call(Call),
 }
 
 /// A message.
@@ -33,12 +35,19 @@ pub(crate) struct Turn {
     pub(crate) role: Role,
     /// Each with the parameter that it came from.
     pub(crate) parts: Vec<(String, Content)>,
+    /// As [`Message::notes`].
+    pub(crate) notes: Vec<(&'static str, String)>,
 }
 
 impl Turn {
     /// A turn of one text.
     pub(crate) fn text(role: Role, param: &str, text: impl Into<String>) -> Self {
-        Self { role, parts: vec![(param.into(), Content::Text(text.into()))] }
+        Self::new(role, vec![(param.into(), Content::Text(text.into()))])
+    }
+
+    /// A turn without notes.
+    pub(crate) fn new(role: Role, parts: Vec<(String, Content)>) -> Self {
+        Self { role, parts, notes: Vec::new() }
     }
 }
 
@@ -53,7 +62,10 @@ pub(crate) fn messages(list: Vec<Value>) -> Answer<Vec<Turn>> {
         .enumerate()
         .map(|(i, value)| message(&format!("messages[{i}]"), value))
         .collect::<Answer<_>>()?;
-    let media = turns.iter().flat_map(|t| &t.parts).filter(|(_, c)| !matches!(c, Content::Text(_)));
+    let media = turns
+        .iter()
+        .flat_map(|t| &t.parts)
+        .filter(|(_, c)| !matches!(c, Content::Text(_) | Content::Call(_)));
     let count = media.count();
     if count > MAX_MEDIA {
         let wanted = format!("at most {MAX_MEDIA} pictures and sounds");
@@ -91,8 +103,8 @@ fn message(at: &str, value: Value) -> Answer<Turn> {
     let role_at = format!("{at}.role");
     let role = match map.get("role").and_then(Value::as_str) {
         Some("system" | "developer") => Role::System,
-        // What a tool says is told to the model as by its user.
-        Some("user" | "tool") => Role::User,
+        Some("user") => Role::User,
+        Some("tool") => Role::Tool,
         Some("assistant") => Role::Assistant,
         _ => {
             let wanted = "one of system, developer, user, assistant, tool";
@@ -101,8 +113,18 @@ fn message(at: &str, value: Value) -> Answer<Turn> {
     };
     let calls = match map.remove("tool_calls").filter(|calls| !calls.is_null()) {
         Some(calls) if role == Role::Assistant => said_calls(&format!("{at}.tool_calls"), calls)?,
-        _ => String::new(),
+        _ => Vec::new(),
     };
+    let mut notes = Vec::new();
+    for key in Message::NOTES {
+        match map.remove(key) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(note)) => notes.push((key, note)),
+            Some(other) => {
+                return Err(ApiError::expected(format!("{at}.{key}"), "a string", kind(&other)));
+            }
+        }
+    }
     let content_at = format!("{at}.content");
     let mut parts = match map.remove("content") {
         Some(Value::String(text)) => vec![(content_at.clone(), Content::Text(text))],
@@ -111,6 +133,7 @@ fn message(at: &str, value: Value) -> Answer<Turn> {
             .enumerate()
             .map(|(i, part)| content(format!("{content_at}[{i}]"), part))
             .collect::<Answer<_>>()?,
+        None | Some(Value::Null) if !calls.is_empty() => Vec::new(),
         None | Some(Value::Null) if role == Role::Assistant => {
             vec![(content_at.clone(), Content::Text(String::new()))]
         }
@@ -119,31 +142,26 @@ fn message(at: &str, value: Value) -> Answer<Turn> {
             return Err(ApiError::expected(content_at, "a string or a list of parts", found));
         }
     };
-    if !calls.is_empty() {
-        parts.push((content_at, Content::Text(calls)));
-    }
-    Ok(Turn { role, parts })
+    parts.extend(calls.into_iter().map(|call| (content_at.clone(), Content::Call(call))));
+    Ok(Turn { role, parts, notes })
 }
 
-/// The calls of an earlier reply in the words that the model made them in: one as JSON alone, several
-/// between tags.
-fn said_calls(at: &str, calls: Value) -> Answer<String> {
+/// The calls of an earlier reply.
+fn said_calls(at: &str, calls: Value) -> Answer<Vec<Call>> {
     let list = match calls {
         Value::Array(list) => list,
         other => return Err(ApiError::expected(at, "a list", kind(&other))),
     };
-    let tagged = list.len() > 1;
-    let mut out = String::new();
-    for (i, call) in list.into_iter().enumerate() {
+    let mut out = Vec::with_capacity(list.len());
+    for (i, value) in list.into_iter().enumerate() {
         let at = format!("{at}[{i}]");
-        let mut function = inner(&mut object(&at, call)?, &at, "function")?;
+        let mut call = object(&at, value)?;
+        let id = call.remove("id").and_then(|id| id.as_str().map(str::to_string));
+        let mut function = inner(&mut call, &at, "function")?;
         let at = format!("{at}.function");
         let name = string(&mut function, &at, "name")?;
         let arguments = string(&mut function, &at, "arguments")?;
-        // Mostly JSON; what is not stays the text that it is.
-        let arguments = serde_json::from_str(&arguments).unwrap_or(Value::String(arguments));
-        let call = json!({"name": name, "arguments": arguments}).to_string();
-        out += &if tagged { format!("<tool_call>{call}</tool_call>") } else { call };
+        out.push(Call { id, name, arguments: Call::arguments(arguments) });
     }
     Ok(out)
 }
@@ -224,12 +242,20 @@ pub(crate) fn check_modality(model: &Hosted, param: &str, modality: Modality) ->
 }
 
 /// The ids before the reply; `param` is where what is said came from. Takes the processor a while.
-pub(crate) fn prompt(model: &Hosted, param: &str, turns: Vec<Turn>) -> Answer<Vec<u32>> {
+pub(crate) fn prompt(
+    model: &Hosted,
+    param: &str,
+    turns: Vec<Turn>,
+    tools: Vec<Value>,
+) -> Answer<Vec<u32>> {
     let text = turns.iter().flat_map(|t| &t.parts).map(|(_, c)| match c {
         Content::Text(text) => text.len(),
+        Content::Call(call) => call.words().len(),
         _ => 0,
     });
-    check_text(model, param, text.sum())?;
+    let notes = turns.iter().flat_map(|t| &t.notes).map(|(_, note)| note.len());
+    let told = tools.iter().map(|tool| tool.to_string().len());
+    check_text(model, param, text.chain(notes).chain(told).sum())?;
     check_pictures(model, param, &turns)?;
     let mut media = Decoded::default();
     let mut messages = Vec::with_capacity(turns.len());
@@ -238,9 +264,9 @@ pub(crate) fn prompt(model: &Hosted, param: &str, turns: Vec<Turn>) -> Answer<Ve
         for (at, content) in turn.parts {
             parts.push(decode(model, &at, content, &mut media)?);
         }
-        messages.push(Message { role: turn.role, parts });
+        messages.push(Message { role: turn.role, parts, notes: turn.notes });
     }
-    let sample = Sample { messages, ..Default::default() };
+    let sample = Sample { messages, tools, ..Default::default() };
     let mut codes = RequestCodes { model, media: &media };
     let ids = Template::new(&model.tokenisers).prompt(&sample, &mut codes)?;
     check_length(model, param, ids.len())?;
@@ -254,6 +280,7 @@ fn decode(model: &Hosted, at: &str, content: Content, media: &mut Decoded) -> An
     };
     Ok(match content {
         Content::Text(text) => Part::Text(text),
+        Content::Call(call) => Part::Call(call),
         Content::Picture(url) => {
             check_modality(model, at, Modality::Image)?;
             media.pictures.push(danlu_media::fit(&media::picture(at, &url)?, PLACES as usize));
@@ -304,30 +331,40 @@ fn too_long(model: &Hosted, param: &str, found: &str) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
-    /// The text of the first of some messages.
-    fn text(message: Value) -> Answer<String> {
-        let turns = messages(vec![message])?;
-        let parts = turns[0].parts.iter().map(|(_, content)| match content {
-            Content::Text(text) => text.as_str(),
-            other => panic!("{other:?}"),
-        });
-        Ok(parts.collect())
+    /// The contents of one message.
+    fn contents(value: Value) -> Answer<Vec<Content>> {
+        let turns = messages(vec![value])?;
+        Ok(turns.into_iter().flat_map(|t| t.parts).map(|(_, content)| content).collect())
     }
 
     #[test]
-    fn calls_of_earlier_replies_are_told_as_they_were_made() {
+    fn calls_of_earlier_replies_and_their_answers_are_read() {
         let call = json!({"id": "c", "type": "function",
             "function": {"name": "f", "arguments": "{\"a\":1}"}});
-        let said = json!({"name": "f", "arguments": {"a": 1}}).to_string();
         let assistant = |content: Value, calls: Value| json!({"role": "assistant", "content": content, "tool_calls": calls});
-        for empty in [Value::Null, json!("")] {
-            assert_eq!(text(assistant(empty, json!([call]))).expect("valid"), said);
-        }
-        let two = format!("ok<tool_call>{said}</tool_call><tool_call>{said}</tool_call>");
-        assert_eq!(text(assistant(json!("ok"), json!([call, call]))).expect("valid"), two);
-        assert_eq!(text(assistant(json!("ok"), Value::Null)).expect("valid"), "ok");
-        let error = text(assistant(json!(""), json!([{"type": "custom"}]))).expect_err("another");
+        let read = |value| contents(value).expect("valid");
+        let [Content::Call(read_call)] = &read(assistant(Value::Null, json!([call])))[..] else {
+            panic!("one call alone")
+        };
+        assert_eq!(
+            (read_call.json(), read_call.words().as_str()),
+            (
+                json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}),
+                r#"{"name":"f","arguments":{"a":1}}"#,
+            )
+        );
+        assert_eq!(read(assistant(json!("ok"), json!([call, call]))).len(), 3);
+        assert_eq!(read(assistant(json!("ok"), Value::Null)).len(), 1);
+        let error =
+            contents(assistant(json!(""), json!([{"type": "custom"}]))).expect_err("another");
         assert_eq!(error.param.as_deref(), Some("messages[0].tool_calls[0].function"));
+        let answer = json!({"role": "tool", "tool_call_id": "c", "content": "7"});
+        let turns = messages(vec![answer]).expect("valid");
+        assert_eq!(
+            (turns[0].role, &turns[0].notes[..]),
+            (Role::Tool, &[("tool_call_id", "c".to_string())][..])
+        );
     }
 }

@@ -16,7 +16,7 @@ pub fn messages(bytes: &[u8]) -> bool {
     let decoded = |(at, content): &(String, Content)| match content {
         Content::Picture(url) => media::picture(at, url).is_ok(),
         Content::Sound(data) => media::sound_of_text(at, data, 8.0).is_ok(),
-        Content::Text(_) | Content::Own(_) => true,
+        Content::Text(_) | Content::Own(_) | Content::Call(_) => true,
     };
     turns.is_some_and(|turns| turns.iter().flat_map(|turn| &turn.parts).all(decoded))
 }
@@ -29,7 +29,7 @@ pub fn request(bytes: &[u8]) -> bool {
     let drawing = Drawing::take(&mut fields, 512).is_ok();
     let tools = Tools::take(&mut fields).is_ok_and(|tools| {
         // What is said to the model, and what it says, is made of what came.
-        let _ = (tools.any(), tools.schema(), tools.calls(&tools.instruction()));
+        let _ = (tools.any(), tools.schema(), tools.calls(&Value::from(tools.told()).to_string()));
         true
     });
     fields.pass_over(&IGNORED);

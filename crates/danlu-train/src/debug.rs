@@ -371,11 +371,7 @@ fn drawn(session: &Session<'_>, corpus: &Corpus, index: u64) -> (u16, String) {
         Drawn::Text(text) => text,
         Drawn::Chat(sample) => {
             let parts = sample.messages.iter().flat_map(|m| &m.parts);
-            let texts = parts.map(|part| match part {
-                danlu_core::Part::Text(text) => text.as_str(),
-                danlu_core::Part::Image(_) => "[picture]",
-                danlu_core::Part::Audio(_) => "[sound]",
-            });
+            let texts = parts.map(danlu_core::Part::words);
             texts.collect::<Vec<_>>().join(" | ")
         }
     };

@@ -479,8 +479,7 @@ fn items_of(
         semantic: 1.0,
         prompt: recipe.train.prompt,
     };
-    let document = |messages: Vec<Message>, weights: &LossWeights| -> Result<Document> {
-        let sample = Sample { messages, ..Sample::default() };
+    let document = |sample: Sample, weights: &LossWeights| -> Result<Document> {
         let mut codes = FileCodes(&model.tokenisers);
         let d = template.document(&sample, &mut codes, weights, false, 0)?;
         match d.ids.len() <= window + 1 {
@@ -513,20 +512,24 @@ fn items_of(
         (TuneRow::Chat(mut sample), Objective::Reply | Objective::Distil { .. }) => {
             // A question of an evaluation is learnt with what it expects.
             if let (Some(expected), true) = (sample.expected.take(), !ends_with_reply(&sample)) {
-                sample.messages.push(Message { role: Role::Assistant, parts: expected });
+                sample.messages.push(Message::new(Role::Assistant, expected));
             }
-            vec![Item::Document(document(sample.messages, &weights)?)]
+            vec![Item::Document(document(sample, &weights)?)]
         }
         // Where replies are learnt, the better of two is one.
-        (TuneRow::Pair { mut prompt, chosen, .. }, Objective::Reply | Objective::Distil { .. }) => {
-            prompt.push(chosen);
-            vec![Item::Document(document(prompt, &weights)?)]
+        (
+            TuneRow::Pair { prompt: mut messages, chosen, tools, .. },
+            Objective::Reply | Objective::Distil { .. },
+        ) => {
+            messages.push(chosen);
+            let sample = Sample { messages, tools, ..Sample::default() };
+            vec![Item::Document(document(sample, &weights)?)]
         }
-        (TuneRow::Pair { prompt, chosen, rejected }, Objective::Dpo { .. }) => {
+        (TuneRow::Pair { prompt, chosen, rejected, tools }, Objective::Dpo { .. }) => {
             let with = |reply: Message| {
                 let mut messages = prompt.clone();
                 messages.push(reply);
-                document(messages, &bare)
+                document(Sample { messages, tools: tools.clone(), ..Sample::default() }, &bare)
             };
             vec![Item::Pair([with(chosen)?, with(rejected)?])]
         }
@@ -625,6 +628,7 @@ impl Order {
 mod tests {
     use super::*;
     use crate::watch::Silent;
+    use danlu_core::Row;
     use danlu_core::recipe::ModelRecipe;
     use danlu_model::modality::TextTokeniser;
     use danlu_model::{ModelInfo, Tokenisers, TransformerConfig};
@@ -690,6 +694,33 @@ mod tests {
         let error = Held::read(&recipe, &model, &mut Silent).expect_err("nothing").to_string();
         assert!(error.contains("at least one usable row"), "{error}");
         std::fs::remove_file(&file).expect("removes");
+    }
+
+    #[test]
+    fn replies_of_no_weight_are_not_learnt_and_tools_are_told() {
+        let model = model();
+        let here = std::path::Path::new(".");
+        let files = ["rows.jsonl".into()];
+        let recipe = recipe_of_rows(&files, here, 400, Objective::Reply).expect("valid");
+        let learnt = |weights: [u8; 2], tools: &str| {
+            let reply = |content: &str, weight: u8| serde_json::json!({ "role": "assistant", "content": content, "weight": weight });
+            let ask = serde_json::json!({ "role": "user", "content": "what" });
+            let messages = [&ask, &reply("hello", weights[0]), &ask, &reply("hi", weights[1])];
+            let row = serde_json::json!({ "messages": messages, "tools": tools }).to_string();
+            let Row::Chat(sample) = Row::parse(&row, here).expect("valid") else {
+                panic!("a conversation")
+            };
+            let row = TuneRow::Chat(sample);
+            let items = items_of(row, &model, &recipe, &recipe.objective).expect("fits");
+            let [Item::Document(d)] = &items[..] else { panic!("{items:?}") };
+            let said = d.ids.iter().zip(&d.weights).filter(|(_, w)| **w > 0.0);
+            let said: Vec<u32> = said.map(|(id, _)| *id).collect();
+            (model.tokenisers.text.decode(&said), d.ids.len())
+        };
+        assert_eq!([learnt([1, 1], "").0, learnt([0, 1], "").0], ["hellohi", "hi"]);
+        let tools = r#"[{"name":"f"}]"#;
+        assert_eq!(learnt([0, 1], tools).0, "hi", "the system's turn before them moves none");
+        assert!(learnt([1, 1], tools).1 > learnt([1, 1], "").1 + 20);
     }
 
     #[test]

@@ -143,7 +143,7 @@ pub(crate) fn reconstructions(
     let mut codes = Encoded { model, assets, known: HashMap::new() };
     let one = |part: &Part, codes: &mut Encoded<'_>| -> Result<Value> {
         Ok(match part {
-            Part::Text(text) => Value::Text(text.clone()),
+            Part::Text(_) | Part::Call(_) => Value::Text(part.words().into_owned()),
             Part::Image(media) => {
                 let codes = codes.image(media, false)?;
                 Value::Picture(model.tokenisers.picture(&codes)?)

@@ -150,7 +150,7 @@ pub fn find(name: &str) -> Result<&'static dyn Task> {
 /// The same sample with `expected` as the assistant's reply: for a loss on questions.
 pub fn answered(mut sample: Sample) -> Sample {
     if let Some(parts) = sample.expected.take() {
-        sample.messages.push(Message { role: Role::Assistant, parts });
+        sample.messages.push(Message::new(Role::Assistant, parts));
     }
     sample
 }
@@ -382,7 +382,7 @@ fn ask(
 ) -> Drawn {
     let mut messages = Vec::new();
     if !question.is_empty() {
-        messages.push(Message { role: Role::User, parts: question });
+        messages.push(Message::new(Role::User, question));
     }
     let task = Some(task.name().to_string());
     let sample = Sample { messages, expected: Some(answer), task, label, ..Sample::default() };

@@ -6,7 +6,7 @@ use super::transcriptions::heard;
 use crate::app::{App, now};
 use crate::ask::{Ask, Drawing, IGNORED, model, streamed};
 use crate::catalogue::Chosen;
-use crate::conversation::{Turn, check_modality, messages, prompt};
+use crate::conversation::{check_modality, messages, prompt};
 use crate::http::body;
 use crate::http::error::{Answer, ApiError, json_response};
 use crate::http::fields::{Fields, kind};
@@ -15,7 +15,7 @@ use crate::media::to_base64;
 use crate::reply::{Piece, Reply, Usage, Whole, late, wholes};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use danlu_core::{Modality, Picture, Role, Sound, instruction};
+use danlu_core::{Modality, Picture, Sound, instruction};
 use serde_json::{Map, Value, json};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -81,9 +81,7 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
         let words = instruction::in_voice("", &voice);
         turn.parts.push(("audio.voice".into(), crate::conversation::Content::Text(words)));
     }
-    if tools.any() {
-        turns.insert(0, Turn::text(Role::System, "tools", tools.instruction()));
-    }
+    let told = tools.told();
     let schema = match tools.schema() {
         Some(schema) => Some(("tools", schema)),
         None => schema.map(|schema| ("response_format", schema)),
@@ -111,7 +109,7 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
         let _share = share;
         let grammars = if schema.is_some() { Some(host.grammars()?) } else { None };
         let schema = schema.zip(grammars);
-        Ok((prompt(&host, "messages", turns)?, schema.map(|((p, s), g)| (p, g, Arc::new(s)))))
+        Ok((prompt(&host, "messages", turns, told)?, schema.map(|((p, s), g)| (p, g, Arc::new(s)))))
     });
     let (prompt, schema) = work.await?;
     let top_logprobs = logprobs.then(|| top.unwrap_or(0) as usize);

@@ -40,7 +40,7 @@ pub(super) async fn images(State(app): State<Arc<App>>, request: Request) -> Ans
     let host = chosen.model.clone();
     let work = app.work(move || {
         let _share = share;
-        prompt(&host, "prompt", turns)
+        prompt(&host, "prompt", turns, vec![])
     });
     let prompt = work.await?;
     let ask = Ask {

@@ -94,7 +94,7 @@ pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Ans
     let host = chosen.model.clone();
     let work = app.work(move || {
         let _share = share;
-        prompt(&host, "input", turns)
+        prompt(&host, "input", turns, vec![])
     });
     let prompt = work.await?;
     let ask = Ask {

@@ -1,15 +1,13 @@
-//! Tools: told to the model in a system message, and found again in what it says. If a call is
+//! Tools: told to the model by its template, and found again in what it says. If a call is
 //! required, the reply is held to the schema of a call.
 
 use crate::http::error::{Answer, ApiError};
 use crate::http::fields::{Fields, kind};
-use serde_json::{Map, Value, json};
+use danlu_core::{Call, call};
+use serde_json::{Value, json};
 
 /// Most tools of a request.
 const MAX_TOOLS: usize = 64;
-
-/// What stands before a call among text.
-const OPEN: &str = "<tool_call>";
 
 /// Whether a tool is to be called.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +23,7 @@ enum Choice {
 struct Tool {
     name: String,
     /// As it came.
-    function: Value,
+    whole: Value,
     parameters: Value,
 }
 
@@ -91,13 +89,10 @@ impl Tools {
         !self.list.is_empty() && self.choice != Choice::Never
     }
 
-    /// The tools as the model is told of them.
-    pub(crate) fn instruction(&self) -> String {
-        let list: Vec<&Value> = self.list.iter().map(|t| &t.function).collect();
-        format!(
-            "Tools: {}\nTo call one, reply with JSON alone: {{\"name\": ..., \"arguments\": {{...}}}}",
-            json!(list)
-        )
+    /// The tools that the model is told of.
+    pub(crate) fn told(&self) -> Vec<Value> {
+        let list = if self.any() { self.list.as_slice() } else { &[] };
+        list.iter().map(|t| t.whole.clone()).collect()
     }
 
     /// The schema that a reply is held to if a call is required.
@@ -122,33 +117,25 @@ impl Tools {
         Some(json!({"anyOf": calls}))
     }
 
-    /// The calls that a reply is, if it is some: one as JSON alone, or each between `<tool_call>`
-    /// tags.
+    /// The calls that a reply is, if it is some, of tools that are there.
     pub(crate) fn calls(&self, text: &str) -> Vec<Value> {
-        let mut inner = text.split(OPEN);
-        let before = inner.next().unwrap_or_default();
-        let tagged: Vec<&str> =
-            inner.map(|rest| rest.split("</tool_call>").next().unwrap_or_default()).collect();
-        let all = if tagged.is_empty() { vec![before] } else { tagged };
-        let calls = all.into_iter().filter_map(|inner| self.call(inner));
-        calls.take(if self.several { usize::MAX } else { 1 }).collect()
+        let known = |call: &Call| self.list.iter().any(|t| t.name == call.name);
+        let calls = call::said(text).into_iter().filter(known);
+        let told = calls.map(|call| {
+            json!({
+                "id": format!("call_{}", crate::routes::chat::unique()),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments.to_string()},
+            })
+        });
+        told.take(if self.several { usize::MAX } else { 1 }).collect()
     }
 
     /// What a reply says before its calls.
     pub(super) fn before(text: &str) -> Option<&str> {
-        text.split_once(OPEN).map(|(before, _)| before).filter(|before| !before.trim().is_empty())
-    }
-
-    fn call(&self, text: &str) -> Option<Value> {
-        let call: Map<String, Value> = serde_json::from_str(text.trim()).ok()?;
-        let name = call.get("name")?.as_str()?;
-        self.list.iter().find(|t| t.name == name)?;
-        let arguments = call.get("arguments").filter(|a| a.is_object())?;
-        Some(json!({
-            "id": format!("call_{}", crate::routes::chat::unique()),
-            "type": "function",
-            "function": {"name": name, "arguments": arguments.to_string()},
-        }))
+        text.split_once(call::TAGS[0])
+            .map(|(before, _)| before)
+            .filter(|before| !before.trim().is_empty())
     }
 }
 
@@ -167,13 +154,16 @@ impl Held {
         self.pieces.push((text, logprobs));
         let all = self.text();
         let begun = all.trim_start();
-        if !self.text && (begun.is_empty() || begun.starts_with('{')) {
+        let listed = begun.strip_prefix('[').map(str::trim_start);
+        let json = |s: &str| s.is_empty() || s.starts_with('{');
+        if !self.text && (json(begun) || listed.is_some_and(json)) {
             return Default::default();
         }
         self.text = true;
-        let most = all.len().min(OPEN.len() - 1);
-        let tail = || (1..=most).rev().find(|&n| all.ends_with(&OPEN[..n]));
-        let until = all.find(OPEN).unwrap_or_else(|| all.len() - tail().unwrap_or(0));
+        let [open, _] = call::TAGS;
+        let most = all.len().min(open.len() - 1);
+        let tail = || (1..=most).rev().find(|&n| all.ends_with(&open[..n]));
+        let until = all.find(open).unwrap_or_else(|| all.len() - tail().unwrap_or(0));
         // By whole pieces, so that each has its own log probabilities.
         let mut end = 0;
         let certain = self.pieces.iter().take_while(|(text, _)| {
@@ -234,7 +224,7 @@ fn tool(at: &str, value: Value) -> Answer<Tool> {
     if value["type"] != "function" {
         return Err(ApiError::expected(format!("{at}.type"), "function", "another"));
     }
-    let function = value["function"].clone();
+    let function = &value["function"];
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     let name = function["name"].as_str().unwrap_or_default().to_string();
     if !(1..=64).contains(&name.len()) || !name.chars().all(plain) {
@@ -249,7 +239,7 @@ fn tool(at: &str, value: Value) -> Answer<Tool> {
             return Err(ApiError::expected(param, "an object", kind(other)));
         }
     };
-    Ok(Tool { name, function, parameters })
+    Ok(Tool { name, parameters, whole: value })
 }
 
 #[cfg(test)]
@@ -272,9 +262,7 @@ mod tests {
         let calls = tools.calls(" {\"name\":\"weather\",\"arguments\":{\"city\":\"Bern\"}}");
         assert_eq!(calls.len(), 1);
         assert_eq!(calls[0]["function"]["arguments"], "{\"city\":\"Bern\"}");
-        let tagged = "ok <tool_call>{\"name\":\"weather\",\"arguments\":{}}</tool_call>";
-        assert_eq!(tools.calls(&format!("{tagged}\n{tagged}")).len(), 2);
-        for text in ["sunny", "{\"name\":\"other\",\"arguments\":{}}", "{\"name\":\"weather\"}"] {
+        for text in ["sunny", "{\"name\":\"other\",\"arguments\":{}}"] {
             assert!(tools.calls(text).is_empty(), "{text}");
         }
         assert_eq!(tools.schema(), None);
@@ -292,6 +280,8 @@ mod tests {
             told(&[" ", "a", " {", "<tool", "x", " <", "tool_call>", "{"]);
         assert_eq!(said, ["", " a", " {", "", "<toolx", "", "", ""]);
         assert_eq!((rest.as_str(), logprobs.len()), (" <tool_call>{", 3));
+        assert_eq!(told(&["[", "{"]).0, ["", ""]);
+        assert_eq!(told(&["[", "1]"]).0, ["", "[1]"]);
         let (said, (rest, logprobs)) = told(&["\n", "{\"", "name", "<tool_call>"]);
         assert_eq!((said.concat().as_str(), logprobs.len()), ("", 4));
         assert_eq!(rest, "\n{\"name<tool_call>");

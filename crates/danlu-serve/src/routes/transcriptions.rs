@@ -88,8 +88,8 @@ pub(super) async fn heard(
 ) -> Answer<Whole> {
     let at = |content| ("file".to_string(), content);
     let parts = vec![at(Content::Own(sound)), at(Content::Text(words.into()))];
-    let (host, turns) = (chosen.model.clone(), vec![Turn { role: Role::User, parts }]);
-    let prompt = app.work(move || prompt(&host, "file", turns)).await?;
+    let (host, turns) = (chosen.model.clone(), vec![Turn::new(Role::User, parts)]);
+    let prompt = app.work(move || prompt(&host, "file", turns, vec![])).await?;
     let ask = Ask {
         chosen,
         prompt,

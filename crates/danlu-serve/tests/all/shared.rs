@@ -112,8 +112,10 @@ fn foreign(others: &str) -> Tokenisers {
     let text = tokenisers().text;
     let end = text.encode("~")[0];
     let other_ends = others.chars().map(|c| text.encode(&c.to_string())[0]).collect();
-    let source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}\
-                  {% if add_generation_prompt %}[assistant]{% endif %}";
+    let source = "{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}\
+                  {% for m in messages %}[{{ m.role }}]{{ m.content or '' }}\
+                  {% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}\
+                  {{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
     let specials = vec![("eos_token".to_string(), "~".to_string())];
     let chat = ChatTemplate::new(source, specials, Some("be brief".into())).expect("compiles");
     Tokenisers {
@@ -141,15 +143,30 @@ fn imported_text_models_speak_through_their_own_template() {
     assert_eq!(answer.status, 200, "{}", answer.text());
     let value = answer.json();
     let tokenisers = foreign("");
-    let turn = chat::Turn {
-        role: danlu_core::Role::User,
-        pieces: vec![chat::Piece::Text("ok hi".into())],
-    };
+    let pieces = vec![chat::Piece::Text("ok hi".into())];
+    let turn = chat::Turn::new(danlu_core::Role::User, pieces);
     let end = tokenisers.text.encode("~")[0];
     let template = tokenisers.chat.as_ref().expect("it has one");
-    let ids = template.ids(&tokenisers.text, &[turn], true, end).expect("renders").ids;
+    let ids = template.ids(&tokenisers.text, &[turn], &[], true, end).expect("renders").ids;
     assert_eq!(value["usage"]["prompt_tokens"], ids.len());
     assert!(ids.len() > tokenisers.text.encode("[system]be brief~[user]").len());
+    // Tools, their calls and their answers are told in the template's own words.
+    let call = json!({"id": "c", "type": "function",
+        "function": {"name": "fetch", "arguments": "{\"a\":1}"}});
+    let messages = json!([
+        {"role": "user", "content": "ok"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "7"},
+    ]);
+    let tool = json!({"type": "function", "function": {"name": "fetch", "parameters": {}}});
+    let asked = |choice: &str| {
+        let more = json!({"messages": messages, "tools": [tool], "tool_choice": choice});
+        chat(a, "".into(), more).json()["usage"]["prompt_tokens"].clone()
+    };
+    let talk = "[system]be brief~[user]ok~[assistant]{\"a\": 1}~[tool]7~[assistant]";
+    let count = |text: String| tokenisers.text.encode(&text).len();
+    assert_eq!(asked("auto"), count(format!("<fetch>{talk}")));
+    assert_eq!(asked("none"), count(talk.to_string()));
     let text = value["choices"][0]["message"]["content"].as_str().expect("text");
     assert!(!text.is_empty() && !text.contains('~'), "{text:?}");
     let image = chat(a, "draw".into(), json!({"modalities": ["image"]}));

@@ -115,7 +115,7 @@ impl Session<'_> {
         let template = Template::new(&self.model.tokenisers);
         let mut parts = vec![Part::Text(text.to_string())];
         parts.append(&mut self.waiting);
-        self.history.push(Message { role: Role::User, parts });
+        self.history.push(Message::new(Role::User, parts));
         let mut codes = FileCodes(&self.model.tokenisers);
         // The oldest turns are forgotten when the context is full.
         let room = self.model.transformer.config.context.saturating_sub(100);
@@ -162,7 +162,7 @@ impl Session<'_> {
             save(&value, Some(&path), 0)?;
             said.push(part(Media::File(path)));
         }
-        self.history.push(Message { role: Role::Assistant, parts: said });
+        self.history.push(Message::new(Role::Assistant, said));
         std::io::stdout()
             .flush()
             .map_err(|e| danlu_core::Error::io(Path::new("standard output"), e))

@@ -145,8 +145,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let folder = model_folder(args.model)?;
     let model = crate::answer::adapted(&folder, args.adapters)?;
     let template = Template::new(&model.tokenisers);
-    let sample =
-        Sample { messages: vec![Message { role: Role::User, parts }], ..Default::default() };
+    let sample = Sample { messages: vec![Message::new(Role::User, parts)], ..Default::default() };
     let prompt = template.prompt(&sample, &mut FileCodes(&model.tokenisers))?;
     let request = args.how.request(&template, prompt, to.modality());
     let ids: Vec<u32> =
