@@ -19,6 +19,8 @@ import scenarios
 
 FORMAT = "danlu-rows/1"
 MOST = {"train": 2000, "val": 100, "test": 300}
+# Where methods lie so near to each other that 300 questions do not tell them apart.
+MORE = {"credit": {"test": 1254}}
 MOST_TEXTS = {"train": 2000}
 MOST_HELD_TEXTS = 60
 NOTICE = "Labels as published; the leaf outlines and Landsat patches are drawn by the builder, not photographs."
@@ -66,7 +68,7 @@ def by_hash(examples):
 def write_examples(folder, name, examples):
     """Writes the questions of one scenario; gives its counts."""
     counts = {}
-    for split, most in MOST.items():
+    for split, most in (MOST | MORE.get(name, {})).items():
         chosen = by_hash(e for e in examples if e.split == split)[:most]
         rows, features = [], []
         for e in chosen:
