@@ -66,6 +66,11 @@ pub(crate) const FAULTS: &[Fault] = &[
         ],
     },
     Fault {
+        what: "NaN or infinity in a batch",
+        must: "skipped, the samples named; many: gone back, or stopped",
+        tests: &["troubles_are_named_and_answered_and_resumption_decides_alike"],
+    },
+    Fault {
         what: "poisoned samples, a burst of noise",
         must: "skipped; the samples are named",
         tests: &[

@@ -38,6 +38,7 @@ mod muon;
 mod paged;
 mod pool;
 mod profile;
+mod program;
 pub mod quant;
 mod recompute;
 mod residual;

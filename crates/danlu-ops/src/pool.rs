@@ -72,9 +72,10 @@ unsafe extern "C" {
     fn mi_collect(force: bool);
 }
 
-/// Gives memory that nobody holds back to the system: what tensors left behind, and what the
-/// allocator keeps for this thread, if that is mimalloc. For after the opening of a model, which
-/// takes far more for a moment than what stays.
+/// Gives memory that nobody holds back to the system: what tensors left behind, what the allocator
+/// keeps for this thread, if that is mimalloc, and pages of the program that were read so far. For after
+/// the opening of a model, which takes far more for a moment than what stays, and for when there is
+/// nothing to do.
 pub fn give_back() {
     let mut pool = pool();
     while pool.now.kept > 0 {
@@ -83,6 +84,7 @@ pub fn give_back() {
     drop(pool);
     // SAFETY: it may be called by any thread at any time, whether mimalloc is the allocator or not.
     unsafe { mi_collect(true) };
+    crate::program::give_back();
 }
 
 /// Bytes that a tensor of `len` numbers takes when an operation makes it.

@@ -5,10 +5,10 @@
 //! time and then waits to be killed. `fail:tensors` makes writing tensors of a checkpoint fail.
 //! `rate@40=20` multiplies the learning rate by 20 from step 40 on (`rate:image@40=20` that of the
 //! image tokeniser), `noise:60@900=0.5` makes half of the tokens of the 60 samples from sample 900 on
-//! random, and `nan:model.layers.1@40` puts one NaN into the first parameter of that name before step
+//! random, `infinite:60@900` gives them infinite weights in the loss, and `nan:model.layers.1@40` puts one NaN into the first parameter of that name before step
 //! 40. Several are separated by `;`.
 
-use danlu_core::Rng;
+use danlu_core::{Document, Rng};
 use danlu_model::Module;
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -66,17 +66,22 @@ pub(crate) fn rate(phase: &str, step: u64) -> f32 {
     faults().iter().find(begun).map_or(1.0, |f| f.value.parse().unwrap_or(1.0))
 }
 
-/// Makes some of the ids of sample `index` random, if it is one of those.
-pub(crate) fn noise(ids: &mut [u32], index: u64, seed: u64, vocabulary: usize) {
-    for fault in faults().iter().filter(|f| f.kind == "noise") {
+/// Makes some of the ids of sample `index` random, or its weights infinite, if it is one of those.
+pub(crate) fn spoil(document: &mut Document, index: u64, seed: u64, vocabulary: usize) {
+    for fault in faults().iter().filter(|f| f.kind == "noise" || f.kind == "infinite") {
         let count: u64 = fault.what.parse().unwrap_or(0);
+        if !(fault.at..fault.at + count).contains(&index) {
+            continue;
+        }
+        if fault.kind == "infinite" {
+            document.weights.fill(f32::INFINITY);
+            continue;
+        }
         let share: f32 = fault.value.parse().unwrap_or(0.0);
-        if (fault.at..fault.at + count).contains(&index) {
-            let mut rng = Rng::new(seed ^ 0x6e_6f69_7365, index);
-            for id in ids.iter_mut().skip(1) {
-                if rng.unit() < share {
-                    *id = rng.below(vocabulary) as u32;
-                }
+        let mut rng = Rng::new(seed ^ 0x6e_6f69_7365, index);
+        for id in document.ids.iter_mut().skip(1) {
+            if rng.unit() < share {
+                *id = rng.below(vocabulary) as u32;
             }
         }
     }
@@ -119,8 +124,9 @@ mod tests {
         ];
         assert_eq!(all, want);
         assert!(parse("").is_empty());
-        let mut ids = [1, 2, 3];
-        noise(&mut ids, 7, 1, 100);
-        assert_eq!((rate("", 1000), ids, fails("tensors")), (1.0, [1, 2, 3], false));
+        let whole = Document { ids: vec![1, 2, 3], weights: vec![1.0; 3], task: 0 };
+        let mut document = whole.clone();
+        spoil(&mut document, 7, 1, 100);
+        assert_eq!((rate("", 1000), document, fails("tensors")), (1.0, whole, false));
     }
 }

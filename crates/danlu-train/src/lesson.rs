@@ -276,7 +276,7 @@ impl<'a> Lessons<'a> {
 
     fn noise(&self, document: &mut Document, index: u64) {
         let vocabulary = self.model.tokenisers.vocabulary().size();
-        fault::noise(&mut document.ids, index, self.recipe.seed, vocabulary);
+        fault::spoil(document, index, self.recipe.seed, vocabulary);
     }
 
     fn pad(&self) -> u32 {

@@ -201,7 +201,7 @@ impl<'a> Session<'a> {
 
     fn document(&self, index: u64) -> Result<Document> {
         let mut document = self.source.document(index)?;
-        fault::noise(&mut document.ids, index, self.recipe.seed, self.vocabulary.size());
+        fault::spoil(&mut document, index, self.recipe.seed, self.vocabulary.size());
         Ok(document)
     }
 

@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc as commands;
-use std::time::Instant;
+use std::sync::mpsc::{self as commands, RecvTimeoutError};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// How many jobs a [`ModelThread`] takes at a time.
@@ -161,6 +161,9 @@ impl ModelThread {
     }
 }
 
+/// How long nothing is asked before the memory of the last passes is given back.
+const REST: Duration = Duration::from_secs(1);
+
 struct Waiting {
     ticket: u64,
     events: mpsc::Sender<Told>,
@@ -184,13 +187,24 @@ fn failed() -> Error {
 
 impl Loop {
     fn run(mut self, commands: &commands::Receiver<Command>) {
+        let mut rested = true;
         loop {
             if self.jobs.is_empty() && self.embeddings.is_empty() {
                 self.tell_usage();
-                match commands.recv() {
+                let next = match rested {
+                    true => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                    false => commands.recv_timeout(REST),
+                };
+                match next {
                     Ok(command) => self.obey(command),
-                    Err(_) => return,
+                    Err(RecvTimeoutError::Timeout) => {
+                        danlu_ops::give_back();
+                        rested = true;
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
+                rested = false;
             }
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);

@@ -63,7 +63,8 @@ pub struct DecodeBench {
     pub file_mb: f64,
     /// Keys and values of the first reply and its prompt, in MB.
     pub cache_mb: f64,
-    /// Memory of the process after that reply, in MB: what opening a model and using it once takes.
+    /// Memory of the process after that reply and what is given back at rest, in MB: what opening a
+    /// model and using it once takes.
     pub rss_mb: f64,
     /// That over the file and the keys and values; 0 for random weights.
     pub rss_over_file_and_cache: f64,
@@ -146,6 +147,8 @@ pub fn decode(model: &Transformer, s: &DecodeSetting) -> Result<DecodeBench> {
     let (mut one, mut many, mut prefill) = (Vec::new(), Vec::new(), Vec::new());
     // Not counted: a mapped file is read from where it lies.
     rate(&mut scheduler, vec![job(s.prompt, s.tokens + 1)])?;
+    // As a server does when nothing is asked for a while.
+    danlu_ops::give_back();
     let rss_mb = rss().unwrap_or(f64::NAN) / 1e6;
     let pages = (s.prompt + s.tokens).div_ceil(PAGE);
     let cache_mb = (pages * scheduler.usage().page_bytes) as f64 / 1e6;

@@ -60,6 +60,45 @@ fn troubles_are_named_and_answered_and_resumption_decides_alike() {
     let said = lab.ok(&mut lab.danlu(&["debug", &lab.path("noise"), "--audit"]));
     assert!(said.contains("no sample was doubled or lost"), "{said}");
 
+    // A batch whose loss is no number: the step is skipped, and its samples are logged.
+    let (from, to) = (line["from"].as_u64().unwrap(), line["to"].as_u64().unwrap());
+    let said =
+        lab.ok(lab.train("infinite").env("DANLU_FAULT", format!("infinite:{}@{from}", to - from)));
+    let found = lab.incidents("infinite");
+    assert_eq!(found.len(), 1, "{said}");
+    assert_eq!(found[0]["cause"], "overflow", "{found:?}");
+    assert_eq!(
+        (found[0]["step"].as_u64(), found[0]["samples"][0].as_u64()),
+        (Some(46), Some(from))
+    );
+    assert_eq!(found[0]["action"], "skipped the step");
+    assert!(found[0]["evidence"].to_string().contains("gradients of"), "{found:?}");
+    assert!(found[0]["outcome"].as_str().unwrap().contains("went on"), "{found:?}");
+    lab.counted("infinite/train.jsonl");
+
+    // Many of them: it goes back and leaves them out. Where it may not, or nobody watches, it stops
+    // with a checkpoint rather than to go on for ever.
+    let many = format!("infinite:400@{from}");
+    lab.ok(lab.train("many").env("DANLU_FAULT", format!("infinite:60@{from}")));
+    let found = lab.incidents("many");
+    let action = found[0]["action"].as_str().unwrap();
+    assert!(action.contains("went back") && action.contains("leaves out"), "{found:?}");
+    for (run, guard, wanted) in [
+        ("few", "rollbacks = 0", "gone back 0 times"),
+        ("patient", "skips = 100\nbad_steps = 3", "4 steps in a row were skipped"),
+        ("alone", "on = false", "21 steps in a row were skipped"),
+    ] {
+        let text = std::fs::read_to_string(lab.path("tiny.toml")).unwrap();
+        std::fs::write(lab.0.join(format!("{run}.toml")), text + "[guard]\n" + guard + "\n")
+            .unwrap();
+        // The tokenisers are those of the first run.
+        drop(lab.train(run));
+        let recipe = lab.path(&format!("{run}.toml"));
+        let mut stopped = lab.danlu(&["train", &recipe, "--out", &lab.path(run)]);
+        lab.fails(stopped.env("DANLU_FAULT", &many), &["stopped at step", wanted, "overflow"]);
+        assert!(lab.0.join(run).join("checkpoints").is_dir());
+    }
+
     // A step taken again has the bits that were logged, and shows its layers and samples.
     let said = lab.ok(&mut lab.danlu(&["debug", &lab.path("base"), "--step", "66"]));
     for wanted in ["bit for bit", "model.layers.1", "entropy", "name_en"] {
