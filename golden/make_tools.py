@@ -107,6 +107,26 @@ IDS = """\
 {%- endfor %}
 """
 
+# What differs between Python and others: forms of JSON, what is a sequence, what is not there.
+FORMS = """\
+{%- if tools is iterable and tools | length > 0 %}
+{{- tools | tojson(ensure_ascii=True) }}
+{{- tools | tojson(separators=(',', ':'), sort_keys=True) }}
+{{- tools[0].function.parameters.properties | tojson(indent=2, ensure_ascii=False) }}
+{{- [[], {}, [[1]], {'a': {}}] | tojson(indent=3) }}
+{%- endif %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if 'content' in message and message.content is sequence and message.content is not mapping %}
+{{- message.content }}
+{%- endif %}
+{%- if message.thinking is defined %}{{- '[' + message.thinking + ']' }}{%- endif %}
+{%- if message.tool_calls is sequence %}{{- message.tool_calls | map(attribute='function') | list | tojson }}{%- endif %}
+{{- '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
 TOOLS = [
     {"type": "function", "function": {
         "name": "weather", "description": "The weather of a place — 天气", "parameters": {
@@ -146,7 +166,7 @@ def main():
     """Renders every talk in every template that can."""
     tokeniser = PreTrainedTokenizerFast(tokenizer_file=str(HERE / "checkpoints/llama/tokenizer.json"),
                                         bos_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    templates = {"tags": TAGS, "first": FIRST, "ids": IDS}
+    templates = {"tags": TAGS, "first": FIRST, "ids": IDS, "forms": FORMS}
     cases = []
     for name, template in templates.items():
         tokeniser.chat_template = template

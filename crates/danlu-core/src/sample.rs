@@ -89,7 +89,7 @@ pub struct Message {
 impl Message {
     /// Keys of a message that only chat templates make something of: who answers to what, and what
     /// was thought before a reply.
-    pub const NOTES: [&'static str; 3] = ["name", "tool_call_id", "reasoning_content"];
+    pub const NOTES: [&'static str; 4] = ["name", "tool_call_id", "reasoning_content", "thinking"];
 
     /// A message without notes.
     pub fn new(role: Role, parts: Vec<Part>) -> Self {

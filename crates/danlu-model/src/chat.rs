@@ -2,11 +2,12 @@
 //! Jinja text belongs to the checkpoint and is bound to it by hash; nothing that a client sends is ever
 //! a template. Knows nothing of files.
 
+mod dumps;
+
 use crate::modality::TextTokeniser;
 use danlu_core::{Call, Error, Result, Role};
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig};
-use serde::Serialize;
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
@@ -54,8 +55,8 @@ impl Turn {
 pub struct Rendered {
     /// Every token.
     pub ids: Vec<u32>,
-    /// Where the replies are among them, each with the token that ends it; those are left out whose
-    /// prompt is not the beginning of the conversation.
+    /// Where the replies are among them, each with the token that ends it, unless the assistant is to
+    /// speak next; those are left out whose prompt is not the beginning of the conversation.
     pub replies: Vec<Range<usize>>,
     /// Which turn each of them is.
     pub spoken: Vec<usize>,
@@ -103,7 +104,14 @@ impl ChatTemplate {
         environment.set_recursion_limit(RECURSION);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", to_json);
+        environment.add_filter("tojson", dumps::to_json);
+        // As Python has it: none is no list, but a text is one, and so is what is not there.
+        environment
+            .add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+        environment.add_test("sequence", |value: &Value| {
+            use ValueKind::{Map, Seq, String, Undefined};
+            matches!(value.kind(), Seq | String | Map | Undefined)
+        });
         // Templates that can do without the date get none, for a conversation to have the same ids
         // on every day.
         let asks = source.split_once(DATE).map(|(_, after)| after.trim_start());
@@ -216,7 +224,9 @@ impl ChatTemplate {
             ));
         }
         let (mut replies, mut spoken) = (Vec::new(), Vec::new());
-        for (i, _) in guarded.iter().enumerate().filter(|(_, t)| t.0 == Role::Assistant) {
+        // Nothing is learnt of a question.
+        let said = if open { &[] } else { &guarded[..] };
+        for (i, _) in said.iter().enumerate().filter(|(_, t)| t.0 == Role::Assistant) {
             let before = self.text(&guarded[..i], &tools, true)?;
             if !whole.starts_with(&before) {
                 // Some templates cut what was said before the last question; it cannot be learnt.
@@ -289,54 +299,6 @@ fn replace_tag(source: &str, name: &str, with: &str) -> String {
     out + rest
 }
 
-/// `tojson` as transformers has it: Python's `json.dumps` without escapes of what is not ASCII.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    options.assert_all_used()?;
-    let wrong = |e: serde_json::Error| {
-        minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(e)
-    };
-    let mut out = Vec::new();
-    match indent {
-        None => {
-            let mut s = serde_json::Serializer::with_formatter(&mut out, Spaced);
-            value.serialize(&mut s).map_err(wrong)?;
-        }
-        Some(n) => {
-            let indent = " ".repeat(n.min(16));
-            let pretty = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            let mut s = serde_json::Serializer::with_formatter(&mut out, pretty);
-            value.serialize(&mut s).map_err(wrong)?;
-        }
-    }
-    Ok(String::from_utf8_lossy(&out).into_owned())
-}
-
-/// JSON with a blank after each comma and colon.
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        w.write_all(b": ")
-    }
-}
-
 /// Two characters that no turn uses: one breaks special tokens that a turn writes out, one stands
 /// for pictures and sounds. Neither is left in what is encoded.
 struct Marks {
@@ -382,14 +344,23 @@ impl Marks {
         if turn.calls.is_empty() && turn.notes.is_empty() {
             return message(turn.role, &self.guard(text, &said));
         }
-        let silent = turn.pieces.is_empty() && !turn.calls.is_empty();
-        let content = if silent { Value::from(()) } else { Value::from(self.guard(text, &said)) };
-        let mut keys = vec![
-            ("role".to_string(), Value::from(turn.role.name())),
-            ("content".to_string(), content),
-        ];
+        let mut keys = vec![("role".to_string(), Value::from(turn.role.name()))];
+        // Who only calls tools has none, as transformers leaves out what is null.
+        if turn.calls.is_empty() || !turn.pieces.is_empty() {
+            keys.push(("content".to_string(), Value::from(self.guard(text, &said))));
+        }
         for (key, note) in &turn.notes {
-            keys.push((key.to_string(), Value::from(self.guard(text, note))));
+            let note = Value::from(self.guard(text, note));
+            // Templates call a thought by either name; transformers gives it both.
+            let other = match *key {
+                "reasoning_content" => Some("thinking"),
+                "thinking" => Some("reasoning_content"),
+                _ => None,
+            };
+            if let Some(other) = other.filter(|o| turn.notes.iter().all(|(key, _)| key != o)) {
+                keys.push((other.to_string(), note.clone()));
+            }
+            keys.push((key.to_string(), note));
         }
         if !turn.calls.is_empty() {
             let calls = turn

@@ -63,7 +63,7 @@ fn conversations_that_call_tools_have_the_ids_that_transformers_gives() {
             called += 1;
         }
     }
-    assert_eq!(called, 5);
+    assert_eq!(called, 7);
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn special_tokens_that_a_tool_writes_stay_text() {
         ]);
         row(&messages, &tools)
     };
-    for name in ["tags", "first", "ids"] {
+    for name in ["tags", "first", "ids", "forms"] {
         model.tokenisers.chat = Some(template(&file, name));
         let template = Template::new(&model.tokenisers);
         let ends = |sample: Sample| {
