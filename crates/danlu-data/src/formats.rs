@@ -1,5 +1,5 @@
 //! Rows that adaptations learn from, in the forms that people have them: OpenAI's `messages`,
-//! alpaca, sharegpt, preferences, plain text. The keys of a row tell its form.
+//! alpaca, sharegpt, prompts with completions, preferences, plain text. The keys of a row tell its form.
 
 use crate::table::{is_table, objects};
 use danlu_core::{Error, Media, Message, Part, Result, Role, Row, Sample, call, refuse_misspelt};
@@ -32,40 +32,43 @@ pub type Numbered = Vec<(usize, TuneRow)>;
 /// Reads a file of JSON Lines or of one JSON array, or of Parquet if it is called so: the usable rows with their numbers,
 /// and a message for each of the others (`file:line: ...`).
 pub fn read_tuning(path: &Path) -> Result<(Numbered, Vec<String>)> {
-    let base = path.parent().unwrap_or(Path::new("."));
     let (mut rows, mut bad) = (Vec::new(), Vec::new());
-    let mut keep = |row: Result<(usize, TuneRow)>| match row {
-        Ok(row) => rows.push(row),
-        Err(e) => bad.push(e.to_string()),
-    };
+    for row in read_each(path)? {
+        match row {
+            Ok(row) => rows.push(row),
+            Err(e) => bad.push(e.to_string()),
+        }
+    }
+    Ok((rows, bad))
+}
+
+/// The same, row by row in their order.
+pub fn read_each(path: &Path) -> Result<Vec<Result<(usize, TuneRow)>>> {
+    let base = path.parent().unwrap_or(Path::new("."));
     let numbered = |i: usize, row: Result<TuneRow, String>| {
         row.map(|row| (i, row)).map_err(|message| Error::row(path, i, message))
     };
     if is_table(path) {
-        for object in objects(path)? {
-            keep(object.and_then(|(i, object)| numbered(i, parse_value(object, base))));
-        }
-        return Ok((rows, bad));
+        let each = objects(path)?
+            .map(|object| object.and_then(|(i, object)| numbered(i, parse_value(object, base))));
+        return Ok(each.collect());
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
         let objects: Vec<Value> = serde_json::from_slice(&bytes)
             .map_err(|e| Error::file(path, "a JSON array of rows, or a row a line", e))?;
-        for (i, object) in objects.into_iter().enumerate() {
-            keep(numbered(i + 1, parse_value(object, base)));
-        }
-        return Ok((rows, bad));
+        let each = objects.into_iter().enumerate();
+        return Ok(each.map(|(i, object)| numbered(i + 1, parse_value(object, base))).collect());
     }
-    for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
+    let lines = bytes.split(|&b| b == b'\n').enumerate();
+    let filled = lines.filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace));
+    let each = filled.map(|(i, line)| {
         let row = std::str::from_utf8(line)
             .map_err(|e| format!("not UTF-8: {e}"))
             .and_then(|text| parse(text, base));
-        keep(numbered(i + 1, row));
-    }
-    Ok((rows, bad))
+        numbered(i + 1, row)
+    });
+    Ok(each.collect())
 }
 
 /// Parses one line. The error is a sentence for [`Error::Row`].
@@ -80,6 +83,8 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
     let mut media = Attached::take(&mut map, base)?;
     let row = if map.contains_key("chosen") || map.contains_key("rejected") {
         pair(&map, base, &mut media)?
+    } else if map.contains_key("completion") && !map.contains_key("messages") {
+        TuneRow::Chat(completed(&map, base, &mut media)?)
     } else if map.contains_key("conversations") {
         TuneRow::Chat(sharegpt(&map, &mut media)?)
     } else if map.contains_key("instruction") {
@@ -291,18 +296,49 @@ fn turn_of(turn: &Value) -> Result<Message, String> {
     Ok(said(role, text))
 }
 
+/// What stands under `key` of a question or a reply: the text of a message by `role`, a message, or
+/// several.
+fn turns(
+    map: &Map<String, Value>,
+    key: &str,
+    role: Role,
+    base: &Path,
+) -> Result<Vec<Message>, String> {
+    match map.get(key) {
+        Some(Value::String(text)) => Ok(vec![said(role, text)]),
+        Some(one @ Value::Object(o)) if o.contains_key("value") => Ok(vec![turn_of(one)?]),
+        Some(one @ Value::Object(_)) => messages(&Value::Array(vec![one.clone()]), base),
+        Some(many) => messages(many, base).map_err(|e| format!("`{key}`: {e}")),
+        None => Err(format!("`{key}` is missing")),
+    }
+}
+
+/// `prompt` and `completion`: a question and its reply, each a text or messages.
+fn completed(
+    map: &Map<String, Value>,
+    base: &Path,
+    media: &mut Attached,
+) -> Result<Sample, String> {
+    refuse_misspelt(map.keys(), &["prompt", "completion", "task", "tools"])?;
+    let mut messages = turns(map, "prompt", Role::User, base)?;
+    let reply = turns(map, "completion", Role::Assistant, base)?;
+    if reply.last().is_none_or(|m| m.role != Role::Assistant) {
+        return Err("`completion`: expected an assistant's message at the end".into());
+    }
+    // What was asked is not learnt again where it holds replies of before.
+    let asked = messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant);
+    let unlearnt = asked.map(|(i, _)| i).collect();
+    media.fill(&mut messages)?;
+    messages.extend(reply);
+    let task = string(map, "task")?.map(str::to_string);
+    let tools = call::tools(map.get("tools"))?;
+    Ok(Sample { messages, task, tools, unlearnt, ..Sample::default() })
+}
+
 /// `chosen` and `rejected`: two replies to `prompt` (a text or messages) or to alpaca's or
 /// sharegpt's question, or two whole conversations that differ in the last message.
 fn pair(map: &Map<String, Value>, base: &Path, media: &mut Attached) -> Result<TuneRow, String> {
-    let side = |key: &str| -> Result<Vec<Message>, String> {
-        match map.get(key) {
-            Some(Value::String(text)) => Ok(vec![said(Role::Assistant, text)]),
-            Some(one @ Value::Object(o)) if o.contains_key("value") => Ok(vec![turn_of(one)?]),
-            Some(one @ Value::Object(_)) => messages(&Value::Array(vec![one.clone()]), base),
-            Some(many) => messages(many, base).map_err(|e| format!("`{key}`: {e}")),
-            None => Err(format!("`{key}` is missing")),
-        }
-    };
+    let side = |key: &str| turns(map, key, Role::Assistant, base);
     let (mut chosen, mut rejected) = (side("chosen")?, side("rejected")?);
     let (Some(better), Some(worse)) = (chosen.pop(), rejected.pop()) else {
         return Err("`chosen` and `rejected`: expected replies, found none".into());
@@ -311,8 +347,7 @@ fn pair(map: &Map<String, Value>, base: &Path, media: &mut Attached) -> Result<T
         return Err("`chosen` and `rejected` differ before their last message".into());
     }
     let mut prompt = match (map.get("prompt"), map.get("conversations"), map.get("instruction")) {
-        (Some(Value::String(text)), _, _) => vec![said(Role::User, text)],
-        (Some(list), _, _) => messages(list, base).map_err(|e| format!("`prompt`: {e}"))?,
+        (Some(_), _, _) => turns(map, "prompt", Role::User, base)?,
         (None, Some(Value::Array(turns)), _) => {
             turns.iter().map(turn_of).collect::<Result<_, _>>()?
         }
@@ -378,10 +413,22 @@ mod tests {
             r#"{"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"Add\n1 1"},{"role":"assistant","content":"2"}]}"#,
             r#"{"instruction":"Add","input":"1 1","output":"2","system":"Be brief."}"#,
             r#"{"conversations":[{"from":"human","value":"Add\n1 1"},{"from":"gpt","value":"2"}],"system":"Be brief."}"#,
+            r#"{"prompt":[{"role":"system","content":"Be brief."},{"role":"user","content":"Add\n1 1"}],"completion":"2"}"#,
+            r#"{"prompt":[{"role":"system","content":"Be brief."},{"role":"user","content":"Add\n1 1"}],"completion":[{"role":"assistant","content":"2"}]}"#,
         ] {
             assert_eq!(chat(text), wanted, "{text}");
         }
         assert_eq!(row(r#"{"text":"plain"}"#), TuneRow::Text("plain".into()));
+    }
+
+    #[test]
+    fn of_a_prompt_and_its_completion_the_completion_is_learnt() {
+        let text = r#"{"prompt":"Hi","completion":"Hello."}"#;
+        assert_eq!(chat(text), [said(Role::User, "Hi"), said(Role::Assistant, "Hello.")]);
+        let text = r#"{"prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},
+            {"role":"user","content":"c"}],"completion":{"role":"assistant","content":"d"}}"#;
+        let TuneRow::Chat(sample) = row(text) else { panic!("a conversation") };
+        assert_eq!((sample.messages.len(), sample.unlearnt), (4, vec![1]));
     }
 
     #[test]
@@ -499,6 +546,11 @@ mod tests {
             (r#"{"conversations":[{"from":"robot","value":"x"}]}"#, "unknown `from` `robot`"),
             (r#"{"conversations":[{"from":"human","value":"x"}]}"#, "assistant's message"),
             (r#"{"messages":[{"role":"user","content":"x"}]}"#, "assistant's message"),
+            (r#"{"completion":"a"}"#, "`prompt` is missing"),
+            (
+                r#"{"prompt":"a","completion":[{"role":"user","content":"b"}]}"#,
+                "`completion`: expected an assistant's message at the end",
+            ),
             (r#"{"chosen":"a"}"#, "`rejected` is missing"),
             (r#"{"chosen":"a","rejected":"b"}"#, "expected `prompt`"),
             (r#"{"instruction":"a","output":"b","images":7}"#, "`images`: expected a path"),

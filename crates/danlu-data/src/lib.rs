@@ -20,7 +20,7 @@ pub use classes::{Classes, picture_classes, sound_classes};
 pub use corpus::{
     ConceptEntry, Corpus, Held, LoadOptions, PictureAsset, Purpose, SIDE, SoundAsset, TextDoc,
 };
-pub use formats::{Numbered, TuneRow, read_tuning};
+pub use formats::{Numbered, TuneRow, read_each, read_tuning};
 pub use mixture::Mixture;
 pub use pack::{
     Concept, Manifest, Pack, PictureItem, Shard, SoundItem, SoundKind, Source, Split, Splits, Text,

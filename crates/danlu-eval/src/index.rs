@@ -1,7 +1,7 @@
 //! Sets of questions on disk.
 
-use danlu_core::{Error, Media, Part, Result, Role, Row, Sample};
-use danlu_data::read_rows;
+use danlu_core::{Error, Media, Part, Result, Role, Sample};
+use danlu_data::{TuneRow, read_each};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -55,19 +55,25 @@ impl Question {
     }
 }
 
-/// Reads a set of questions in the sample format. Every picture and sound that it names is opened
-/// and decoded. Unusable rows are left out and told in the second list, one `file:line: ...` each;
+/// Reads a set of questions in any of the forms that rows have. Every picture and sound that it names
+/// is opened and decoded. Unusable rows are left out and told in the second list, one `file:line: ...` each;
 /// more than `max_bad_rows` of them is an [`Error::TooManyBadRows`].
 pub fn read_set(path: &Path, max_bad_rows: usize) -> Result<(Vec<Question>, Vec<String>)> {
     let mut questions = Vec::new();
     let mut skipped: Vec<String> = Vec::new();
     let mut checked = HashMap::new();
-    for (seen, row) in read_rows(path)?.enumerate() {
+    for (seen, row) in read_each(path)?.into_iter().enumerate() {
         let question = row.and_then(|(line, row)| {
             let question = match row {
-                Row::Chat(sample) => Question::new(line, sample, ""),
-                Row::Text(_) => {
+                TuneRow::Chat(sample) => Question::new(line, sample, ""),
+                TuneRow::Text(_) => {
                     Err("plain text cannot be evaluated; expected a key `messages`".into())
+                }
+                // The better of two replies is what should come back.
+                TuneRow::Pair { prompt: messages, chosen, tools, .. } => {
+                    let expected = Some(chosen.parts);
+                    let sample = Sample { messages, expected, tools, ..Sample::default() };
+                    Question::new(line, sample, "")
                 }
             };
             question
@@ -178,6 +184,26 @@ mod tests {
         let error = read_set(&path, 6).unwrap_err();
         assert!(matches!(error, Error::TooManyBadRows { bad: 7, allowed: 6, .. }), "{error}");
         assert!(error.to_string().contains("set.jsonl:2:"), "{error}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn questions_come_in_the_forms_that_people_have() {
+        let folder = folder("forms");
+        let path = folder.join("set.jsonl");
+        let rows = [
+            r#"{"instruction":"1+1","input":"","output":"2"}"#,
+            r#"{"conversations":[{"from":"human","value":"1+1"},{"from":"gpt","value":"2"}]}"#,
+            r#"{"prompt":"1+1","completion":"2"}"#,
+            r#"{"prompt":"1+1","chosen":"2","rejected":"3"}"#,
+        ];
+        std::fs::write(&path, rows.join("\n")).unwrap();
+        let (questions, skipped) = read_set(&path, 0).unwrap();
+        assert!(questions.len() == rows.len() && skipped.is_empty(), "{skipped:?}");
+        for question in questions {
+            assert_eq!(question.prompt(), "1+1", "line {}", question.line);
+            assert_eq!(question.expected(), [Part::Text("2".into())], "line {}", question.line);
+        }
         std::fs::remove_dir_all(folder).unwrap();
     }
 

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Adapters to put on the model, the lowest first
     #[arg(long = "adapter", value_name = "FOLDER")]
     adapters: Vec<PathBuf>,
-    /// Questions (.jsonl)
+    /// Questions: rows in any form that `danlu tune` reads, with a reply or `expected`
     #[arg(long, value_name = "FILE", required_unless_present_any = ["text", "choices"])]
     data: Vec<PathBuf>,
     /// Held-out texts to measure bits a byte on: .jsonl with `text`, or plain text
