@@ -1,5 +1,6 @@
 //! Looks at machine, files, recipe and data before a run, and reckons what it will take.
 
+use crate::checkpoint;
 use crate::lesson::{Held, Lessons};
 use crate::memory;
 use crate::pretrain::codes_fingerprint;
@@ -337,6 +338,31 @@ fn expected_vocabulary(recipe: &Recipe, corpus: &Corpus) -> Vocabulary {
     }
 }
 
+/// Refuses a training before its tokenisers are learnt, which takes minutes: an object store that
+/// this build cannot open, sizes that make no model, and more memory than there is, by the vocabulary
+/// that the tokenisers will have.
+pub fn early(recipe: &Recipe, corpus: &Corpus) -> Result<()> {
+    checkpoint::can_copy(&recipe.checkpoint)?;
+    let config = configuration(recipe, &expected_vocabulary(recipe, corpus))?;
+    let (sizes, load) = (memory::Sizes::from(&config), load(recipe, config.depth)?);
+    let prediction = memory::predict(&sizes, &load);
+    let would_help = memory::remedies(&sizes, &load);
+    memory::check(&prediction, memory::available(), &would_help).map(drop)
+}
+
+/// What the model of a recipe will be.
+fn configuration(recipe: &Recipe, vocabulary: &Vocabulary) -> Result<TransformerConfig> {
+    match &recipe.model.from {
+        Some(base) => {
+            let path = base.join("config.json");
+            HfConfig::read(&path)?.to_ours(&path)
+        }
+        None => {
+            TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), recipe.train.window)
+        }
+    }
+}
+
 /// Reckons the peak on the longest batch there can be, with replies and a checkpoint being written,
 /// and what the checkpoints take.
 fn memory_fits(
@@ -346,13 +372,7 @@ fn memory_fits(
     vocabulary: &Vocabulary,
 ) -> Result<()> {
     let r = &recipe.train;
-    let config = match &recipe.model.from {
-        Some(base) => {
-            let path = base.join("config.json");
-            HfConfig::read(&path)?.to_ours(&path)?
-        }
-        None => TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), r.window)?,
-    };
+    let config = configuration(recipe, vocabulary)?;
     let sizes = memory::Sizes::from(&config);
     let load = load(recipe, config.depth)?;
     let prediction = memory::predict(&sizes, &load);

@@ -29,6 +29,11 @@ use danlu_model::params::Module;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
+/// Refuses a place to copy checkpoints to that cannot be opened; nothing is asked of it.
+pub(crate) fn can_copy(recipe: &CheckpointRecipe) -> Result<()> {
+    recipe.store.as_deref().map(store::Store::open).transpose().map(drop)
+}
+
 /// Where a folder of checkpoints is empty and the recipe names a store, fetches the newest whole one of
 /// the training with this fingerprint; what is to be told. A store that another training has is refused.
 pub fn fetch(recipe: &CheckpointRecipe, folder: &Path, fingerprint: &str) -> Result<Vec<String>> {

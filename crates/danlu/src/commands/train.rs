@@ -77,6 +77,7 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Mod
     let mut corpus = super::tokenizer::load(recipe)?;
     // What is cheap to find comes before tokenisers are learnt, which takes minutes.
     Mixture::new(&recipe.mixture, &corpus)?;
+    danlu_train::doctor::early(recipe, &corpus)?;
     let mut foreign = None;
     if let Some(base) = &recipe.model.from {
         foreign = Model::vocabulary(base)?.foreign;

@@ -118,4 +118,22 @@ fn troubles_are_named_and_answered_and_resumption_decides_alike() {
     let huge = std::fs::read_to_string(&recipe).unwrap().replace("rows = 2", "rows = 40000000");
     std::fs::write(lab.0.join("huge.toml"), huge).unwrap();
     lab.fails(&mut lab.danlu(&["doctor", &lab.path("huge.toml")]), &["cannot work", "available"]);
+
+    // A training is refused for it before its tokenisers are learnt, as for a store that this
+    // build cannot open.
+    let wrong = [
+        ("huge", "", "training needs"),
+        ("stored", "[checkpoint]\nstore = \"nowhere://bucket/run\"\n", "checkpoint.store"),
+    ];
+    for (name, more, wanted) in wrong {
+        let text = std::fs::read_to_string(if more.is_empty() {
+            lab.path("huge.toml")
+        } else {
+            recipe.clone()
+        });
+        std::fs::write(lab.0.join("wrong.toml"), text.unwrap() + more).unwrap();
+        let out = lab.path(name);
+        lab.fails(&mut lab.danlu(&["train", &lab.path("wrong.toml"), "--out", &out]), &[wanted]);
+        assert!(!lab.0.join(name).join("tokenisers/tokenizer.json").exists(), "{name}");
+    }
 }
