@@ -1,4 +1,4 @@
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, check_named};
 use crate::arch::Transformer;
 use crate::chat::ChatTemplate;
 use crate::io::{
@@ -478,6 +478,7 @@ impl Model {
         for path in adapters {
             let adapter = Adapter::load(path)?;
             adapter.check_base(&base, &hashes)?;
+            check_named(&adapter, path, folder, &base)?;
             model.transformer.attach(&adapter, device)?;
             hashes.push(adapter.hash());
         }

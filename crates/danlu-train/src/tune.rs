@@ -379,7 +379,8 @@ fn steps(
                 hash: String::new(),
             };
             let deltas = learner.plain().newest_deltas(config);
-            Adapter { config: config.clone(), info, deltas }.save(&adapter_folder(run))?;
+            let adapter = Adapter { config: config.clone(), info, deltas };
+            adapter.publish(&adapter_folder(run), &model.info)?;
             Ok(adapter_folder(run))
         }
         None => {

@@ -139,6 +139,8 @@ fn adapters_learn_go_on_stack_and_merge() {
     fails(&["parity", model, &merged], &["parity"]);
     // Without what is ours beside it, the folder is PEFT's, and is taken in again.
     let (peft, own) = (path("whole/adapter"), path("own"));
+    let card = std::fs::read_to_string(Path::new(&peft).join("README.md")).unwrap();
+    assert!(card.contains("base_model_relation: adapter"), "{card}");
     std::fs::remove_file(at.join("whole/adapter/danlu.json")).unwrap();
     let said = works(&["import", &peft, "--base", model, "--out", &own]);
     assert!(said.contains("rank 8 on 14 projections"), "{said}");

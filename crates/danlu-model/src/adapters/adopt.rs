@@ -4,7 +4,7 @@ use super::Adapter;
 use super::file::base_named;
 use crate::import::files_hash;
 use crate::io::{Gguf, GgufWeights, Shards, Weights, parts_of};
-use crate::model::Model;
+use crate::model::{Model, ModelInfo};
 use danlu_core::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 pub struct Adopted {
     /// The adapter; it records the hash of the base from now on.
     pub adapter: Adapter,
+    /// What is known of the base.
+    pub base: ModelInfo,
     /// What it says of its base, where that could not be held against the one at hand.
     pub unchecked: Option<String>,
 }
@@ -25,29 +27,41 @@ pub struct Adopted {
 /// checkpoint on this machine, by that one's weights. Both hashes are named.
 pub fn adopt(folder: &Path, base: &Path) -> Result<Adopted> {
     let mut adapter = Adapter::load(folder)?;
-    let device = danlu_ops::cpu_device();
-    let mut model = Model::load(base, &device)?;
     let hash = Model::weights_hash(base)?;
     adapter.check_base(&hash, &[])?;
-    let mut unchecked = None;
-    if adapter.info.base.is_none()
-        && let Some(named) = base_named(folder)?
-    {
-        let path = PathBuf::from(&named);
-        // A relative path is one beside the adapter, or what it is here.
-        let there = [folder.join(&path), path].into_iter().find(|p| p.exists());
-        match there {
-            Some(path) => same_weights(folder, &model, &hash, &path)?,
-            None => unchecked = Some(named),
-        }
-    }
+    let unchecked = check_named(&adapter, folder, base, &hash)?;
+    let device = danlu_ops::cpu_device();
+    let mut model = Model::load(base, &device)?;
     model.transformer.attach(&adapter, &device)?;
     adapter.info.base = Some(hash);
-    Ok(Adopted { adapter, unchecked })
+    Ok(Adopted { adapter, base: model.info, unchecked })
 }
 
-/// Refuses a checkpoint whose weights are not those of `model`, whose file has the hash `hash`.
-fn same_weights(folder: &Path, model: &Model, hash: &str, path: &Path) -> Result<()> {
+/// Holds an adapter of another program, read from `folder`, against the model in the folder `base`, whose
+/// weights have the hash `hash`: by the checkpoint that it names as its base, if that is on this machine.
+/// What it names, if it is not. One of ours is held by its hash and says nothing here.
+pub fn check_named(
+    adapter: &Adapter,
+    folder: &Path,
+    base: &Path,
+    hash: &str,
+) -> Result<Option<String>> {
+    if adapter.info.base.is_some() {
+        return Ok(None);
+    }
+    let Some(named) = base_named(folder)? else { return Ok(None) };
+    let path = PathBuf::from(&named);
+    // A relative path is one beside the adapter, or what it is here.
+    match [folder.join(&path), path].into_iter().find(|p| p.exists()) {
+        Some(path) => same_weights(folder, base, hash, &path).map(|()| None),
+        None => Ok(Some(named)),
+    }
+}
+
+/// Refuses a checkpoint whose weights are not those of the model in the folder `base`, whose file has
+/// the hash `hash`.
+fn same_weights(folder: &Path, base: &Path, hash: &str, path: &Path) -> Result<()> {
+    let model = &Model::load(base, &danlu_ops::cpu_device())?;
     let (weights, files): (Box<dyn Weights>, Vec<PathBuf>) = if path.is_dir() {
         let shards = Shards::of_folder(path)?;
         let files = shards.files();
@@ -64,7 +78,8 @@ fn same_weights(folder: &Path, model: &Model, hash: &str, path: &Path) -> Result
     }
     // Another file may hold the same numbers.
     let parts = parts_of(&model.transformer);
-    let mut same = weights.names().len() == parts.len();
+    let whole = model.transformer.frozen_format().is_none();
+    let mut same = whole && weights.names().len() == parts.len();
     for part in &parts {
         same = same
             && weights.shape(&part.name).as_ref() == Some(&part.shape)
@@ -118,6 +133,13 @@ mod tests {
         named("../hf");
         let taken = adopt(&peft, &path("base")).expect("is its base");
         assert_eq!(taken.unchecked, None);
+        // The same where it is used as it is.
+        let device = danlu_ops::cpu_device();
+        let used = std::slice::from_ref(&peft);
+        Model::load_adapted(&path("base"), used, &device).expect("is its base");
+        let used = Model::load_adapted(&path("other"), used, &device);
+        let wrong = used.expect_err("another").to_string();
+        assert!(wrong.contains("an adapter learnt on the base with hash"), "{wrong}");
         let wrong = adopt(&peft, &path("other")).expect_err("another").to_string();
         let theirs = files_hash(&[path("hf/model.safetensors")]).expect("hashes");
         let ours = Model::weights_hash(&path("other")).expect("hashes");

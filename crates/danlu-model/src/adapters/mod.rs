@@ -5,10 +5,11 @@
 //! so that it is never applied to anything else.
 
 mod adopt;
+mod card;
 mod combine;
 mod file;
 
-pub use adopt::{Adopted, adopt};
+pub use adopt::{Adopted, adopt, check_named};
 pub use combine::{Combine, combine};
 pub use file::AdapterInfo;
 

@@ -102,7 +102,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn import_adapter(source: &std::path::Path, base: PathBuf, out: &std::path::Path) -> Result<()> {
     free("--out", out, &["adapter_config.json"])?;
     let taken = adopt(source, &model_folder(Some(base))?)?;
-    taken.adapter.save(out)?;
+    taken.adapter.publish(out, &taken.base)?;
     if let Some(name) = taken.unchecked {
         eprintln!(
             "note: its base is called {name:?}, which is not on this machine; that it is the one \

@@ -2,7 +2,7 @@ use super::import::Precision;
 use super::parity::row;
 use crate::answer::model_folder;
 use danlu_core::{Error, Result};
-use danlu_model::adapters::{Adapter, Combine, combine};
+use danlu_model::adapters::{Adapter, Combine, check_named, combine};
 use danlu_model::parity::{Limits, PROBE, compare};
 use danlu_model::{Model, ModelInfo};
 use std::path::PathBuf;
@@ -75,7 +75,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let base = Model::weights_hash(&folder)?;
             let adapters: Vec<Adapter> =
                 paths.iter().map(|p| Adapter::load(p)).collect::<Result<_>>()?;
-            adapters.iter().try_for_each(|a| a.check_base(&base, &[]))?;
+            for (adapter, path) in adapters.iter().zip(&paths) {
+                adapter.check_base(&base, &[])?;
+                check_named(adapter, path, &folder, &base)?;
+            }
             let pairs: Vec<_> = adapters.iter().zip(weights).collect();
             let how = match how {
                 How::Linear => Combine::Linear,

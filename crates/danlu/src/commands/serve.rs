@@ -3,7 +3,7 @@ use super::merge::adapter_folder;
 use crate::answer::model_folder;
 use danlu_core::{Error, Result};
 use danlu_model::Model;
-use danlu_model::adapters::Adapter;
+use danlu_model::adapters::{Adapter, check_named};
 use danlu_model::compress::{Rounding, quantise};
 use danlu_model::engine::{
     CacheFormat, Decoder, Draft, EngineOptions, PAGE, Scheduler, WeightFormat,
@@ -215,7 +215,11 @@ pub(super) fn hosted(
     let (mut names, mut others) = (Vec::new(), Vec::new());
     for (name, folders) in std::mem::take(adapters) {
         let stack = folders.iter().map(|f| Adapter::load(f)).collect::<Result<Vec<_>>>()?;
-        if stack.first().is_some_and(|lowest| lowest.check_base(&base, &[]).is_err()) {
+        let elsewhere = |(lowest, from): (&Adapter, &PathBuf)| {
+            let here = lowest.check_base(&base, &[]);
+            here.and_then(|()| check_named(lowest, from, folder, &base)).is_err()
+        };
+        if stack.first().zip(folders.first()).is_some_and(elsewhere) {
             others.push((name, folders));
             continue;
         }
