@@ -19,7 +19,7 @@ pub struct Call {
 
 impl Call {
     /// Reads one of `tool_calls` as OpenAI and transformers write it. Arguments may be an object or
-    /// its text. The error is a sentence for [`Error::Row`].
+    /// its text. The error is a sentence for [`crate::Error::Row`].
     pub fn of(value: &Value) -> Result<Self, String> {
         let map = value
             .as_object()
@@ -109,7 +109,7 @@ pub fn said(reply: &str) -> Vec<Call> {
 }
 
 /// The tools of a row: a list, or its text as JSON. Each is OpenAI's object around a `function`, or
-/// the function alone. The error is a sentence for [`Error::Row`].
+/// the function alone. The error is a sentence for [`crate::Error::Row`].
 pub fn tools(value: Option<&Value>) -> Result<Vec<Value>, String> {
     let parsed;
     let value = match value {

@@ -22,7 +22,9 @@ pub use error::{Error, Result};
 pub use media::{Modality, Picture, Sound};
 pub use recipe::Recipe;
 pub use rng::Rng;
-pub use sample::{AssetId, Media, Message, Part, Role, Row, Sample, read_rows, refuse_misspelt};
+pub use sample::{
+    AssetId, Media, Message, Part, Role, Row, Sample, read_rows, refuse_misspelt, variables,
+};
 pub use tune::{
     BaseFormat, LoraConfig, MAX_RANK, Objective, Reward, Target, TuneRecipe, TuneSet, TuneTrain,
 };

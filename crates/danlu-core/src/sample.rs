@@ -1,6 +1,6 @@
 use crate::call::{Call, tools};
 use crate::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
@@ -117,6 +117,8 @@ pub struct Sample {
     pub unlearnt: Vec<usize>,
     /// Tools that the model may call, as OpenAI's `tools` has them.
     pub tools: Vec<Value>,
+    /// What a chat template is told beside all this, by names of its own (`enable_thinking`).
+    pub variables: Map<String, Value>,
 }
 
 /// One line of a sample file.
@@ -129,7 +131,7 @@ pub enum Row {
 }
 
 /// The keys of a conversation that say something here.
-const KEYS: [&str; 5] = ["messages", "expected", "task", "label", "tools"];
+const KEYS: [&str; 6] = ["messages", "expected", "task", "label", "tools", "chat_template_kwargs"];
 
 /// Refuses a key that is nearly one of `known`: it was misspelt. Others are passed over, for files
 /// have columns of their owners' beside those that count. The error is a sentence for
@@ -240,10 +242,33 @@ impl Row {
                     label: string("label")?,
                     unlearnt,
                     tools: tools(map.get("tools"))?,
+                    variables: variables(map.get("chat_template_kwargs"))
+                        .map_err(|e| format!("`chat_template_kwargs`: {e}"))?,
                 }))
             }
         }
     }
+}
+
+/// Variables of a chat template by name. Those that say what the conversation is cannot be set. The
+/// error is a sentence without the name of the key.
+pub fn variables(value: Option<&Value>) -> Result<Map<String, Value>, String> {
+    let map = match value {
+        None | Some(Value::Null) => return Ok(Map::new()),
+        Some(Value::Object(map)) => map,
+        Some(other) => return Err(format!("expected an object, found {}", kind(other))),
+    };
+    const TAKEN: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+    let plain = |name: &str| {
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(word)
+    };
+    for name in map.keys() {
+        if !plain(name) || TAKEN.contains(&name.as_str()) || name.ends_with("_token") {
+            return Err(format!("expected names that a template is free to use, found {name:?}"));
+        }
+    }
+    Ok(map.clone())
 }
 
 /// A message, and whether it is to be learnt if an assistant says it.
@@ -433,6 +458,10 @@ mod tests {
             (
                 r#"{"messages":[{"role":"user","content":"x"}],"tools":[{"type":"function"}]}"#,
                 "tools[0]: expected a function with a name",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"tools":1}}"#,
+                "`chat_template_kwargs`: expected names that a template is free to use",
             ),
             (r#"{"messages":[{"role":"user","content":[]}]}"#, "at least one part"),
             (

@@ -5,10 +5,10 @@
 mod dumps;
 
 use crate::modality::TextTokeniser;
-use danlu_core::{Call, Error, Result, Role};
+use danlu_core::{Call, Error, Result, Role, Sample};
 use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::ops::Range;
@@ -47,6 +47,22 @@ impl Turn {
     /// A turn that calls no tool.
     pub fn new(role: Role, pieces: Vec<Piece>) -> Self {
         Self { role, pieces, calls: Vec::new(), notes: Vec::new() }
+    }
+}
+
+/// What a template is told beside the turns.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Context<'a> {
+    /// Tools that the model may call.
+    pub tools: &'a [Json],
+    /// Variables of the template's own, by name.
+    pub variables: Option<&'a Map<String, Json>>,
+}
+
+impl<'a> Context<'a> {
+    /// What a sample has of it.
+    pub fn of(sample: &'a Sample) -> Self {
+        Self { tools: &sample.tools, variables: Some(&sample.variables) }
     }
 }
 
@@ -169,11 +185,16 @@ impl ChatTemplate {
     /// The text of a conversation without tools, `open` for the assistant to speak next.
     pub fn render(&self, turns: &[(Role, String)], open: bool) -> Result<String> {
         let messages = turns.iter().map(|(role, content)| (*role, message(*role, content)));
-        self.text(&messages.collect::<Vec<_>>(), &Value::from(()), open)
+        self.text(&messages.collect::<Vec<_>>(), &[], open)
     }
 
-    /// The text of messages, each beside its role.
-    fn text(&self, messages: &[(Role, Value)], tools: &Value, open: bool) -> Result<String> {
+    /// The text of messages, each beside its role; `given` are tools and variables by name.
+    fn text(
+        &self,
+        messages: &[(Role, Value)],
+        given: &[(String, Value)],
+        open: bool,
+    ) -> Result<String> {
         let first = match &self.system {
             Some(system) if messages.first().is_none_or(|m| m.0 != Role::System) => {
                 Some(message(Role::System, system))
@@ -186,31 +207,38 @@ impl ChatTemplate {
                 first.into_iter().chain(messages.iter().map(|m| m.1.clone())).collect(),
             ),
             ("add_generation_prompt".to_string(), Value::from(open)),
-            ("tools".to_string(), tools.clone()),
+            ("tools".to_string(), Value::from(())),
             ("documents".to_string(), Value::from(())),
         ];
+        context.extend(given.iter().cloned());
         context.extend(self.specials.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))));
         let template = self.environment.get_template(NAME).map_err(refused)?;
         template.render(map(context)).map_err(refused)
     }
 
-    /// The ids of a conversation in which the model may call `tools`, `open` for the assistant to
-    /// speak next; `end` is the token that ends a reply. Equal to what `apply_chat_template` of
-    /// transformers gives, but that a special token written in a turn or by a tool stays text.
+    /// The ids of a conversation, `open` for the assistant to speak next; `end` is the token that ends
+    /// a reply. Equal to what `apply_chat_template` of transformers gives, but that a special token
+    /// written in a turn, by a tool or in a variable stays text.
     pub fn ids(
         &self,
         text: &TextTokeniser,
         turns: &[Turn],
-        tools: &[Json],
+        context: Context<'_>,
         open: bool,
         end: u32,
     ) -> Result<Rendered> {
-        let marks = Marks::unused(turns, tools)?;
+        let marks = Marks::unused(turns, context)?;
         let guarded: Vec<(Role, Value)> =
             turns.iter().map(|t| (t.role, marks.message(text, t))).collect();
-        let tools: Vec<Json> = tools.iter().map(|t| marks.guard_json(text, t)).collect();
-        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
-        let whole = self.text(&guarded, &tools, open)?;
+        let guard = |value: &Json| Value::from(Serde(marks.guard_json(text, value)));
+        let variables = context.variables.into_iter().flatten();
+        let mut given: Vec<(String, Value)> =
+            variables.map(|(name, value)| (name.clone(), guard(value))).collect();
+        if !context.tools.is_empty() {
+            let tools = Json::from(context.tools);
+            given.push(("tools".to_string(), guard(&tools)));
+        }
+        let whole = self.text(&guarded, &given, open)?;
         let mut media = turns.iter().flat_map(|t| &t.pieces).filter_map(|p| match p {
             Piece::Ids(ids) => Some(ids),
             Piece::Text(_) => None,
@@ -227,7 +255,7 @@ impl ChatTemplate {
         // Nothing is learnt of a question.
         let said = if open { &[] } else { &guarded[..] };
         for (i, _) in said.iter().enumerate().filter(|(_, t)| t.0 == Role::Assistant) {
-            let before = self.text(&guarded[..i], &tools, true)?;
+            let before = self.text(&guarded[..i], &given, true)?;
             if !whole.starts_with(&before) {
                 // Some templates cut what was said before the last question; it cannot be learnt.
                 continue;
@@ -307,7 +335,7 @@ struct Marks {
 }
 
 impl Marks {
-    fn unused(turns: &[Turn], tools: &[Json]) -> Result<Self> {
+    fn unused(turns: &[Turn], context: Context<'_>) -> Result<Self> {
         // The last private-use plane.
         let plane = '\u{100000}'..='\u{10FFFD}';
         let mut used = HashSet::new();
@@ -324,7 +352,10 @@ impl Marks {
                 see(call.id.as_deref().unwrap_or_default());
             }
         }
-        tools.iter().for_each(|tool| see(&tool.to_string()));
+        context.tools.iter().for_each(|tool| see(&tool.to_string()));
+        for (_, value) in context.variables.into_iter().flatten() {
+            see(&value.to_string());
+        }
         let mut free = plane.filter(|c| !used.contains(c));
         match (free.next(), free.next()) {
             (Some(guard), Some(media)) => Ok(Self { guard, media }),

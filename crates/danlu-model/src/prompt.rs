@@ -7,7 +7,7 @@
 //! in a text is the place token N. Nothing a text says becomes a control token. An imported model's
 //! conversations are written by its own [`ChatTemplate`] instead.
 
-use crate::chat::{ChatTemplate, Piece, Turn};
+use crate::chat::{ChatTemplate, Context, Piece, Turn};
 use crate::modality::{ImageTokeniser, Tokenisers};
 use danlu_core::{
     Control, Document, Error, Media, Message, Part, Picture, Result, Role, Sample, Sound,
@@ -225,7 +225,7 @@ impl<'a> Template<'a> {
     ) -> Result<Document> {
         let turns = self.turns(sample, codes, blank)?;
         let end = self.vocabulary.control_id(Control::End);
-        let rendered = chat.ids(&self.tokenisers.text, &turns, &sample.tools, false, end)?;
+        let rendered = chat.ids(&self.tokenisers.text, &turns, Context::of(sample), false, end)?;
         let speaks = sample.messages.iter().any(|m| m.role == Role::Assistant);
         if speaks && rendered.replies.is_empty() {
             let wanted =
@@ -270,7 +270,9 @@ impl<'a> Template<'a> {
         if let Some(chat) = &self.tokenisers.chat {
             let turns = self.turns(sample, codes, false)?;
             let end = self.vocabulary.control_id(Control::End);
-            return Ok(chat.ids(&self.tokenisers.text, &turns, &sample.tools, true, end)?.ids);
+            return Ok(chat
+                .ids(&self.tokenisers.text, &turns, Context::of(sample), true, end)?
+                .ids);
         }
         let mut ids = Vec::new();
         for message in &sample.messages {
@@ -290,7 +292,7 @@ impl<'a> Template<'a> {
             let turns = [Turn::new(Role::User, Vec::new())];
             let end = self.vocabulary.control_id(Control::End);
             // A template that refuses an empty question is asked nothing at all.
-            let rendered = chat.ids(&self.tokenisers.text, &turns, &[], true, end);
+            let rendered = chat.ids(&self.tokenisers.text, &turns, Context::default(), true, end);
             return rendered.map_or_else(|_| vec![end], |r| r.ids);
         }
         [Control::User, Control::Blank, Control::Assistant]

@@ -39,6 +39,15 @@ pub(crate) struct Turn {
     pub(crate) notes: Vec<(&'static str, String)>,
 }
 
+/// What a template is told beside the turns.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told {
+    /// As [`Sample::tools`].
+    pub(crate) tools: Vec<Value>,
+    /// As [`Sample::variables`].
+    pub(crate) variables: Map<String, Value>,
+}
+
 impl Turn {
     /// A turn of one text.
     pub(crate) fn text(role: Role, param: &str, text: impl Into<String>) -> Self {
@@ -246,7 +255,7 @@ pub(crate) fn prompt(
     model: &Hosted,
     param: &str,
     turns: Vec<Turn>,
-    tools: Vec<Value>,
+    told: Told,
 ) -> Answer<Vec<u32>> {
     let text = turns.iter().flat_map(|t| &t.parts).map(|(_, c)| match c {
         Content::Text(text) => text.len(),
@@ -254,8 +263,9 @@ pub(crate) fn prompt(
         _ => 0,
     });
     let notes = turns.iter().flat_map(|t| &t.notes).map(|(_, note)| note.len());
-    let told = tools.iter().map(|tool| tool.to_string().len());
-    check_text(model, param, text.chain(notes).chain(told).sum())?;
+    let tools = told.tools.iter().map(|tool| tool.to_string().len());
+    let variables = told.variables.values().map(|value| value.to_string().len());
+    check_text(model, param, text.chain(notes).chain(tools).chain(variables).sum())?;
     check_pictures(model, param, &turns)?;
     let mut media = Decoded::default();
     let mut messages = Vec::with_capacity(turns.len());
@@ -266,7 +276,8 @@ pub(crate) fn prompt(
         }
         messages.push(Message { role: turn.role, parts, notes: turn.notes });
     }
-    let sample = Sample { messages, tools, ..Default::default() };
+    let Told { tools, variables } = told;
+    let sample = Sample { messages, tools, variables, ..Default::default() };
     let mut codes = RequestCodes { model, media: &media };
     let ids = Template::new(&model.tokenisers).prompt(&sample, &mut codes)?;
     check_length(model, param, ids.len())?;

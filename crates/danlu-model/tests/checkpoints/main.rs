@@ -7,7 +7,7 @@ mod rope;
 mod tools;
 
 use danlu_core::{Control, Media, Message, Modality, Result, Role, Sample, recipe::LossWeights};
-use danlu_model::chat::{ChatTemplate, Piece, Turn};
+use danlu_model::chat::{ChatTemplate, Context, Piece, Turn};
 use danlu_model::io::{Dtype, Gguf, HfConfig, Packing, load_tensors};
 use danlu_model::modality::TextTokeniser;
 use danlu_model::parity::{Limits, PROBE, compare};
@@ -291,7 +291,11 @@ fn conversations_have_the_ids_that_transformers_gives() {
         let rendered = template.render(&plain, open).unwrap();
         assert_eq!(rendered, case["text"].as_str().unwrap(), "{case}");
         let want: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
-        assert_eq!(template.ids(&text, &turns, &[], open, end).unwrap().ids, want, "{case}");
+        assert_eq!(
+            template.ids(&text, &turns, Context::default(), open, end).unwrap().ids,
+            want,
+            "{case}"
+        );
     }
 }
 
@@ -306,7 +310,7 @@ fn replies_are_found_with_the_token_that_ends_them() {
         say(Role::User, "why?"),
         say(Role::Assistant, "yes"),
     ];
-    let all = template(&file, "chatml").ids(&text, &turns, &[], false, end).unwrap();
+    let all = template(&file, "chatml").ids(&text, &turns, Context::default(), false, end).unwrap();
     let said: Vec<String> = all
         .replies
         .iter()
@@ -317,7 +321,8 @@ fn replies_are_found_with_the_token_that_ends_them() {
         .collect();
     assert_eq!(said, ["It is 42.", "yes"]);
     // What comes before a reply is what a request for it asks with.
-    let asked = template(&file, "chatml").ids(&text, &turns[..3], &[], true, end).unwrap();
+    let asked =
+        template(&file, "chatml").ids(&text, &turns[..3], Context::default(), true, end).unwrap();
     assert_eq!(asked.ids, all.ids[..all.replies[1].start]);
 }
 
@@ -331,9 +336,9 @@ fn special_tokens_in_a_turn_stay_text() {
     let pieces =
         vec![Piece::Text(attack.into()), Piece::Text("end|>".into()), Piece::Text("x".into())];
     let turns = [Turn::new(Role::User, pieces)];
-    let attacked = chat.ids(&text, &turns, &[], true, end).unwrap().ids;
+    let attacked = chat.ids(&text, &turns, Context::default(), true, end).unwrap().ids;
     let plain = [Turn::new(Role::User, vec![Piece::Text("x".into())])];
-    let plain = chat.ids(&text, &plain, &[], true, end).unwrap().ids;
+    let plain = chat.ids(&text, &plain, Context::default(), true, end).unwrap().ids;
     assert_eq!(count(&attacked), count(&plain), "control tokens by a user");
     let shown: String = attacked.iter().filter_map(|&id| text.token(id)).collect();
     assert!(shown.contains("Obey") || text.decode(&attacked).contains("Obey."), "{shown}");
@@ -352,7 +357,8 @@ fn pictures_keep_their_place_in_a_conversation() {
         Piece::Ids(vec![7003]),
     ];
     let turns = [Turn::new(Role::User, pieces)];
-    let ids = template(&file, "chatml").ids(&text, &turns, &[], true, end).unwrap().ids;
+    let ids =
+        template(&file, "chatml").ids(&text, &turns, Context::default(), true, end).unwrap().ids;
     let at = ids.iter().position(|&id| id == 7001).unwrap();
     assert_eq!(ids[at + 1], 7002);
     assert_eq!(ids.iter().filter(|&&id| id == 7003).count(), 1);
@@ -410,7 +416,7 @@ fn a_default_system_prompt_goes_out_in_the_template() {
     let ids = |m: &Model, turns: &[Turn]| {
         let end = m.tokenisers.vocabulary().control_id(Control::End);
         let chat = m.tokenisers.chat.as_ref().unwrap();
-        chat.ids(&m.tokenisers.text, turns, &[], true, end).unwrap().ids
+        chat.ids(&m.tokenisers.text, turns, Context::default(), true, end).unwrap().ids
     };
     for path in [&folder, &file] {
         let back = import::open(path, &device).unwrap();

@@ -43,7 +43,8 @@ fn texts_and_conversations_have_the_ids_that_transformers_gives() {
         assert!(chats.len() >= 6);
         for case in chats {
             let chat = chat(case["template"].as_str().unwrap());
-            let got = chat.ids(&text, &turns(&case["messages"]), &[], false, 2).unwrap();
+            let got =
+                chat.ids(&text, &turns(&case["messages"]), Default::default(), false, 2).unwrap();
             assert_eq!(got.ids, ids(&case["ids"]), "{name}: {case}");
             for reply in got.replies {
                 assert_eq!(got.ids[reply.end - 1], 2);

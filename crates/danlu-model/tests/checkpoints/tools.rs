@@ -3,7 +3,7 @@
 use super::{NoMedia, golden, imported, template};
 use danlu_core::{Message, Part, Row, Sample, recipe::LossWeights};
 use danlu_model::Model;
-use danlu_model::chat::{ChatTemplate, Piece, Turn};
+use danlu_model::chat::{ChatTemplate, Context, Piece, Turn};
 use danlu_model::prompt::Template;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -40,7 +40,7 @@ fn conversations_that_call_tools_have_the_ids_that_transformers_gives() {
         let sample = row(&case["messages"], &case["tools"]);
         let turns: Vec<Turn> = sample.messages.iter().map(turn_of).collect();
         let (text, open) = (&model.tokenisers.text, case["open"].as_bool().unwrap());
-        let ids = chat.ids(text, &turns, &sample.tools, open, end).unwrap().ids;
+        let ids = chat.ids(text, &turns, Context::of(&sample), open, end).unwrap().ids;
         let want: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
         assert_eq!(ids, want, "{} {}", case["template"], case["title"]);
         model.tokenisers.chat = Some(chat);
@@ -102,6 +102,29 @@ fn templates_without_words_for_tools_are_told_of_them() {
     let template = Template::new(&model.tokenisers);
     let d = template.document(&unlearnt, &mut NoMedia, &weights, false, 0).unwrap();
     assert!(d.weights.iter().all(|&w| w == weights.prompt));
+}
+
+#[test]
+fn a_template_is_told_its_own_variables() {
+    let mut model = imported("llama");
+    let specials = model.tokenisers.chat.as_ref().unwrap().specials().to_vec();
+    let source = "{% if thinking is defined and not thinking %}no {% endif %}{{ style }}\
+                  {{ messages[0].content }}{{ eos_token }}";
+    model.tokenisers.chat = Some(ChatTemplate::new(source, specials, None).unwrap());
+    let text = |variables: Value| {
+        let row = json!({ "messages": [{ "role": "user", "content": "x" }],
+            "chat_template_kwargs": variables });
+        let Ok(Row::Chat(sample)) = Row::parse(&row.to_string(), Path::new(".")) else {
+            panic!("{row}")
+        };
+        let ids = Template::new(&model.tokenisers).prompt(&sample, &mut NoMedia).unwrap();
+        (ids.len(), model.tokenisers.text.decode(&ids))
+    };
+    assert_eq!(text(Value::Null).1, "x");
+    assert_eq!(text(json!({ "thinking": false, "style": "brief" })).1, "no briefx");
+    // What is told is text, whatever it says.
+    let (count, said) = text(json!({ "style": "<|im_end|>" }));
+    assert!(said.contains("<|im_end|>") && count > text(Value::Null).0 + 1, "{said}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::transcriptions::heard;
 use crate::app::{App, now};
 use crate::ask::{Ask, Drawing, IGNORED, model, streamed};
 use crate::catalogue::Chosen;
-use crate::conversation::{check_modality, messages, prompt};
+use crate::conversation::{Told, check_modality, messages, prompt};
 use crate::http::body;
 use crate::http::error::{Answer, ApiError, json_response};
 use crate::http::fields::{Fields, kind};
@@ -68,6 +68,9 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
     }
     let schema = response_format(fields.object("response_format")?)?;
     let tools = Tools::take(&mut fields)?;
+    let variables = fields.take("chat_template_kwargs");
+    let variables = danlu_core::variables(variables.as_ref())
+        .map_err(|message| ApiError::bad("chat_template_kwargs", message))?;
     fields.pass_over(&IGNORED);
     fields.finish()?;
     let needed = to.map_or(Modality::ALL.to_vec(), |to| vec![to]);
@@ -81,7 +84,7 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
         let words = instruction::in_voice("", &voice);
         turn.parts.push(("audio.voice".into(), crate::conversation::Content::Text(words)));
     }
-    let told = tools.told();
+    let told = Told { tools: tools.told(), variables };
     let schema = match tools.schema() {
         Some(schema) => Some(("tools", schema)),
         None => schema.map(|schema| ("response_format", schema)),

@@ -2,7 +2,7 @@
 
 use crate::app::{App, now};
 use crate::ask::{Ask, Drawing, IGNORED, model};
-use crate::conversation::{Turn, check_modality, prompt};
+use crate::conversation::{Told, Turn, check_modality, prompt};
 use crate::http::body;
 use crate::http::error::{Answer, ApiError, json_response};
 use crate::http::fields::Fields;
@@ -40,7 +40,7 @@ pub(super) async fn images(State(app): State<Arc<App>>, request: Request) -> Ans
     let host = chosen.model.clone();
     let work = app.work(move || {
         let _share = share;
-        prompt(&host, "prompt", turns, vec![])
+        prompt(&host, "prompt", turns, Told::default())
     });
     let prompt = work.await?;
     let ask = Ask {

@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::ask::{Ask, Drawing, model};
-use crate::conversation::{Turn, check_modality, prompt};
+use crate::conversation::{Told, Turn, check_modality, prompt};
 use crate::http::body;
 use crate::http::error::{Answer, ApiError, bytes_response};
 use crate::http::fields::Fields;
@@ -94,7 +94,7 @@ pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Ans
     let host = chosen.model.clone();
     let work = app.work(move || {
         let _share = share;
-        prompt(&host, "input", turns, vec![])
+        prompt(&host, "input", turns, Told::default())
     });
     let prompt = work.await?;
     let ask = Ask {

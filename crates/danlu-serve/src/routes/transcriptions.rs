@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::ask::{Ask, Drawing, named};
 use crate::catalogue::Chosen;
-use crate::conversation::{Content, Turn, check_modality, prompt};
+use crate::conversation::{Content, Told, Turn, check_modality, prompt};
 use crate::http::body;
 use crate::http::error::{Answer, ApiError, bytes_response, json_response};
 use crate::http::fields::Fields;
@@ -89,7 +89,7 @@ pub(super) async fn heard(
     let at = |content| ("file".to_string(), content);
     let parts = vec![at(Content::Own(sound)), at(Content::Text(words.into()))];
     let (host, turns) = (chosen.model.clone(), vec![Turn::new(Role::User, parts)]);
-    let prompt = app.work(move || prompt(&host, "file", turns, vec![])).await?;
+    let prompt = app.work(move || prompt(&host, "file", turns, Told::default())).await?;
     let ask = Ask {
         chosen,
         prompt,

@@ -112,7 +112,7 @@ fn foreign(others: &str) -> Tokenisers {
     let text = tokenisers().text;
     let end = text.encode("~")[0];
     let other_ends = others.chars().map(|c| text.encode(&c.to_string())[0]).collect();
-    let source = "{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}\
+    let source = "{{ style }}{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}\
                   {% for m in messages %}[{{ m.role }}]{{ m.content or '' }}\
                   {% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}\
                   {{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
@@ -147,7 +147,10 @@ fn imported_text_models_speak_through_their_own_template() {
     let turn = chat::Turn::new(danlu_core::Role::User, pieces);
     let end = tokenisers.text.encode("~")[0];
     let template = tokenisers.chat.as_ref().expect("it has one");
-    let ids = template.ids(&tokenisers.text, &[turn], &[], true, end).expect("renders").ids;
+    let ids = template
+        .ids(&tokenisers.text, &[turn], chat::Context::default(), true, end)
+        .expect("renders")
+        .ids;
     assert_eq!(value["usage"]["prompt_tokens"], ids.len());
     assert!(ids.len() > tokenisers.text.encode("[system]be brief~[user]").len());
     // Tools, their calls and their answers are told in the template's own words.
@@ -167,6 +170,13 @@ fn imported_text_models_speak_through_their_own_template() {
     let count = |text: String| tokenisers.text.encode(&text).len();
     assert_eq!(asked("auto"), count(format!("<fetch>{talk}")));
     assert_eq!(asked("none"), count(talk.to_string()));
+    let styled =
+        |variables: Value| chat(a, "ok".into(), json!({"chat_template_kwargs": variables}));
+    let plain = count("[system]be brief~[user]ok~[assistant]".into());
+    let told = styled(json!({"style": "abc"})).json();
+    assert_eq!(told["usage"]["prompt_tokens"], plain + count("abc".into()));
+    let error = styled(json!({"messages": []})).error(400);
+    assert_eq!(error["param"], "chat_template_kwargs");
     let text = value["choices"][0]["message"]["content"].as_str().expect("text");
     assert!(!text.is_empty() && !text.contains('~'), "{text:?}");
     let image = chat(a, "draw".into(), json!({"modalities": ["image"]}));
