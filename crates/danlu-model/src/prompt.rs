@@ -173,20 +173,32 @@ impl<'a> Template<'a> {
         {
             return Cow::Borrowed(sample);
         }
-        let mut told = sample.clone();
-        for message in &mut told.messages {
-            if message.role == Role::Tool {
-                message.role = Role::User;
-            }
+        let mut told = Sample { messages: Vec::new(), unlearnt: Vec::new(), ..sample.clone() };
+        for (i, message) in sample.messages.iter().enumerate() {
             let (calls, mut parts): (Vec<Part>, Vec<Part>) =
-                message.parts.drain(..).partition(|part| part.call().is_some());
+                message.parts.iter().cloned().partition(|part| part.call().is_some());
             let several = calls.len() > 1;
             for call in calls {
                 let words = call.words();
                 let [open, close] = if several { call::TAGS } else { [""; 2] };
                 parts.push(Part::Text(format!("{open}{words}{close}")));
             }
-            message.parts = parts;
+            let role = match message.role {
+                Role::Tool => Role::User,
+                role => role,
+            };
+            // What several tools answer is one turn, for many templates want turns that alternate.
+            let before = i.checked_sub(1).map(|b| sample.messages[b].role);
+            match told.messages.last_mut() {
+                Some(last) if message.role == Role::Tool && before == Some(Role::Tool) => {
+                    last.parts.push(Part::Text("\n".into()));
+                    last.parts.extend(parts);
+                }
+                _ => told.messages.push(Message { role, parts, notes: message.notes.clone() }),
+            }
+            if sample.unlearnt.contains(&i) {
+                told.unlearnt.push(told.messages.len() - 1);
+            }
         }
         let tools = std::mem::take(&mut told.tools);
         if !tools.is_empty() {

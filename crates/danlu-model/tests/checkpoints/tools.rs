@@ -90,6 +90,25 @@ fn templates_without_words_for_tools_are_told_of_them() {
     assert!(shown.contains("sunny") && !shown.contains("<tool_call>"), "{shown}");
     let two = text(&model, &row(&messages(Value::Array(vec![call.clone(), call])), &tools));
     assert_eq!(two.matches("<tool_call>{").count(), 2, "{two}");
+    // What two tools answer is one turn, and later replies are still the ones that they were.
+    let mut answered = Sample { tools: Vec::new(), ..one.clone() };
+    answered.messages[1].parts = vec![Part::Text("wait".into())];
+    answered.messages.push(answered.messages[2].clone());
+    answered.messages.push(Message::text(danlu_core::Role::Assistant, "Sunny."));
+    let shown = text(&model, &answered);
+    assert!(shown.contains("sunny\nsunny"), "{shown}");
+    let template = Template::new(&model.tokenisers);
+    let learnt = |unlearnt: Vec<usize>| {
+        let sample = Sample { unlearnt, ..answered.clone() };
+        let weights = LossWeights::default();
+        let d = template.document(&sample, &mut NoMedia, &weights, false, 0).unwrap();
+        let said = d.ids.iter().zip(&d.weights).filter(|(_, w)| **w == weights.text);
+        model.tokenisers.text.decode(&said.map(|(id, _)| *id).collect::<Vec<_>>())
+    };
+    assert_eq!(
+        [learnt(vec![]), learnt(vec![1]), learnt(vec![4])],
+        ["waitSunny.", "Sunny.", "wait"]
+    );
     // What the system says by default is still said, and a reply of no weight stays the same one.
     let chat = model.tokenisers.chat.clone().unwrap();
     let (source, specials) = (chat.source(), chat.specials().to_vec());
