@@ -372,9 +372,6 @@ impl Marks {
                 Piece::Text(t) => said += t,
             }
         }
-        if turn.calls.is_empty() && turn.notes.is_empty() {
-            return message(turn.role, &self.guard(text, &said));
-        }
         let mut keys = vec![("role".to_string(), Value::from(turn.role.name()))];
         // Who only calls tools has none, as transformers leaves out what is null.
         if turn.calls.is_empty() || !turn.pieces.is_empty() {

@@ -343,24 +343,29 @@ fn expected_vocabulary(recipe: &Recipe, corpus: &Corpus) -> Vocabulary {
 /// that the tokenisers will have.
 pub fn early(recipe: &Recipe, corpus: &Corpus) -> Result<()> {
     checkpoint::can_copy(&recipe.checkpoint)?;
-    let config = configuration(recipe, &expected_vocabulary(recipe, corpus))?;
-    let (sizes, load) = (memory::Sizes::from(&config), load(recipe, config.depth)?);
-    let prediction = memory::predict(&sizes, &load);
-    let would_help = memory::remedies(&sizes, &load);
+    let (_, prediction, would_help) = reckoned(recipe, &expected_vocabulary(recipe, corpus))?;
     memory::check(&prediction, memory::available(), &would_help).map(drop)
 }
 
-/// What the model of a recipe will be.
-fn configuration(recipe: &Recipe, vocabulary: &Vocabulary) -> Result<TransformerConfig> {
-    match &recipe.model.from {
+/// The sizes of a recipe's model, the memory that its training takes, and what would lower it.
+fn reckoned(
+    recipe: &Recipe,
+    vocabulary: &Vocabulary,
+) -> Result<(memory::Sizes, memory::Prediction, String)> {
+    let config = match &recipe.model.from {
         Some(base) => {
             let path = base.join("config.json");
-            HfConfig::read(&path)?.to_ours(&path)
+            HfConfig::read(&path)?.to_ours(&path)?
         }
         None => {
-            TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), recipe.train.window)
+            TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), recipe.train.window)?
         }
-    }
+    };
+    let sizes = memory::Sizes::from(&config);
+    let load = load(recipe, config.depth)?;
+    let prediction = memory::predict(&sizes, &load);
+    let would_help = memory::remedies(&sizes, &load);
+    Ok((sizes, prediction, would_help))
 }
 
 /// Reckons the peak on the longest batch there can be, with replies and a checkpoint being written,
@@ -371,14 +376,10 @@ fn memory_fits(
     folder: &Path,
     vocabulary: &Vocabulary,
 ) -> Result<()> {
-    let r = &recipe.train;
-    let config = configuration(recipe, vocabulary)?;
-    let sizes = memory::Sizes::from(&config);
-    let load = load(recipe, config.depth)?;
-    let prediction = memory::predict(&sizes, &load);
+    let (sizes, prediction, would_help) = reckoned(recipe, vocabulary)?;
     let with = "full windows, replies, a checkpoint being written";
-    fits(out, &prediction, &memory::remedies(&sizes, &load), with)?;
-    let copies = if r.ema > 0.0 { 4 } else { 3 };
+    fits(out, &prediction, &would_help, with)?;
+    let copies = if recipe.train.ema > 0.0 { 4 } else { 3 };
     let one = copies * size_of::<f32>() * sizes.parameters();
     // Those that the guard may go back to, one being written, and the best.
     let most = recipe.checkpoint.keep + 4 + usize::from(recipe.checkpoint.best);

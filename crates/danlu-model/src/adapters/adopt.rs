@@ -61,7 +61,6 @@ pub fn check_named(
 /// Refuses a checkpoint whose weights are not those of the model in the folder `base`, whose file has
 /// the hash `hash`.
 fn same_weights(folder: &Path, base: &Path, hash: &str, path: &Path) -> Result<()> {
-    let model = &Model::load(base, &danlu_ops::cpu_device())?;
     let (weights, files): (Box<dyn Weights>, Vec<PathBuf>) = if path.is_dir() {
         let shards = Shards::of_folder(path)?;
         let files = shards.files();
@@ -71,12 +70,14 @@ fn same_weights(folder: &Path, base: &Path, hash: &str, path: &Path) -> Result<(
     };
     let found = files_hash(&files)?;
     // What was tuned or merged since has other weights than where it came from.
-    let untouched = model.info.from.is_empty() && model.info.steps == 0;
-    let origin = model.info.origin.as_ref().filter(|_| untouched).map(|o| o.hash.as_str());
+    let info = Model::check_files(base)?;
+    let untouched = info.from.is_empty() && info.steps == 0;
+    let origin = info.origin.as_ref().filter(|_| untouched).map(|o| o.hash.as_str());
     if found == hash || Some(found.as_str()) == origin {
         return Ok(());
     }
     // Another file may hold the same numbers.
+    let model = Model::load(base, &danlu_ops::cpu_device())?;
     let parts = parts_of(&model.transformer);
     let whole = model.transformer.frozen_format().is_none();
     let mut same = whole && weights.names().len() == parts.len();
