@@ -169,6 +169,12 @@ impl Shared {
         Self(slice.as_mut_ptr(), slice.len())
     }
 
+    /// Asks for the memory of a part that will be written, which need not be within the slice.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, start: usize, len: usize) {
+        prefetch(self.0.wrapping_add(start), len);
+    }
+
     /// The elements from `start`, `len` of them.
     ///
     /// # Safety
@@ -180,6 +186,20 @@ impl Shared {
         // SAFETY: inside the slice by the assertion; disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
+}
+
+/// Asks for the memory of `len` numbers from `from` on, into the second-level cache, whether they are
+/// anybody's or not: for runs too short and too far apart for the processor to foresee.
+#[inline(always)]
+pub(crate) fn prefetch(from: *const f32, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..len).step_by(16) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch has no effect that a program can see, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, len);
 }
 
 /// Independent chains of vector multiply-adds that never leave the registers; returns the lanes of

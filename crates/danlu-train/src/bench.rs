@@ -4,7 +4,7 @@ use crate::memory::{Load, Sizes, predict};
 use crate::optim::Optimiser;
 use burn::tensor::Tensor;
 use danlu_core::recipe::{ModelRecipe, Recompute};
-use danlu_core::{Error, Result, Rng};
+use danlu_core::{Error, Result};
 use danlu_model::arch::{Gpt, GptConfig};
 use danlu_model::{Module, Transformer, TransformerConfig};
 use danlu_ops::HeadLoss;
@@ -172,19 +172,26 @@ impl Model {
     }
 }
 
-/// Ids that can be learnt: each follows from the one before by a fixed rule seven times in eight.
-fn synthetic(s: &Setting, step: u64) -> Vec<u32> {
-    let mut rng = Rng::new(7, step);
-    let size = s.vocabulary;
-    let mut ids = Vec::with_capacity(s.rows * (s.window + 1));
-    for _ in 0..s.rows {
-        let mut id = rng.below(size);
-        for _ in 0..=s.window {
-            ids.push(id as u32);
-            id = if rng.below(8) == 0 { rng.below(size) } else { (id * 5 + 17) % size };
-        }
-    }
-    ids
+/// Thoroughly mixed bits of a counter: splitmix64 (Steele, Lea and Flood 2014).
+fn mixed(counter: u64) -> u64 {
+    let z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+/// The ids that every engine of `benches/peers` is trained on: a walk on a fixed random graph, where
+/// each token has four successors, small ids more often than large ones (see `chain.py` there).
+fn walk(vocabulary: usize, count: usize) -> Vec<u32> {
+    let mut token = 0;
+    let next = |step| {
+        let way = 4 * token + mixed((1 << 32) + step) % 4;
+        // A number below one in 24 bits, and its cube.
+        let u = mixed(way + 1) >> 40;
+        token = (((u * u >> 24) * u >> 24) * vocabulary as u64) >> 24;
+        token as u32
+    };
+    (0..count as u64).map(next).collect()
 }
 
 /// Trains for some steps and measures.
@@ -214,11 +221,12 @@ pub fn train(s: &Setting) -> Result<TrainBench> {
     let starts: Arc<[u32]> = (0..=s.rows).map(|r| (r * s.window) as u32).collect();
     danlu_ops::reset_peak();
     let (mut losses, mut seconds) = (Vec::new(), Vec::new());
-    for step in 0..s.warmup + s.steps {
+    let batch = s.rows * (s.window + 1);
+    let all_ids = walk(s.vocabulary, (s.warmup + s.steps) * batch);
+    for (step, all) in all_ids.chunks_exact(batch.max(1)).enumerate() {
         if step == s.warmup {
             danlu_ops::start_profile();
         }
-        let all = synthetic(s, step as u64);
         let rows = || all.chunks_exact(s.window + 1);
         let ids: Arc<[u32]> = rows().flat_map(|r| &r[..s.window]).copied().collect();
         let spec = HeadLoss {
@@ -232,7 +240,7 @@ pub fn train(s: &Setting) -> Result<TrainBench> {
         losses.push(loss.clone().inner().into_scalar::<f32>() as f64);
         let grads = loss.backward();
         let grads = crate::optim::gradients(model.module(), grads);
-        optimiser.step(model.module(), grads, [1e-3, 0.0], 1.0);
+        optimiser.step(model.module(), grads, [3e-4, 0.0], 1.0);
         if step >= s.warmup {
             seconds.push(start.elapsed().as_secs_f64());
         }
@@ -307,6 +315,12 @@ mod tests {
             assert!(b.mfu > 0.0 && b.tokens_per_second > 0.0, "{b:?}");
             assert!(b.ops.contains_key("attention back"), "{b:?}");
         }
+    }
+
+    #[test]
+    fn the_walk_is_that_of_the_peers() {
+        // `chain.stream(8192, 8)` of `benches/peers/chain.py`.
+        assert_eq!(walk(8192, 8), [658, 0, 7497, 317, 163, 19, 584, 1765]);
     }
 
     #[test]

@@ -22,6 +22,9 @@ const QUERIES: usize = 96;
 /// the first key of each block that is computed for it.
 const KEYS: usize = 288;
 
+/// How many rows ahead of their use a head's share of them is asked for.
+const AHEAD: usize = 16;
+
 #[derive(Debug, Clone)]
 pub(super) struct Saved {
     pub task: Task,
@@ -255,6 +258,8 @@ impl Task {
         let key = head >= s.heads;
         for (r, to) in to.chunks_exact_mut(s.head_dim).enumerate() {
             let from = (document.first + at + r) * s.projection() + head * s.head_dim;
+            let ahead = x.as_ptr().wrapping_add(from + AHEAD * s.projection());
+            cpu::prefetch(ahead, s.head_dim);
             normalise(&x[from..][..s.head_dim], norms[usize::from(key)], s.norm_eps, to);
             self.rotary.turn(at + r, to);
             if !key {
@@ -357,6 +362,7 @@ impl Task {
                     }
                     for (r, mixed) in mixed.chunks_exact(dim).enumerate() {
                         let row = d.first + begin + r;
+                        to.prefetch((row + AHEAD) * width + head * dim, dim);
                         // SAFETY: this unit alone has these rows of `head`.
                         let out = unsafe { to.part(row * width + head * dim, dim) };
                         let by = 1.0 / sums[r];
@@ -396,6 +402,8 @@ impl Task {
                         let mut dnorm = vec![0.0; dim];
                         for (r, dq) in dq.chunks_exact_mut(dim).enumerate() {
                             let at = (d.first + r) * wide + head * dim;
+                            cpu::prefetch(x.as_ptr().wrapping_add(at + AHEAD * wide), dim);
+                            to.prefetch(at + AHEAD * wide, dim);
                             // SAFETY: this unit alone has these rows of `head`.
                             let to = unsafe { to.part(at, dim) };
                             dq.iter_mut().for_each(|v| *v *= s.scale());
@@ -403,6 +411,7 @@ impl Task {
                             let from = &x[at..][..dim];
                             self.unnormalise(from, norms[0], dq, to, &mut dnorm);
                             let at = ((d.first + r) * s.heads + head) * pair;
+                            to_spread.prefetch(at + AHEAD * s.heads * pair, pair);
                             // SAFETY: as above.
                             let to = unsafe { to_spread.part(at, pair) };
                             to[..dim].copy_from_slice(&dk[r * dim..][..dim]);
@@ -500,6 +509,7 @@ impl Task {
         for r in 0..len {
             let row = d.first + r;
             let at = row * width + head * dim;
+            cpu::prefetch(out.as_ptr().wrapping_add(at + AHEAD * width), dim);
             deltas[r] = cpu::dot(&out[at..][..dim], &up[at..][..dim]);
             lse[r] = saved.lse[row * s.heads + head];
         }
@@ -542,6 +552,7 @@ impl Task {
 #[inline(always)]
 fn gather(from: &[f32], wide: usize, to: &mut [f32], dim: usize) {
     for (r, to) in to.chunks_exact_mut(dim).enumerate() {
+        cpu::prefetch(from.as_ptr().wrapping_add((r + AHEAD) * wide), dim);
         to.copy_from_slice(&from[r * wide..][..dim]);
     }
 }

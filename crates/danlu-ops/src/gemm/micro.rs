@@ -84,6 +84,8 @@ impl Micro {
             src: to,
             src_row: width,
             from: if add { From::Scaled(1.0) } else { From::Nothing },
+            next: a.data.as_ptr(),
+            next_step: 0,
         };
         // SAFETY: everything that the tile names was checked, and the kernel is one that the
         // processor has.

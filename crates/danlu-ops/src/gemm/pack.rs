@@ -108,35 +108,22 @@ fn prefetch(at: *const f32) {
     let _ = at;
 }
 
-/// The same, into the second-level cache only.
-#[inline(always)]
-pub(super) fn prefetch_l2(at: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch has no effect that a program can see, whatever the address.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
 /// Lines next to each other in memory: each step is a copy of `W` neighbours. A few steps at a
 /// time are the outer loop, so that the source is read in long runs.
 #[inline(always)]
 unsafe fn side_by_side<const W: usize>(src: Lines, lines: usize, depth: usize, dst: *mut f32) {
     let full = lines / W;
     let rest = lines % W;
-    // About as much memory on its way for narrow runs as for wide ones.
-    let distance = (2048 / lines.max(1)).clamp(ROWS_AT_ONCE, 8 * ROWS_AT_ONCE);
+    // About as much memory on its way for narrow runs as for wide ones; more than the first-level
+    // cache can wait for at a time.
+    let distance = (4096 / lines.max(1)).clamp(ROWS_AT_ONCE, 16 * ROWS_AT_ONCE);
     // SAFETY: handed on from the caller.
     unsafe {
         for first in (0..depth).step_by(ROWS_AT_ONCE) {
             let steps = first..depth.min(first + ROWS_AT_ONCE);
             for p in steps.clone() {
                 let ahead = src.ptr.wrapping_add((p + distance) * src.step_stride);
-                for l in (0..lines).step_by(16) {
-                    prefetch(ahead.wrapping_add(l));
-                }
+                crate::cpu::prefetch(ahead, lines);
             }
             for q in 0..full {
                 for p in steps.clone() {

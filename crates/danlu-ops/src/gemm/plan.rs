@@ -2,9 +2,10 @@
 
 use super::kernels::Kernel;
 
-/// The most steps that are summed in registers before the sum is added to the result. A right
-/// panel of so many steps fills about two thirds of the first-level cache.
-pub(super) const KC: usize = 320;
+/// The most steps that are summed in registers before the sum is added to the result. Panels of so
+/// many steps come from the second-level cache, which is fast enough; fewer steps would go through the
+/// result more often.
+pub(super) const KC: usize = 512;
 /// The floats of a packed operand that are held at a time: few enough to stay in the last-level cache.
 const CHUNK: usize = 1 << 20;
 /// Below so many columns packing the left operand costs more than it saves.
@@ -62,7 +63,7 @@ impl Plan {
         let mut tile_rows = even(m, kernel.mc, kernel.mr);
         let mut tile_cols = even(n, 2048, kernel.nr);
         // Enough tiles that a thread slowed by other work leaves the rest to the others.
-        let want = if threads > 1 { 8 * threads } else { 1 };
+        let want = if threads > 1 { 6 * threads } else { 1 };
         // A tile reads its share of the left operand for few or many columns alike.
         let least = if tile_rows >= m { 128.max(kernel.nr) } else { kernel.nr };
         let count = |r: usize, c: usize| m.div_ceil(r) * n.div_ceil(c);

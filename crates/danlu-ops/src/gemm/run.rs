@@ -9,7 +9,7 @@
 use super::Mat;
 use super::buffer::{Buffer, Slot};
 use super::kernels::{From, Kernel, Tile};
-use super::pack::{Lines, pack, prefetch_l2};
+use super::pack::{Lines, pack};
 use super::plan::{LeftMode, Plan};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -328,9 +328,14 @@ impl Run<'_> {
                         (left.cast_const(), kernel.mr * depth, 1, kernel.mr)
                     }
                 };
-                // While a packed panel is in use, the next one is fetched bit by bit.
-                let share =
-                    (kernel.nr * depth).div_ceil(rows.div_ceil(kernel.mr)).next_multiple_of(16);
+                // While a packed panel is in use, the next one is fetched, a share with each tile, at
+                // most a cache line at a time.
+                let share = (kernel.nr * depth).div_ceil(rows.div_ceil(kernel.mr));
+                let next_step = if plan.right_local {
+                    0
+                } else {
+                    (share * size_of::<f32>()).div_ceil(depth.div_ceil(4)).min(64)
+                };
                 for j in (0..cols).step_by(kernel.nr) {
                     let below = below((col + j + kernel.nr).min(n));
                     if below <= row {
@@ -354,12 +359,6 @@ impl Run<'_> {
                         if row + i >= below {
                             break;
                         }
-                        if !plan.right_local {
-                            let next = panel_b.wrapping_add(kernel.nr * depth + q * share);
-                            for l in (0..share).step_by(16) {
-                                prefetch_l2(next.wrapping_add(l));
-                            }
-                        }
                         let c = p.c.add((row + i) * p.width + col + j);
                         let (src, src_row, from) = match p.start {
                             _ if first > 0 => (c.cast_const(), p.width, From::Scaled(1.0)),
@@ -381,6 +380,12 @@ impl Run<'_> {
                             src,
                             src_row,
                             from,
+                            next: panel_b.wrapping_add(if plan.right_local {
+                                0
+                            } else {
+                                kernel.nr * depth + q * share
+                            }),
+                            next_step,
                         });
                     }
                 }

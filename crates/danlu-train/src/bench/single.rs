@@ -294,8 +294,8 @@ fn attend(qkv: &Tensor<2>, kv_heads: usize, document: usize, qwen: bool) -> Tens
     danlu_ops::attention(qkv.clone(), ones.clone(), ones, &shape, &Arc::new(rotary), &starts)
 }
 
-/// Times every operation.
-pub fn ops(repeats: usize) -> Rates {
+/// Times every operation whose name holds `only`.
+pub fn ops(repeats: usize, only: &str) -> Rates {
     let device = danlu_ops::cpu_device();
     device.seed(1);
     measured(|| {
@@ -341,7 +341,7 @@ pub fn ops(repeats: usize) -> Rates {
                 gigabytes_per_second: numbers.map(|b| b / s / 1e9),
             }
         };
-        CASES.iter().map(rate).collect()
+        CASES.iter().filter(|case| case.name.contains(only)).map(rate).collect()
     })
 }
 
@@ -409,7 +409,7 @@ mod tests {
 
     #[test]
     fn every_operation_and_product_has_a_rate() {
-        for rates in [ops(1), gemm(1)] {
+        for rates in [ops(1, ""), gemm(1)] {
             for r in &rates.rows {
                 assert!(r.milliseconds > 0.0, "{r:?}");
                 assert!(r.gflops.or(r.gigabytes_per_second).is_some_and(|v| v > 0.0), "{r:?}");

@@ -33,6 +33,9 @@ enum What {
         /// Repetitions; the median counts
         #[arg(long, default_value_t = 9)]
         repeats: usize,
+        /// Only those whose names hold this, `attention` say
+        #[arg(long, default_value = "", hide_default_value = true)]
+        only: String,
         /// One JSON object instead of a table
         #[arg(long)]
         json: bool,
@@ -175,7 +178,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         What::Decode(args) => run_decode(args),
         What::Tune(args) => run_tune(args),
         What::Serve(args) => serve::run(args),
-        What::Ops { repeats, json } => table(json, danlu_train::bench::ops(repeats)),
+        What::Ops { repeats, only, json } => {
+            let rates = danlu_train::bench::ops(repeats, &only);
+            if rates.rows.is_empty() {
+                let expected = "a part of an operation's name; `danlu bench ops` shows all of them";
+                return Err(Error::parameter("--only", expected, format!("`{only}`")));
+            }
+            table(json, rates)
+        }
         What::Gemm { repeats, json } => table(json, danlu_train::bench::gemm(repeats)),
     }
 }

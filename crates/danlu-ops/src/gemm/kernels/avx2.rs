@@ -40,6 +40,7 @@ unsafe fn tile<const ROWS: usize, const VECS: usize, const PACKED: bool>(t: &Til
         });
         let mut acc = [[_mm256_setzero_ps(); VECS]; ROWS];
         let (mut a, mut b) = (t.a, t.b);
+        let (mut next, next_step) = (t.next.cast::<u8>(), t.next_step);
         let third = 3 * a_row;
         macro_rules! step {
             () => {
@@ -58,6 +59,8 @@ unsafe fn tile<const ROWS: usize, const VECS: usize, const PACKED: bool>(t: &Til
             };
         }
         for _ in 0..t.depth / 4 {
+            _mm_prefetch::<_MM_HINT_T1>(next.cast());
+            next = next.wrapping_add(next_step);
             step!();
             step!();
             step!();

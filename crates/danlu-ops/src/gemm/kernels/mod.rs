@@ -81,6 +81,10 @@ pub(super) struct Tile {
     pub src: *const f32,
     pub src_row: usize,
     pub from: From,
+    /// What will be read after this tile, to be fetched into the second-level cache: bytes from one
+    /// group of four steps to the next. A kernel need not.
+    pub next: *const f32,
+    pub next_step: usize,
 }
 
 /// A micro-kernel and the size of its tile.
