@@ -175,9 +175,9 @@ impl Model {
 /// Thoroughly mixed bits of a counter: splitmix64 (Steele, Lea and Flood 2014).
 fn mixed(counter: u64) -> u64 {
     let z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// The ids that every engine of `benches/peers` is trained on: a walk on a fixed random graph, where
@@ -186,9 +186,10 @@ fn walk(vocabulary: usize, count: usize) -> Vec<u32> {
     let mut token = 0;
     let next = |step| {
         let way = 4 * token + mixed((1 << 32) + step) % 4;
-        // A number below one in 24 bits, and its cube.
+        // Products of fractions in 24 bits; the cube of one is small more often than large.
+        let times = |a: u64, b: u64| (a * b) >> 24;
         let u = mixed(way + 1) >> 40;
-        token = (((u * u >> 24) * u >> 24) * vocabulary as u64) >> 24;
+        token = times(times(times(u, u), u), vocabulary as u64);
         token as u32
     };
     (0..count as u64).map(next).collect()
