@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+import machine
+
 HERE = Path(__file__).resolve().parent
 TAIL = 12
 
@@ -128,6 +130,7 @@ def run_once(engine, o):
         command += o.danlu_options.split()
     else:
         command += o.peer_options.split()
+    began = machine.clock()
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace",
                               env={**same_threads(o.threads), "PYTHON": o.python}, timeout=o.timeout, check=False)
@@ -142,7 +145,7 @@ def run_once(engine, o):
     speed = result.get("tokens_per_second")
     if not isinstance(speed, (int, float)) or speed <= 0:
         raise RuntimeError(f"no tokens_per_second in its result: {result}")
-    return result
+    return {**result, "stolen": round(machine.stolen(began), 4)}
 
 
 def alternate(chosen, o):
@@ -165,7 +168,8 @@ def alternate(chosen, o):
                 continue
             results[engine.name].append(result)
             print(f"round {number + 1}, {engine.name}: {result['tokens_per_second']:.0f} tokens/s, "
-                  f"{result.get('peak_rss_mb') or 0:.0f} MB, {time.monotonic() - start:.0f} s",
+                  f"{result.get('peak_rss_mb') or 0:.0f} MB, {time.monotonic() - start:.0f} s, "
+                  f"{100 * result['stolen']:.0f} % of the time stolen by other guests",
                   file=sys.stderr)
     return results, failed
 
@@ -195,6 +199,7 @@ def summary(results):
             "mfu": spread(column(name, "mfu")),
             "ours_over_it_speed": ratios(name, "tokens_per_second"),
             "ours_over_it_rss": ratios(name, "peak_rss_mb"),
+            "stolen": spread(column(name, "stolen")),
             "loss_first": spread(column(name, "loss_first")),
             "loss_last": spread(column(name, "loss_last")),
             "notes": sorted({r["note"] for r in rows if r and r.get("note")}),

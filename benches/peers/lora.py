@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import machine
+
 
 def write_ids(o, path):
     """Rows of text as ids, `rows x (window + 1)` a step, cut from documents without filling."""
@@ -82,10 +84,12 @@ def measure_peft(o, path):
 def run(command, threads):
     """The JSON object that a command prints last."""
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    began = machine.clock()
     out = subprocess.run(command, capture_output=True, text=True, env=env)
     if out.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}\n{out.stderr[-2000:]}")
-    return json.loads(out.stdout.strip().splitlines()[-1])
+    result = json.loads(out.stdout.strip().splitlines()[-1])
+    return {**result, "stolen": machine.stolen(began)}
 
 
 def compare(o):
@@ -103,7 +107,8 @@ def compare(o):
             pair = (run(theirs, o.threads), run(ours, o.threads))
             rounds.append(pair)
             print(f"round {number + 1}: " + ", ".join(
-                f"{r['engine']} {r['tokens_per_second']:.0f} tok/s {r['peak_rss_mb']:.0f} MB"
+                f"{r['engine']} {r['tokens_per_second']:.0f} tok/s {r['peak_rss_mb']:.0f} MB "
+                f"({100 * r['stolen']:.0f} % of the time stolen)"
                 for r in pair), flush=True)
     ratios = [d["tokens_per_second"] / p["tokens_per_second"] for p, d in rounds]
     memory = [d["peak_rss_mb"] / p["peak_rss_mb"] for p, d in rounds]
