@@ -21,7 +21,7 @@ pub use call::Call;
 pub use error::{Error, Result};
 pub use media::{Modality, Picture, Sound};
 pub use recipe::Recipe;
-pub use rng::Rng;
+pub use rng::{Rng, split_mix};
 pub use sample::{
     AssetId, Media, Message, Part, Role, Row, Sample, read_rows, refuse_misspelt, variables,
 };

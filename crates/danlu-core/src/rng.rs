@@ -1,6 +1,17 @@
 use rand::{RngCore, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
+/// 2^64 over the golden ratio.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Number `n` (from 1) of the SplitMix64 generator that starts at `seed` (Steele, Lea and Flood 2014).
+pub fn split_mix(seed: u64, n: u64) -> u64 {
+    let z = seed.wrapping_add(n.wrapping_mul(GOLDEN));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
 /// A random stream that is a pure function of its seed and its stream number.
 ///
 /// Loaders draw sample `i` from `Rng::new(seed, i)`, so that what a run sees depends on the recipe
@@ -14,15 +25,11 @@ pub struct Rng {
 impl Rng {
     /// The stream `stream` of `seed`.
     pub fn new(seed: u64, stream: u64) -> Self {
-        let mut mix = seed ^ stream.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        // Neighbouring streams start far apart.
+        let start = seed ^ stream.wrapping_mul(GOLDEN);
         let mut bytes = [0u8; 16];
-        for half in bytes.chunks_mut(8) {
-            // SplitMix64 (Steele, Lea, Flood 2014): neighbouring streams start far apart.
-            mix = mix.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = mix;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            half.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes());
+        for (n, half) in (1..).zip(bytes.chunks_mut(8)) {
+            half.copy_from_slice(&split_mix(start, n).to_le_bytes());
         }
         Self { source: Pcg64Mcg::from_seed(bytes), still: false }
     }

@@ -4,7 +4,7 @@ use crate::memory::{Load, Sizes, predict};
 use crate::optim::Optimiser;
 use burn::tensor::Tensor;
 use danlu_core::recipe::{ModelRecipe, Recompute};
-use danlu_core::{Error, Result};
+use danlu_core::{Error, Result, split_mix};
 use danlu_model::arch::{Gpt, GptConfig};
 use danlu_model::{Module, Transformer, TransformerConfig};
 use danlu_ops::HeadLoss;
@@ -172,23 +172,15 @@ impl Model {
     }
 }
 
-/// Thoroughly mixed bits of a counter: splitmix64 (Steele, Lea and Flood 2014).
-fn mixed(counter: u64) -> u64 {
-    let z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 /// The ids that every engine of `benches/peers` is trained on: a walk on a fixed random graph, where
 /// each token has four successors, small ids more often than large ones (see `chain.py` there).
 fn walk(vocabulary: usize, count: usize) -> Vec<u32> {
     let mut token = 0;
     let next = |step| {
-        let way = 4 * token + mixed((1 << 32) + step) % 4;
+        let way = 4 * token + split_mix(0, (1 << 32) + step) % 4;
         // Products of fractions in 24 bits; the cube of one is small more often than large.
         let times = |a: u64, b: u64| (a * b) >> 24;
-        let u = mixed(way + 1) >> 40;
+        let u = split_mix(0, way + 1) >> 40;
         token = times(times(times(u, u), u), vocabulary as u64);
         token as u32
     };

@@ -380,11 +380,7 @@ impl Run<'_> {
                             src,
                             src_row,
                             from,
-                            next: panel_b.wrapping_add(if plan.right_local {
-                                0
-                            } else {
-                                kernel.nr * depth + q * share
-                            }),
+                            next: panel_b.wrapping_add(kernel.nr * depth + q * share),
                             next_step,
                         });
                     }

@@ -56,15 +56,16 @@ macro_rules! row {
             "vfmadd231ps {c1}, {b1}, {t}"
         ] $acc, $b, $at, $further, t = out(zmm_reg) _,)
     };
-    // The same for an element that is some rows further.
-    ($acc:expr, $b:expr, $at:expr, $further:expr, once, $row:expr, $address:literal) => {
+    // The same for an element that is one or two rows further.
+    ($acc:expr, $b:expr, $at:expr, $further:expr, once, $rows:expr, $row:expr) => {
         row!(@ [
-            concat!("vbroadcastss {t}, dword ptr ", $address),
+            "vbroadcastss {t}, dword ptr [{at} + {row} * {scale} + {further}]",
             "vfmadd231ps {c0}, {b0}, {t}",
             "vfmadd231ps {c1}, {b1}, {t}"
-        ] $acc, $b, $at, $further, t = out(zmm_reg) _, row = in(reg) $row,)
+        ] $acc, $b, $at, $further,
+            t = out(zmm_reg) _, row = in(reg) $row, scale = const size_of::<f32>() * $rows,)
     };
-    (@ [$($line:expr),*] $acc:expr, $b:expr, $at:expr, $further:expr, $($more:tt)*) => {
+    (@ [$($line:literal),*] $acc:expr, $b:expr, $at:expr, $further:expr, $($more:tt)*) => {
         asm!(
             $($line,)*
             c0 = inout(zmm_reg) $acc[0],
@@ -139,26 +140,8 @@ unsafe fn tile<const ROWS: usize, const VECS: usize, const LIES: u8>(t: &Tile) {
                     if VECS == 1 {
                         let av = _mm512_set1_ps(*at.byte_add(further(LIES, $u, I)));
                         acc[I][0] = _mm512_fmadd_ps(av, bv[0], acc[I][0]);
-                    } else if LIES == lies::ROWS && I % 3 == 1 {
-                        row!(
-                            acc[I],
-                            bv,
-                            at,
-                            further(LIES, $u, I),
-                            once,
-                            a_row,
-                            "[{at} + {row} * 4 + {further}]"
-                        );
-                    } else if LIES == lies::ROWS && I % 3 == 2 {
-                        row!(
-                            acc[I],
-                            bv,
-                            at,
-                            further(LIES, $u, I),
-                            once,
-                            a_row,
-                            "[{at} + {row} * 8 + {further}]"
-                        );
+                    } else if LIES == lies::ROWS && I % 3 != 0 {
+                        row!(acc[I], bv, at, further(LIES, $u, I), once, I % 3, a_row);
                     } else if LIES == lies::ANYHOW || I % 3 == 2 {
                         row!(acc[I], bv, at, further(LIES, $u, I), once);
                     } else {
