@@ -301,6 +301,30 @@ pub fn gemm_rate([m, k, n]: [usize; 3], transposed: Transposed, repeats: usize) 
 mod tests {
     use super::*;
 
+    /// Without it every loop here would run four lanes at a time and call a function for each
+    /// multiply-add.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn vectors_are_as_wide_as_the_processor_has() {
+        struct Lanes;
+        impl pulp::WithSimd for Lanes {
+            type Output = usize;
+            fn with_simd<S: pulp::Simd>(self, _: S) -> usize {
+                S::F32_LANES
+            }
+        }
+        // What is compiled in, whatever this processor has.
+        assert!(pulp::x86::V3::is_available() || !is_x86_feature_detected!("avx2"));
+        let lanes = pulp::Arch::new().dispatch(Lanes);
+        let [avx512, avx2] =
+            [is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")];
+        let want = if avx512 { 16 } else if avx2 { 8 } else { 1 };
+        assert!(lanes >= want, "{lanes} lanes on a processor with {want}");
+        // A processor of the other kind may run this, so both ways must be there.
+        let arch = std::any::type_name::<pulp::Arch>();
+        assert!(!arch.is_empty());
+    }
+
     #[test]
     fn exp_is_close_over_its_range() {
         for i in -8600..8700 {
