@@ -184,8 +184,19 @@ pub struct ModelRecipe {
     pub kv_heads: Option<usize>,
     /// Width of a head. Default: 64.
     pub head_dim: Option<usize>,
-    /// Hidden width of the SwiGLU. Default: 8/3 of the width, rounded up to a multiple of 64.
+    /// Hidden width of the SwiGLU; of each expert, if there are some. Default: 8/3 of the width, divided
+    /// among the experts that a token is sent to, rounded up to a multiple of 64.
     pub hidden: Option<usize>,
+    /// Experts of every layer (a mixture of experts); 0: every token goes through the same weights.
+    // Left out without experts, so that runs from before there were some are the same.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub experts: usize,
+    /// How many of them each token is sent to.
+    #[serde(skip_serializing_if = "is_usual_chosen")]
+    pub experts_per_token: usize,
+    /// Weight in the loss of how unevenly experts are used (Switch Transformer, arXiv 2101.03961).
+    #[serde(skip_serializing_if = "is_usual_balance")]
+    pub balance: f32,
     /// Base of the rotary embedding.
     pub rope_theta: f32,
     /// Normalise queries and keys per head (Qwen3).
@@ -197,6 +208,9 @@ pub struct ModelRecipe {
     /// Longest document in tokens. Default: the training window.
     pub context: Option<usize>,
 }
+
+/// Most experts of a layer.
+pub const MOST_EXPERTS: usize = 1 << 10;
 
 /// How the learning rate goes after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -480,6 +494,9 @@ impl Default for ModelRecipe {
             kv_heads: None,
             head_dim: None,
             hidden: None,
+            experts: 0,
+            experts_per_token: usual_chosen(),
+            balance: usual_balance(),
             rope_theta: 10_000.0,
             qk_norm: true,
             tied: true,
@@ -524,6 +541,21 @@ fn default_stretch() -> usize {
 }
 fn is_default_stretch(stretch: &usize) -> bool {
     *stretch == default_stretch()
+}
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+fn usual_chosen() -> usize {
+    2
+}
+fn is_usual_chosen(n: &usize) -> bool {
+    *n == usual_chosen()
+}
+fn usual_balance() -> f32 {
+    0.01
+}
+fn is_usual_balance(weight: &f32) -> bool {
+    *weight == usual_balance()
 }
 fn default_rows() -> usize {
     8
@@ -641,6 +673,15 @@ impl Recipe {
         };
         at_least("text.vocabulary", self.text.vocabulary as usize, 256)?;
         at_least("model.depth", self.model.depth, 1)?;
+        let (experts, chosen) = (self.model.experts, self.model.experts_per_token);
+        if experts > MOST_EXPERTS {
+            let wanted = format!("at most {MOST_EXPERTS}");
+            return Err(Error::parameter("model.experts", wanted, experts));
+        }
+        if experts > 0 && !(1..=experts).contains(&chosen) {
+            let wanted = format!("1 to {experts}, the experts that there are");
+            return Err(Error::parameter("model.experts_per_token", wanted, chosen));
+        }
         at_least("train.rows", self.train.rows, 1)?;
         at_least("train.window", self.train.window, 16)?;
         at_least("train.accumulate", self.train.accumulate, 1)?;
@@ -729,6 +770,7 @@ impl Recipe {
             ("image.semantic.rate", self.image.semantic.rate, 0.0, 10.0),
             ("audio.semantic.rate", self.audio.semantic.rate, 0.0, 10.0),
             ("audio.max_seconds", self.audio.max_seconds, 1e-3, 1e6),
+            ("model.balance", self.model.balance, 0.0, 1.0),
             ("model.norm_eps", self.model.norm_eps, 1e-30, 1.0),
             ("model.rope_theta", self.model.rope_theta, 1.0, 1e12),
             ("train.ema", self.train.ema, 0.0, 0.999_999),
@@ -838,6 +880,9 @@ mod tests {
             ("[train]", "[audio]\nmels=0\n[train]", "audio.mels"),
             ("[train]", "[audio]\nsemantic={rate=-1.0}\n[train]", "audio.semantic.rate"),
             ("[train]", "[model]\nnorm_eps=nan\n[train]", "model.norm_eps"),
+            ("[train]", "[model]\nexperts=1\n[train]", "model.experts_per_token"),
+            ("[train]", "[model]\nexperts=2000\n[train]", "model.experts"),
+            ("[train]", "[model]\nbalance=nan\n[train]", "model.balance"),
             ("[train]", "[model]\nrope_theta=0.0\n[train]", "model.rope_theta"),
             ("name='a'", "name='a b'", "name"),
             ("[train]", "[audio]\nhop=100\n[train]", "at most 50 tokens a second"),

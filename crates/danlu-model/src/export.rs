@@ -3,7 +3,7 @@
 
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, FACTORS, GgufTensor, GgufValue, HfConfig, Packing, SPECIALS, architecture_keys,
+    Dtype, FACTORS, GgufTensor, GgufValue, HfConfig, Packing, Part, SPECIALS, architecture_keys,
     end_keys, gguf_factors, gguf_name, parts_of, to_gguf_order, tokeniser_keys, write_gguf,
 };
 use crate::modality::{TextTokeniser, Tokenisers};
@@ -205,33 +205,47 @@ pub fn to_gguf(
     keys.extend(end_keys(eos, &v.ends()));
     let pad = v.control_id(Control::Pad);
     keys.push(key(SPECIALS[3].1, (pad as usize).into()));
-    let parts = parts_of(&model.transformer);
     let mut wider = 0;
-    let mut tensors = Vec::with_capacity(parts.len());
-    for part in &parts {
-        let Some(name) = gguf_name(&part.name) else {
+    // The matrices of a layer's experts are one tensor.
+    let mut tensors: Vec<(GgufTensor, Vec<Part>)> = Vec::new();
+    for part in parts_of(&model.transformer) {
+        let Some((name, number)) = gguf_name(&part.plain_name) else {
             let wanted = "tensors that GGUF has a name for";
             return Err(Error::file(path, wanted, format!("`{}`", part.name)));
         };
+        if let Some(at) = tensors.iter().rposition(|(t, _)| number.is_some() && t.name == name) {
+            tensors[at].0.shape[0] += 1;
+            tensors[at].1.push(part);
+            continue;
+        }
         let table = matches!(name.as_str(), "token_embd.weight" | "output.weight");
         let own = match packing {
-            _ if part.shape.len() == 1 => Packing::F32,
+            // llama.cpp keeps routers whole too.
+            _ if part.shape.len() == 1 || name.ends_with("ffn_gate_inp.weight") => Packing::F32,
             Packing::Q4_0 | Packing::Q4_1 if table => Packing::Q8_0,
             other => other,
         };
         let whole = part.shape.last().is_some_and(|w| w.is_multiple_of(own.block()));
         wider += usize::from(!whole);
         let packing = if whole { own } else { Packing::F16 };
-        tensors.push(GgufTensor { name, shape: part.shape.clone(), packing });
+        let one = number.map(|_| 1).into_iter();
+        let shape = one.chain(part.shape.iter().copied()).collect();
+        tensors.push((GgufTensor { name, shape, packing }, vec![part]));
     }
+    let (mut tensors, parts): (Vec<GgufTensor>, Vec<Vec<Part>>) = tensors.into_iter().unzip();
     let factors = gguf_factors(c, path)?;
     if let Some(factors) = &factors {
         let (name, shape) = (FACTORS.into(), vec![factors.len()]);
         tensors.push(GgufTensor { name, shape, packing: Packing::F32 });
     }
     write_gguf(path, &keys, &tensors, |i| {
-        let Some(part) = parts.get(i) else { return Ok(factors.clone().unwrap_or_default()) };
-        Ok(to_gguf_order(c, &part.name, part.shape[0], part.values(&model.transformer)))
+        let Some(parts) = parts.get(i) else { return Ok(factors.clone().unwrap_or_default()) };
+        let of =
+            |p: &Part| to_gguf_order(c, &p.plain_name, p.shape[0], p.values(&model.transformer));
+        Ok(match &parts[..] {
+            [one] => of(one),
+            all => all.iter().flat_map(of).collect(),
+        })
     })?;
     Ok(wider)
 }

@@ -368,11 +368,11 @@ fn a_block_with_its_gradients() {
     let n = x.shape[1];
     let x = Tensor::<2>::from_data(
         TensorData::new(x.values.clone(), [n, c.width]),
-        &block.mlp.down.weight.tensor.device(),
+        &block.attention.out.weight.tensor.device(),
     )
     .require_grad();
     let rotary = Arc::new(Rotary::new(c.head_dim, 64, c.rope_theta));
-    let out = block.forward(x.clone(), &rotary, &Arc::from([0, n as u32]));
+    let (out, _) = block.forward(x.clone(), &rotary, &Arc::from([0, n as u32]));
     close("output", &floats(out.clone()), &f["output"].values, 5e-6);
     let up = TensorData::new(f["grad.output"].values.clone(), [n, c.width]);
     let grads = (out.clone() * Tensor::from_data(up, &out.device())).sum().backward();

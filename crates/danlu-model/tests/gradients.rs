@@ -118,7 +118,13 @@ fn layers_of_the_transformer() {
         |l| probe(l.forward(beside(&x, &l.out.weight), &rotary, &starts)),
     );
     check("block", Block::new("b", &c, &mut rng, &device), Block::parameters_mut, |l| {
-        probe(l.forward(beside(&x, &l.attention.out.weight), &rotary, &starts))
+        probe(l.forward(beside(&x, &l.attention.out.weight), &rotary, &starts).0)
+    });
+    let c = TransformerConfig { experts: 4, experts_per_token: 2, ..c };
+    check("experts", Block::new("b", &c, &mut rng, &device), Block::parameters_mut, |l| {
+        let stream = beside(&x, &l.attention.out.weight);
+        let (out, uneven) = l.forward(stream, &rotary, &starts);
+        probe(out) + uneven.expect("of experts").mul_scalar(3.0)
     });
 }
 

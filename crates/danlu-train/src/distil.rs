@@ -162,7 +162,7 @@ mod tests {
                 let (value, loss) = loss(&learns, &teacher, &batch());
                 let grads = value.backward();
                 let grad = learns.embedding.tensor.grad(&grads).expect("learns");
-                let down = &learns.blocks[0].mlp.down.weight.tensor;
+                let down = &learns.blocks[0].linears()[3].weight.tensor;
                 (loss, [values(grad), values(down.grad(&grads).expect("learns"))])
             };
             let student = model(2);
@@ -172,7 +172,7 @@ mod tests {
                     let mut other = student.clone();
                     let p = match which {
                         0 => &mut other.embedding,
-                        _ => &mut other.blocks[0].mlp.down.weight,
+                        _ => &mut other.blocks[0].linears_mut().swap_remove(3).weight,
                     };
                     let mut all = p.values();
                     all[at] += by;

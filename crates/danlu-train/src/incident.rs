@@ -20,6 +20,8 @@ pub enum Cause {
     Overflow,
     /// Numbers changed that no operation changed: memory or processor.
     Hardware,
+    /// A layer sends nearly all tokens to the same few of its experts.
+    RouterCollapse,
 }
 
 impl Cause {
@@ -30,6 +32,7 @@ impl Cause {
             Cause::RateTooHigh => "the learning rate is too high",
             Cause::Overflow => "overflow",
             Cause::Hardware => "hardware: memory or processor",
+            Cause::RouterCollapse => "router collapse: the same few experts get nearly all tokens",
         }
     }
 }

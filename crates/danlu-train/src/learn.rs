@@ -331,7 +331,7 @@ impl<M: Module, const D: usize> Subject for Learning<'_, M, D> {
 
     fn figures(pass: &Pass<D>) -> Figures<'_> {
         let &Pass { loss, norm, samples, .. } = pass;
-        Figures { loss, norm, tasks: &pass.tasks, samples }
+        Figures { loss, norm, tasks: &pass.tasks, spreads: &[], samples }
     }
 
     fn usual_share(&self) -> f32 {

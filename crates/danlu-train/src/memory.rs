@@ -83,8 +83,11 @@ pub struct Sizes {
     width: usize,
     depth: usize,
     attention: AttentionShape,
-    /// Width of what goes into the activation of the feed-forward, and of what comes out.
+    /// Width of what goes into the activation of the feed-forward, and of what comes out; of each
+    /// expert, if there are some.
     feed: [usize; 2],
+    /// Experts of a layer, 0 if there are none, and how many a token is sent to.
+    experts: [usize; 2],
     /// Learnt positions.
     positions: usize,
     tied: bool,
@@ -101,6 +104,7 @@ impl From<&TransformerConfig> for Sizes {
             depth: c.depth,
             attention: c.attention(),
             feed: [2 * c.hidden, c.hidden],
+            experts: [c.experts, c.experts_per_token],
             positions: 0,
             tied: c.tied,
             vectors: [2 * c.width + norms, c.width],
@@ -116,6 +120,7 @@ impl From<&GptConfig> for Sizes {
             depth: c.depth,
             attention: c.attention(),
             feed: [4 * c.width; 2],
+            experts: [0, 0],
             positions: c.context,
             tied: true,
             vectors: [13 * c.width, 2 * c.width],
@@ -124,14 +129,15 @@ impl From<&GptConfig> for Sizes {
 }
 
 impl Sizes {
-    /// `[rows, columns]` of a layer's matrices.
+    /// `[rows, columns]` of a layer's matrices; those of experts one under the other.
     fn matrices(&self) -> [[usize; 2]; 4] {
         let (w, a, [wide, hidden]) = (self.width, &self.attention, self.feed);
-        [[a.projection(), w], [w, a.output()], [wide, w], [w, hidden]]
+        let times = self.experts[0].max(1);
+        [[a.projection(), w], [w, a.output()], [times * wide, w], [times * w, hidden]]
     }
 
     fn layer(&self) -> usize {
-        self.matrices().iter().map(|[r, c]| r * c).sum()
+        self.matrices().iter().map(|[r, c]| r * c).sum::<usize>() + self.experts[0] * self.width
     }
 
     fn tables(&self) -> usize {
@@ -330,8 +336,26 @@ impl Walk<'_> {
     /// Numbers of the stream, of the fused projection, of attention's output, and of what goes into
     /// the activation and comes out of it.
     fn widths(&self) -> [usize; 5] {
-        let (a, [wide, hidden]) = (&self.s.attention, self.s.feed);
+        let (a, [wide, hidden]) = (&self.s.attention, self.s.feed.map(|w| w * self.times()));
         [self.s.width, a.projection(), a.output(), wide, hidden].map(|w| self.n * w)
+    }
+
+    /// Feed-forwards that a token goes through.
+    fn times(&self) -> usize {
+        self.s.experts[1].max(1)
+    }
+
+    /// What a mixture of experts keeps for its backward pass beside what a feed-forward does: its
+    /// inputs and outputs by expert, what comes out of the activation, the weights one under the other,
+    /// and what is added to the stream.
+    fn mixture(&self) -> Vec<usize> {
+        if self.s.experts[0] == 0 {
+            return Vec::new();
+        }
+        let [stream, _, _, _, hidden] = self.widths();
+        let places = stream * self.times();
+        let [_, _, up, down] = self.s.matrices().map(|[r, c]| r * c);
+        vec![places, places, hidden, up, down, stream]
     }
 
     /// What attention takes beside its output.
@@ -363,6 +387,10 @@ impl Walk<'_> {
         book.take(ACTIVATIONS, [stream]);
         drop(book, mixed);
         book.take(ACTIVATIONS, [stream, wide]);
+        book.take(ACTIVATIONS, self.mixture());
+        if !keeps {
+            book.give(ACTIVATIONS, self.mixture());
+        }
         drop(book, stream);
         book.take(ACTIVATIONS, [stream]);
         book.pass(WORKSPACE, [hidden]);
@@ -394,6 +422,11 @@ impl Walk<'_> {
             Some(a) => [a.values / self.s.depth.max(1), 0, 0, 0],
         };
         book.give(ACTIVATIONS, self.beside());
+        if self.s.experts[0] > 0 {
+            // Gradients of the experts' outputs, and of weights while they are taken apart.
+            book.pass(WORKSPACE, [stream * self.times(), hidden, up, down]);
+            book.give(ACTIVATIONS, self.mixture());
+        }
         // The last projection. The activation's input becomes its own gradient, in its place.
         book.take(WORKSPACE, [hidden]);
         book.take(GRADIENTS, [down]);

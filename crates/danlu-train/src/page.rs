@@ -195,6 +195,18 @@ pub(crate) fn upkeep(of: Upkeep) -> Figure {
 
 /// What was seen inside the model.
 fn inside(page: &mut Page, log: &[LogLine]) {
+    let layers: Vec<&String> = log.last().map_or(Vec::new(), |l| l.experts.keys().collect());
+    for some in layers.chunks(7) {
+        let points = |name: &String| -> Vec<(f64, f64)> {
+            log.iter().filter_map(|l| Some((l.step as f64, *l.experts.get(name)?))).collect()
+        };
+        let series = some.iter().map(|name| Series {
+            name: name.to_string(),
+            points: smooth(&points(name)),
+            dashed: false,
+        });
+        chart(page, "Experts that tokens are spread over", "experts", series.collect());
+    }
     type Of = fn(&Health) -> &BTreeMap<String, f64>;
     let charts: [(&str, &str, Of); 4] = [
         ("Gradient norm by layer", "norm", |h| &h.norm),

@@ -50,6 +50,10 @@ pub struct LogLine {
     /// Nats a byte of held-out plain text, by language and of `all`, where it was measured.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub text: Losses,
+    /// Experts that the tokens of each layer were spread over, where there are some: the exponential
+    /// of the entropy of what each was sent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub experts: Losses,
     /// Gradient norm before clipping.
     pub norm: f64,
     /// Share of the peak learning rate.
@@ -382,7 +386,13 @@ fn steps(
     let some_text = held_out(&session, TEXT_BYTES)?;
     let peak = danlu_ops::fma_peak(rayon::current_num_threads(), 0.15);
     watcher.tell(Event::Phase {
-        name: format!("base model, {:.1} M parameters", session.model.size() as f64 / 1e6),
+        name: match (session.model.size(), session.model.config.idle()) {
+            (all, 0) => format!("base model, {:.1} M parameters", all as f64 / 1e6),
+            (all, idle) => {
+                let [all, active] = [all, all - idle].map(|n| n as f64 / 1e6);
+                format!("base model, {all:.1} M parameters, {active:.1} M for each token")
+            }
+        },
         steps: r.steps,
         done: first,
     });
@@ -415,6 +425,7 @@ fn steps(
             task: pass.sums.tasks(&names),
             validation: Losses::new(),
             text: Losses::new(),
+            experts: pass.spreads.iter().map(|s| (s.layer.clone(), s.used)).collect(),
             norm: pass.norm,
             rate: share,
             speed,

@@ -5,7 +5,7 @@ use crate::audit::{self, AuditLine, content};
 use crate::checkpoint::{self, Snapshot, State};
 use crate::codes::CodeTable;
 use crate::fault;
-use crate::guard::{self, Figures, Limits, Memory, Subject};
+use crate::guard::{self, Figures, Limits, Memory, Spread, Subject};
 use crate::memory;
 use crate::optim::{Optimiser, gradients, rate_at, squares};
 use crate::pretrain::{REPLIES, Source, Sums, forward, frozen, mean, mean_span};
@@ -16,6 +16,7 @@ use danlu_core::recipe::{Optimiser as Kind, Recipe};
 use danlu_core::{Batch, Control, Document, Error, Result, Vocabulary};
 use danlu_data::{Corpus, Mixture, Packer, picture_classes, sound_classes};
 use danlu_model::arch::LayerView;
+use danlu_model::layers::experts_used;
 use danlu_model::prompt::Template;
 use danlu_model::{Model, Module, Tokenisers, Transformer, TransformerConfig};
 use std::path::PathBuf;
@@ -57,6 +58,8 @@ pub(crate) struct Pass {
     pub(crate) squares: Vec<f64>,
     /// Gradient norm before clipping.
     pub(crate) norm: f64,
+    /// How tokens were spread over the experts of each layer that has some.
+    pub(crate) spreads: Vec<Spread>,
 }
 
 impl Pass {
@@ -218,6 +221,8 @@ impl<'a> Session<'a> {
         let (mut loss, mut sums) = (0.0, Sums::new(self.source.mixture.names().len()));
         let (mut tokens, mut span) = (0, 0.0);
         let mut total: Option<Vec<Tensor<2>>> = None;
+        // What was sent in between is no part of the step.
+        self.model.take_loads();
         for batch in &batches {
             tokens += batch.tokens;
             span += mean_span(batch) / accumulate;
@@ -246,6 +251,7 @@ impl<'a> Session<'a> {
             grads,
             squares,
             norm,
+            spreads: spreads(&self.model),
         })
     }
 
@@ -314,7 +320,7 @@ impl Subject for Session<'_> {
 
     fn figures(pass: &Pass) -> Figures<'_> {
         let &Pass { loss, norm, samples, .. } = pass;
-        Figures { loss, norm, tasks: &pass.tasks, samples }
+        Figures { loss, norm, tasks: &pass.tasks, spreads: &pass.spreads, samples }
     }
 
     fn usual_share(&self) -> f32 {
@@ -371,6 +377,18 @@ impl Subject for Session<'_> {
         )?;
         Ok(())
     }
+}
+
+/// How the tokens of the passes since the loads were taken last were spread over experts.
+fn spreads(model: &Transformer) -> Vec<Spread> {
+    let (experts, chosen) = (model.config.experts, model.config.experts_per_token);
+    let layers = model.take_loads().into_iter().enumerate();
+    layers
+        .filter_map(|(i, load)| {
+            let used = experts_used(&load)?;
+            Some(Spread { layer: format!("model.layers.{i}"), used, experts, chosen })
+        })
+        .collect()
 }
 
 /// What a recipe's training does with memory.

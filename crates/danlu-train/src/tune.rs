@@ -61,7 +61,7 @@ pub struct Learner {
     /// What a preference is held against: the base without what is learnt.
     pub reference: Transformer,
     lora: Option<LoraConfig>,
-    beneath: Vec<[usize; 4]>,
+    beneath: Vec<Vec<usize>>,
 }
 
 impl Learner {
@@ -435,6 +435,7 @@ impl From<TuneLine> for LogLine {
             task: Losses::new(),
             validation: line.held_out,
             text: Losses::new(),
+            experts: Losses::new(),
             norm: line.norm,
             rate: line.rate,
             speed: line.speed,

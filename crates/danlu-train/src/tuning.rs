@@ -209,7 +209,7 @@ impl Subject for Tuning<'_> {
 
     fn figures(pass: &Pass) -> Figures<'_> {
         let &Pass { norm, samples, .. } = pass;
-        Figures { loss: pass.watched[0].1, norm, tasks: &pass.watched, samples }
+        Figures { loss: pass.watched[0].1, norm, tasks: &pass.watched, spreads: &[], samples }
     }
 
     fn usual_share(&self) -> f32 {

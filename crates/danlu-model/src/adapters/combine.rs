@@ -46,9 +46,12 @@ pub fn combine(
     let config = model.config.clone();
     let mut changed = false;
     for (layer, block) in model.blocks.iter_mut().enumerate() {
-        let linears = block.linears_mut();
+        let mut linears = block.linears_mut();
         for target in Target::ALL {
-            let (which, rows) = place(target, &config);
+            if !adapters.iter().any(|(a, _)| a.deltas.contains_key(&(layer, target))) {
+                continue;
+            }
+            let (which, rows) = place(target, &config)?;
             let weight = &mut linears[which].weight;
             let inputs = weight.shape[1];
             let mut changes = Vec::new();

@@ -14,18 +14,21 @@ pub use combine::{Combine, combine};
 pub use file::AdapterInfo;
 
 use crate::arch::{Transformer, TransformerConfig};
-use crate::layers::{Linear, Lora};
+use crate::layers::{Block, Linear, Lora};
 use crate::params::{Module, Parameter};
 use burn::tensor::Device;
 use danlu_core::{Error, LoraConfig, Result, Rng, Target};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Which of a block's four matrices ([`crate::layers::Block::linears`]) a target is in, and which
-/// rows of that are its.
-fn place(target: Target, c: &TransformerConfig) -> (usize, Range<usize>) {
+/// Which of a block's matrices ([`crate::layers::Block::linears`]) a target is in, and which rows of
+/// that are its.
+///
+/// # Errors
+/// If it is one of the feed-forward, of which a mixture of experts has several.
+fn place(target: Target, c: &TransformerConfig) -> Result<(usize, Range<usize>)> {
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    match target {
+    let at = match target {
         Target::QProj => (0, 0..q),
         Target::KProj => (0, q..q + kv),
         Target::VProj => (0, q + kv..q + 2 * kv),
@@ -33,7 +36,13 @@ fn place(target: Target, c: &TransformerConfig) -> (usize, Range<usize>) {
         Target::GateProj => (2, 0..c.hidden),
         Target::UpProj => (2, c.hidden..2 * c.hidden),
         Target::DownProj => (3, 0..c.width),
+    };
+    if c.experts > 0 && at.0 > 1 {
+        let wanted = "projections of the attention (q_proj, k_proj, v_proj, o_proj), for the model \
+                      is a mixture of experts";
+        return Err(Error::parameter("targets of the adapter", wanted, target.name()));
     }
+    Ok(at)
 }
 
 /// The values of one adapted projection, row-major.
@@ -118,7 +127,7 @@ impl Transformer {
                     path,
                 ));
             };
-            let (which, rows) = place(target, &c);
+            let (which, rows) = place(target, &c)?;
             let linear = &mut *block.linears_mut()[which];
             let (inputs, outputs) = (linear.weight.shape[1], rows.len());
             let sizes = [delta.a.len(), delta.b.len()];
@@ -160,9 +169,9 @@ impl Transformer {
         targets.sort();
         targets.dedup();
         for (layer, block) in self.blocks.iter_mut().enumerate() {
-            let linears = block.linears_mut();
+            let mut linears = block.linears_mut();
             for &target in &targets {
-                let (which, rows) = place(target, &c);
+                let (which, rows) = place(target, &c)?;
                 let linear = &mut *linears[which];
                 let (inputs, outputs) = (linear.weight.shape[1], rows.len());
                 let path = target.path(layer);
@@ -206,15 +215,15 @@ impl Transformer {
     }
 
     /// Takes all adapters off.
-    pub fn detach(&mut self) -> Vec<[Vec<Lora>; 4]> {
-        self.blocks
-            .iter_mut()
-            .map(|b| b.linears_mut().map(|l| std::mem::take(&mut l.adapters)))
-            .collect()
+    pub fn detach(&mut self) -> Vec<Vec<Vec<Lora>>> {
+        let off = |b: &mut Block| {
+            b.linears_mut().into_iter().map(|l| std::mem::take(&mut l.adapters)).collect()
+        };
+        self.blocks.iter_mut().map(off).collect()
     }
 
     /// Puts back what [`detach`](Self::detach) took off.
-    pub fn reattach(&mut self, adapters: Vec<[Vec<Lora>; 4]>) {
+    pub fn reattach(&mut self, adapters: Vec<Vec<Vec<Lora>>>) {
         for (block, adapters) in self.blocks.iter_mut().zip(adapters) {
             for (linear, adapters) in block.linears_mut().into_iter().zip(adapters) {
                 linear.adapters = adapters;
@@ -249,7 +258,7 @@ impl Transformer {
         let mut out = BTreeMap::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             for &target in &config.targets {
-                let (which, rows) = place(target, c);
+                let Ok((which, rows)) = place(target, c) else { continue };
                 let own = |l: &&Lora| l.rows == rows;
                 if let Some(l) = block.linears()[which].adapters.iter().rev().find(own) {
                     let magnitude = l.magnitude.as_ref().map(Parameter::values);
@@ -280,18 +289,19 @@ fn refuse_over_magnitudes(linear: &Linear, rows: &Range<usize>, path: &str) -> R
 pub struct Newest<'a> {
     model: &'a mut Transformer,
     /// How many adapters of each projection lie beneath.
-    beneath: Vec<[usize; 4]>,
+    beneath: Vec<Vec<usize>>,
 }
 
 impl<'a> Newest<'a> {
     /// What was attached since there were `beneath` adapters (as [`counts`](Self::counts) said).
-    pub fn new(model: &'a mut Transformer, beneath: Vec<[usize; 4]>) -> Self {
+    pub fn new(model: &'a mut Transformer, beneath: Vec<Vec<usize>>) -> Self {
         Self { model, beneath }
     }
 
     /// Adapters of every projection.
-    pub fn counts(model: &Transformer) -> Vec<[usize; 4]> {
-        model.blocks.iter().map(|b| b.linears().map(|l| l.adapters.len())).collect()
+    pub fn counts(model: &Transformer) -> Vec<Vec<usize>> {
+        let of = |b: &Block| b.linears().iter().map(|l| l.adapters.len()).collect();
+        model.blocks.iter().map(of).collect()
     }
 }
 

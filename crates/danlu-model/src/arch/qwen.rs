@@ -6,7 +6,7 @@ use super::RopeScaling;
 use crate::layers::{Block, Cache, RmsNorm};
 use crate::params::{Module, Parameter};
 use burn::tensor::{Device, Tensor};
-use danlu_core::recipe::ModelRecipe;
+use danlu_core::recipe::{MOST_EXPERTS, ModelRecipe};
 use danlu_core::{Error, Result, Rng};
 use danlu_ops::quant::WeightFormat;
 use danlu_ops::{AttentionShape, HeadLoss, Rotary};
@@ -29,7 +29,7 @@ pub struct TransformerConfig {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Hidden width of the feed-forward.
+    /// Hidden width of the feed-forward; of each expert, if there are some.
     pub hidden: usize,
     /// Longest document in tokens.
     pub context: usize,
@@ -47,6 +47,23 @@ pub struct TransformerConfig {
     /// How the rotary angles are scaled for a context longer than the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RopeScaling>,
+    /// Experts of every layer; 0: each layer has one feed-forward.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub experts: usize,
+    /// How many of them a token is sent to.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub experts_per_token: usize,
+    /// Weight in the training loss of how unevenly they are used ([`crate::layers::Experts::forward`]).
+    #[serde(default, skip_serializing_if = "is_zero_weight")]
+    pub balance: f32,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+fn is_zero_weight(w: &f32) -> bool {
+    *w == 0.0
 }
 
 impl TransformerConfig {
@@ -59,6 +76,9 @@ impl TransformerConfig {
             .filter(|k| heads.is_multiple_of(*k))
             .min_by_key(|&k| (3 * k).abs_diff(heads))
             .unwrap_or(1);
+        let chosen = if r.experts > 0 { r.experts_per_token } else { 0 };
+        // As many multiplications a token as without experts.
+        let hidden = (width * 8 / 3).div_ceil(64 * chosen.max(1)) * 64;
         let config = Self {
             vocabulary,
             width,
@@ -66,7 +86,7 @@ impl TransformerConfig {
             heads,
             kv_heads: r.kv_heads.unwrap_or(third),
             head_dim,
-            hidden: r.hidden.unwrap_or((width * 8 / 3).div_ceil(64) * 64),
+            hidden: r.hidden.unwrap_or(hidden),
             context: r.context.unwrap_or(window),
             rope_theta: r.rope_theta,
             norm_eps: r.norm_eps,
@@ -74,6 +94,9 @@ impl TransformerConfig {
             tied: r.tied,
             qkv_bias: false,
             rope_scaling: None,
+            experts: r.experts,
+            experts_per_token: chosen,
+            balance: if r.experts > 0 { r.balance } else { 0.0 },
         };
         config.check()?;
         Ok(config)
@@ -115,6 +138,20 @@ impl TransformerConfig {
                 self.kv_heads,
             ));
         }
+        if self.experts > MOST_EXPERTS {
+            let wanted = format!("at most {MOST_EXPERTS}");
+            return Err(Error::parameter("model.experts", wanted, self.experts));
+        }
+        let some = if self.experts > 0 { 1..=self.experts } else { 0..=0 };
+        if !some.contains(&self.experts_per_token) {
+            let wanted =
+                format!("{} to {}, for {} experts", some.start(), some.end(), self.experts);
+            let name = "model.experts_per_token";
+            return Err(Error::parameter(name, wanted, self.experts_per_token));
+        }
+        if !(0.0..=1.0).contains(&self.balance) {
+            return Err(Error::parameter("model.balance", "0 to 1", self.balance));
+        }
         if !self.head_dim.is_multiple_of(2) {
             return Err(Error::parameter("model.head_dim", "an even number", self.head_dim));
         }
@@ -151,12 +188,19 @@ impl TransformerConfig {
         self.init_std() / (2.0 * self.depth as f32).sqrt()
     }
 
+    /// Weights of the experts that a token does not go through; 0 without experts.
+    pub fn idle(&self) -> usize {
+        3 * self.depth * (self.experts - self.experts_per_token) * self.width * self.hidden
+    }
+
     /// Floating-point operations of training on one token (forward and backward, no
     /// recomputation), with `span` keys attended to on average: six per weight that multiplies,
-    /// the head included, and twelve per layer, width of the queries and key.
+    /// the head included and of experts those that a token is sent to, and twelve per layer, width
+    /// of the queries and key.
     pub fn flops_per_token(&self, span: f64) -> f64 {
         let a = self.attention();
-        let layer = self.width * (a.projection() + a.output()) + 3 * self.width * self.hidden;
+        let feed = 3 * self.hidden * self.experts_per_token.max(1) + self.experts;
+        let layer = self.width * (a.projection() + a.output() + feed);
         let weights = self.depth * layer + self.vocabulary * self.width;
         6.0 * weights as f64 + 12.0 * (self.depth * a.output()) as f64 * span
     }
@@ -254,11 +298,24 @@ impl Transformer {
     /// Normalised hidden states `[n, width]` of packed documents: `ids` `[n]`, and where documents
     /// start.
     pub fn hidden(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>) -> Tensor<2> {
-        let mut x = self.embed(ids);
+        self.run(ids, starts).0
+    }
+
+    /// The same, and how unevenly the experts of each layer were used, where there are some.
+    fn run(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>) -> (Tensor<2>, Vec<Tensor<1>>) {
+        let (mut x, mut uneven) = (self.embed(ids), Vec::new());
         for block in &self.blocks {
-            x = block.forward(x, &self.rotary, starts);
+            let (y, of_block) = block.forward(x, &self.rotary, starts);
+            x = y;
+            uneven.extend(of_block);
         }
-        self.norm.forward(x)
+        (self.norm.forward(x), uneven)
+    }
+
+    /// Tokens that the experts of each layer were sent in all passes since this was asked last; nothing
+    /// of a layer without experts.
+    pub fn take_loads(&self) -> Vec<Vec<u64>> {
+        self.blocks.iter().filter_map(|b| Some(b.mlp.experts()?.take_load())).collect()
     }
 
     /// Logits `[n, vocabulary]` of packed documents.
@@ -266,14 +323,21 @@ impl Transformer {
         self.scores(self.hidden(ids, starts))
     }
 
-    /// Loss `[1]` and the cross-entropy of each position in nats.
+    /// Loss `[1]`, with what the uneven use of experts adds to it, and the cross-entropy of each
+    /// position in nats.
     pub fn loss(
         &self,
         ids: &Arc<[u32]>,
         starts: &Arc<[u32]>,
         spec: &HeadLoss,
     ) -> (Tensor<1>, Vec<f32>) {
-        danlu_ops::head_loss(self.hidden(ids, starts), self.table(), spec)
+        let (hidden, uneven) = self.run(ids, starts);
+        let (loss, each) = danlu_ops::head_loss(hidden, self.table(), spec);
+        let weight = self.config.balance / uneven.len().max(1) as f32;
+        if weight == 0.0 {
+            return (loss, each);
+        }
+        (uneven.into_iter().fold(loss, |sum, u| sum + u.mul_scalar(weight)), each)
     }
 
     /// An empty cache.

@@ -35,7 +35,7 @@ impl Transformer {
             let seen = block.attention_norm.forward(x.clone().narrow(0, 0, first.max(1)));
             let heads = block.attention.entropy(seen, &self.rotary);
             let entropy = heads.iter().sum::<f64>() / heads.len() as f64;
-            x = block.forward(x, &self.rotary, starts);
+            (x, _) = block.forward(x, &self.rotary, starts);
             let entropy = (!heads.is_empty()).then_some(entropy);
             all.push(look(format!("model.layers.{i}"), &x, entropy));
         }

@@ -9,12 +9,12 @@ mod prune;
 pub use prune::{Cut, Seen, observe, prune};
 
 use crate::arch::Transformer;
-use crate::layers::Linear;
+use crate::layers::{FeedForward, Linear, Mlp};
 use crate::params::Module;
 use burn::tensor::Tensor;
 use danlu_core::{Error, Result};
-use danlu_ops::Activation;
 use danlu_ops::quant::{Arena, WeightFormat, Weights};
+use danlu_ops::{Activation, Routing};
 use gram::Gram;
 use std::sync::Arc;
 
@@ -88,24 +88,53 @@ fn calibrated(
             *x = x.clone() + block.attention.out.forward(inner);
         }
         let inner: Vec<_> = streams.iter().map(|x| block.mlp_norm.forward(x.clone())).collect();
-        few_bits(&mut block.mlp.gate_up, &inner, format, arena)?;
-        let gated = |x| danlu_ops::activate(block.mlp.gate_up.forward(x), Activation::Swiglu);
-        let inner: Vec<_> = inner.into_iter().map(gated).collect();
-        few_bits(&mut block.mlp.down, &inner, format, arena)?;
+        match &mut block.mlp {
+            FeedForward::Dense(mlp) => few_bits_of(mlp, inner.clone(), format, arena)?,
+            FeedForward::Experts(experts) => {
+                // Each sees what it is sent.
+                let sent: Vec<Routing> = inner.iter().map(|x| experts.route(x.clone()).1).collect();
+                for (e, mlp) in experts.each.iter_mut().enumerate() {
+                    let own = inner.iter().zip(&sent).filter_map(|(x, sent)| {
+                        let [from, to] = [0, 1].map(|i| sent.offsets[e + i] as usize);
+                        let rows: Arc<[u32]> = sent.rows[from..to].into();
+                        (from < to).then(|| danlu_ops::embedding(x.clone(), &rows))
+                    });
+                    few_bits_of(mlp, own.collect(), format, arena)?;
+                }
+            }
+        }
         for (x, inner) in streams.iter_mut().zip(inner) {
-            *x = x.clone() + block.mlp.down.forward(inner);
+            *x = x.clone() + block.mlp.forward(inner);
         }
         done(i + 1);
     }
     Ok(())
 }
 
+/// Gate and up on their inputs, then down on what few bits make of those.
+fn few_bits_of(
+    mlp: &mut Mlp,
+    inputs: Vec<Tensor<2>>,
+    format: WeightFormat,
+    arena: &Arena,
+) -> Result<()> {
+    few_bits(&mut mlp.gate_up, &inputs, format, arena)?;
+    let gated = |x| danlu_ops::activate(mlp.gate_up.forward(x), Activation::Swiglu);
+    let inner: Vec<_> = inputs.into_iter().map(gated).collect();
+    few_bits(&mut mlp.down, &inner, format, arena)
+}
+
+/// On no inputs each weight is rounded by itself.
 fn few_bits(
     linear: &mut Linear,
     inputs: &[Tensor<2>],
     format: WeightFormat,
     arena: &Arena,
 ) -> Result<()> {
+    if inputs.is_empty() {
+        linear.weight.freeze(format, arena);
+        return Ok(());
+    }
     let mut gram = Gram::new(linear.weight.shape[1]);
     inputs.iter().for_each(|x| gram.add(x));
     let shape = [linear.weight.shape[0], linear.weight.shape[1]];

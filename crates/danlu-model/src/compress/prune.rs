@@ -7,6 +7,7 @@
 
 use super::Packed;
 use crate::arch::{Transformer, TransformerConfig};
+use crate::layers::FeedForward;
 use burn::tensor::Tensor;
 use danlu_core::{Error, Result};
 use danlu_ops::Activation;
@@ -29,7 +30,7 @@ pub struct Seen {
     pub likeness: f64,
     /// How much each key-value head's group adds to the residual stream.
     pub kv_heads: Vec<f64>,
-    /// How much each channel of the feed-forward adds.
+    /// How much each channel of the feed-forward adds; none of a mixture of experts.
     pub channels: Vec<f64>,
 }
 
@@ -47,10 +48,17 @@ pub fn observe(model: &Transformer, documents: &[Packed]) -> Vec<Seen> {
                 block.attention.branch(block.attention_norm.forward(x.clone()), &rotary, starts);
             add_squares(&mut heads, &mixed);
             let after = x.clone() + block.attention.out.forward(mixed);
-            let gated = block.mlp.gate_up.forward(block.mlp_norm.forward(after.clone()));
-            let gated = danlu_ops::activate(gated, Activation::Swiglu);
-            add_squares(&mut channels, &gated);
-            *x = after + block.mlp.down.forward(gated);
+            let inner = block.mlp_norm.forward(after.clone());
+            *x = after
+                + match &block.mlp {
+                    FeedForward::Dense(mlp) => {
+                        let gated = mlp.gate_up.forward(inner);
+                        let gated = danlu_ops::activate(gated, Activation::Swiglu);
+                        add_squares(&mut channels, &gated);
+                        mlp.down.forward(gated)
+                    }
+                    FeedForward::Experts(experts) => experts.forward(inner).0,
+                };
             let (sum, n) = cosines(&before, x);
             likeness += sum;
             tokens += n;
@@ -65,7 +73,10 @@ pub fn observe(model: &Transformer, documents: &[Packed]) -> Vec<Seen> {
         out.push(Seen {
             likeness: likeness / tokens.max(1) as f64,
             kv_heads: heads.chunks(group).map(|g| g.iter().sum()).collect(),
-            channels: by_channel(&channels, &block.mlp.down.weight),
+            channels: match block.mlp.dense() {
+                Some(mlp) => by_channel(&channels, &mlp.down.weight),
+                None => Vec::new(),
+            },
         });
     }
     out
@@ -131,6 +142,10 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
             ));
         }
     }
+    if c.experts > 0 && cut.channels > 0 {
+        let wanted = "0 for a mixture of experts, whose channels are not looked at";
+        return Err(Error::parameter("--drop-channels", wanted, cut.channels));
+    }
     let kv_heads = c.kv_heads - cut.kv_heads;
     let config = TransformerConfig {
         depth: c.depth - cut.layers,
@@ -146,7 +161,6 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
     for (to, &layer) in small.blocks.iter_mut().zip(&layers) {
         let (from, seen) = (&model.blocks[layer], &seen[layer]);
         let heads = largest(&seen.kv_heads, kv_heads);
-        let channels = largest(&seen.channels, c.hidden - cut.channels);
         let group = c.heads / c.kv_heads;
         let queries: Vec<usize> = heads.iter().flat_map(|h| h * group..(h + 1) * group).collect();
         let rows = |heads: &[usize], first: usize| -> Vec<usize> {
@@ -157,16 +171,28 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
         let mut qkv = out_columns.clone();
         qkv.extend(rows(&heads, c.heads));
         qkv.extend(rows(&heads, c.heads + c.kv_heads));
-        let gate_up: Vec<usize> =
-            channels.iter().copied().chain(channels.iter().map(|i| c.hidden + i)).collect();
         to.attention.qkv.weight.set(take_rows(&from.attention.qkv.weight.values(), c.width, &qkv));
         if let (Some(to), Some(from)) = (&mut to.attention.qkv.bias, &from.attention.qkv.bias) {
             to.set(take_rows(&from.values(), 1, &qkv));
         }
         let out = &from.attention.out.weight;
         to.attention.out.weight.set(take_columns(&out.values(), out.shape[1], &out_columns));
-        to.mlp.gate_up.weight.set(take_rows(&from.mlp.gate_up.weight.values(), c.width, &gate_up));
-        to.mlp.down.weight.set(take_columns(&from.mlp.down.weight.values(), c.hidden, &channels));
+        match (&mut to.mlp, &from.mlp) {
+            (FeedForward::Dense(to), FeedForward::Dense(from)) => {
+                let channels = largest(&seen.channels, c.hidden - cut.channels);
+                let up = channels.iter().map(|i| c.hidden + i);
+                let gate_up: Vec<usize> = channels.iter().copied().chain(up).collect();
+                let values = from.gate_up.weight.values();
+                to.gate_up.weight.set(take_rows(&values, c.width, &gate_up));
+                let values = from.down.weight.values();
+                to.down.weight.set(take_columns(&values, c.hidden, &channels));
+            }
+            (to, from) => {
+                for (to, from) in to.parameters_mut().into_iter().zip(from.parameters()) {
+                    to.set(from.values());
+                }
+            }
+        }
         to.attention.q_norm.set(from.attention.q_norm.values());
         to.attention.k_norm.set(from.attention.k_norm.values());
         to.attention_norm.weight.set(from.attention_norm.weight.values());

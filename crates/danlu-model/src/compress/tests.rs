@@ -87,7 +87,7 @@ fn what_adds_nothing_goes_first_and_nobody_notices() {
         let group = c.heads / c.kv_heads * c.head_dim;
         let dead = i % 2;
         clear(&mut block.attention.out.weight, &|k| i == 1 || k / group == dead);
-        clear(&mut block.mlp.down.weight, &|k| i == 1 || k % 9 == 3);
+        clear(&mut block.linears_mut()[3].weight, &|k| i == 1 || k % 9 == 3);
     }
     let seen = observe(&whole, &documents());
     assert_eq!((seen.len(), seen[0].channels.len(), seen[0].kv_heads.len()), (3, 96, 2));

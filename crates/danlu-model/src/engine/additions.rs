@@ -33,10 +33,10 @@ impl Change {
     }
 }
 
-/// Changes to every layer's projections (query-key-value, output, gate-up, down), which some
-/// sequences of a pass have and others not.
+/// Changes to every layer's projections (query-key-value, output, gate-up, down; without those of
+/// experts, which have none), which some sequences of a pass have and others not.
 #[derive(Debug)]
-pub(super) struct Additions(Vec<[Change; 4]>);
+pub(super) struct Additions(Vec<Vec<Change>>);
 
 impl Additions {
     /// What the adapters attached to `adapted` change. The lengths of its rows, where they count,
@@ -45,8 +45,11 @@ impl Additions {
     /// # Errors
     /// If there is none.
     pub(super) fn new(name: &str, adapted: &Transformer) -> Result<Self> {
-        let changes: Vec<[Change; 4]> =
-            adapted.blocks.iter().map(|b| b.linears().map(Change::new)).collect();
+        let changes: Vec<Vec<Change>> = adapted
+            .blocks
+            .iter()
+            .map(|b| b.linears().into_iter().take(4).map(Change::new).collect())
+            .collect();
         if changes.iter().flatten().all(|c| c.added.is_empty()) {
             let what = format!("adapter `{name}`");
             return Err(Error::parameter(what, "a model with adapters attached", "none"));

@@ -6,8 +6,9 @@
 //! not on the number of threads, nor on what else is in the pass.
 
 use super::additions::{Adapted, Beside};
+use super::experts::{self, Mixture};
 use crate::arch::{Transformer, TransformerConfig};
-use crate::layers::{Linear, Lora};
+use crate::layers::{FeedForward, Linear, Lora};
 use crate::params::Parameter;
 use danlu_ops::quant::{Activations, Arena, Into, WeightFormat, Weights, product};
 use danlu_ops::{AttentionShape, Pages, Rotary, Span, Team, attend};
@@ -30,7 +31,7 @@ fn tiles(parameter: &Parameter, format: WeightFormat, arena: &Arena) -> Arc<Weig
 }
 
 impl Projection {
-    fn new(linear: &Linear, format: WeightFormat, arena: &Arena) -> Self {
+    pub(super) fn new(linear: &Linear, format: WeightFormat, arena: &Arena) -> Self {
         let weights = if linear.adapters.is_empty() {
             tiles(&linear.weight, format, arena)
         } else {
@@ -39,6 +40,16 @@ impl Projection {
             Arc::new(Weights::new(&values, shape, format, arena))
         };
         Self { weights, bias: linear.bias.as_ref().map(|b| b.values()) }
+    }
+
+    /// Of a matrix alone.
+    pub(super) fn of(parameter: &Parameter, format: WeightFormat, arena: &Arena) -> Self {
+        Self { weights: tiles(parameter, format, arena), bias: None }
+    }
+
+    /// Bytes of its matrix.
+    pub(super) fn bytes(&self) -> usize {
+        self.weights.bytes()
     }
 
     /// `[outputs]`, if it has one.
@@ -51,8 +62,35 @@ impl Projection {
         product(team, x, &self.weights, self.bias.as_deref(), out, into);
     }
 
-    fn format(&self) -> WeightFormat {
+    pub(super) fn format(&self) -> WeightFormat {
         self.weights.format()
+    }
+}
+
+/// What mixes the channels of a layer.
+#[derive(Debug)]
+enum Feed {
+    Dense { gate_up: Projection, down: Projection },
+    Experts(Mixture),
+}
+
+impl Feed {
+    fn new(feed: &FeedForward, format: WeightFormat, arena: &Arena) -> Self {
+        match feed {
+            FeedForward::Dense(mlp) => Self::Dense {
+                gate_up: Projection::new(&mlp.gate_up, format, arena),
+                down: Projection::new(&mlp.down, format, arena),
+            },
+            FeedForward::Experts(experts) => Self::Experts(Mixture::new(experts, format, arena)),
+        }
+    }
+
+    /// Bytes of all matrices, and of those that a token does not go through.
+    fn bytes(&self) -> [usize; 2] {
+        match self {
+            Self::Dense { gate_up, down } => [gate_up.bytes() + down.bytes(), 0],
+            Self::Experts(m) => [m.projections().map(Projection::bytes).sum(), m.idle_bytes()],
+        }
     }
 }
 
@@ -64,8 +102,7 @@ struct Layer {
     k_norm: Vec<f32>,
     out: Projection,
     mlp_norm: Vec<f32>,
-    gate_up: Projection,
-    down: Projection,
+    feed: Feed,
 }
 
 /// Memory that passes use again.
@@ -80,6 +117,7 @@ struct Scratch {
     wanted: Vec<f32>,
     logits: Vec<f32>,
     activations: Activations,
+    experts: experts::Scratch,
 }
 
 /// A transformer ready for decoding.
@@ -106,7 +144,7 @@ pub(super) enum Want<'a> {
 }
 
 /// The first `len` values, after growing to it.
-fn sized(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(super) fn sized(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if v.len() < len {
         v.resize(len, 0.0);
     }
@@ -125,7 +163,7 @@ impl Decoder {
             .blocks
             .iter()
             .map(|block| {
-                let (a, mlp) = (&block.attention, &block.mlp);
+                let a = &block.attention;
                 Layer {
                     attention_norm: block.attention_norm.weight.values(),
                     qkv: Projection::new(&a.qkv, format, &arena),
@@ -133,8 +171,7 @@ impl Decoder {
                     k_norm: a.k_norm.values(),
                     out: Projection::new(&a.out, format, &arena),
                     mlp_norm: block.mlp_norm.weight.values(),
-                    gate_up: Projection::new(&mlp.gate_up, format, &arena),
-                    down: Projection::new(&mlp.down, format, &arena),
+                    feed: Feed::new(&block.mlp, format, &arena),
                 }
             })
             .collect();
@@ -167,15 +204,16 @@ impl Decoder {
 
     /// Bytes of all matrices.
     pub fn weight_bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.out, &l.gate_up, &l.down]);
-        let all = layers.chain(&self.head).map(|p| p.weights.bytes());
-        self.embedding.bytes() + all.sum::<usize>()
+        let layer = |l: &Layer| l.qkv.bytes() + l.out.bytes() + l.feed.bytes()[0];
+        let layers: usize = self.layers.iter().map(layer).sum();
+        self.embedding.bytes() + layers + self.head.as_ref().map_or(0, Projection::bytes)
     }
 
     /// Bytes of the matrices that a pass for one token goes through.
     pub fn bytes_per_token(&self) -> usize {
         let beside = if self.head.is_some() { self.embedding.bytes() } else { 0 };
-        self.weight_bytes() - beside
+        let idle: usize = self.layers.iter().map(|l| l.feed.bytes()[1]).sum();
+        self.weight_bytes() - beside - idle
     }
 
     /// Empty pages for this transformer's keys and values.
@@ -222,10 +260,18 @@ impl Decoder {
             );
             act.take(team, mixed, shape.output(), layer.out.format());
             beside.run(team, &layer.out, [i, 1], act, x, Into::Add);
-            act.norm(team, x, &layer.mlp_norm, eps, layer.gate_up.format());
-            beside.run(team, &layer.gate_up, [i, 2], act, gate_up, Into::Store);
-            act.swiglu(team, gate_up, config.hidden, layer.down.format());
-            beside.run(team, &layer.down, [i, 3], act, x, Into::Add);
+            match &layer.feed {
+                Feed::Dense { gate_up: up, down } => {
+                    act.norm(team, x, &layer.mlp_norm, eps, up.format());
+                    beside.run(team, up, [i, 2], act, gate_up, Into::Store);
+                    act.swiglu(team, gate_up, config.hidden, down.format());
+                    beside.run(team, down, [i, 3], act, x, Into::Add);
+                }
+                Feed::Experts(mixture) => {
+                    act.norm(team, x, &layer.mlp_norm, eps, mixture.format());
+                    mixture.run(team, act, &mut s.experts, x);
+                }
+            }
         }
         let rows = match want {
             Want::Logits(rows) => rows,

@@ -11,6 +11,7 @@ mod cache;
 mod decoder;
 mod draft;
 mod draw;
+mod experts;
 mod generate;
 mod grammar;
 mod job;

@@ -1,5 +1,6 @@
-//! The Hugging Face form of the transformer (Llama, Mistral, Qwen2, Qwen3): `config.json`, and tensors
-//! with query, key and value (and gate and up) as matrices of their own where ours are fused.
+//! The Hugging Face form of the transformer (Llama, Mistral, Qwen2, Qwen3, and the mixtures of experts
+//! Mixtral and Qwen3-MoE): `config.json`, and tensors with query, key and value (and gate and up) as
+//! matrices of their own where ours are fused.
 
 use super::{NamedTensor, Weights, rope};
 use crate::arch::{Transformer, TransformerConfig};
@@ -17,7 +18,7 @@ pub struct HfConfig {
     /// `LlamaForCausalLM` without, neither with query and key norms.
     #[serde(default)]
     pub architectures: Vec<String>,
-    /// `qwen3`, `qwen2`, `llama` or `mistral`.
+    /// `qwen3`, `qwen3_moe`, `qwen2`, `llama`, `mistral` or `mixtral`.
     pub model_type: String,
     /// Token ids.
     pub vocab_size: usize,
@@ -33,6 +34,24 @@ pub struct HfConfig {
     pub head_dim: Option<usize>,
     /// Hidden width of the feed-forward.
     pub intermediate_size: usize,
+    /// Experts of a layer, as Qwen names them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_experts: Option<usize>,
+    /// The same, as Mixtral names them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_local_experts: Option<usize>,
+    /// How many of them a token is sent to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_experts_per_tok: Option<usize>,
+    /// Hidden width of an expert; Mixtral has it as that of the feed-forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moe_intermediate_size: Option<usize>,
+    /// Whether the gates of a token's experts sum to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_topk_prob: Option<bool>,
+    /// Weight in the training loss of how unevenly experts are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_aux_loss_coef: Option<f32>,
     /// Longest document.
     pub max_position_embeddings: usize,
     /// Base of the rotary angles.
@@ -86,9 +105,11 @@ const LIMITS: &[Limit] = &[
     ("attention_bias", "false", |v| v == false),
     ("mlp_bias", "false", |v| v == false),
     ("partial_rotary_factor", "1", |v| v.as_f64() == Some(1.0)),
-    ("num_experts", "no experts", |v| v == 0),
-    ("num_local_experts", "no experts", |v| v == 0),
-    ("n_routed_experts", "no experts", |v| v == 0),
+    ("n_routed_experts", "no experts beside shared ones", |v| v == 0),
+    ("decoder_sparse_step", "1: experts in every layer", |v| v == 1),
+    ("mlp_only_layers", "none: experts in every layer", |v| {
+        v.as_array().is_some_and(Vec::is_empty)
+    }),
     ("quantization_config", "weights that are not quantised", |_| false),
 ];
 
@@ -136,7 +157,10 @@ impl HfConfig {
 
     /// The file of our configuration.
     pub fn from_ours(c: &TransformerConfig, vocabulary: Option<Vocabulary>) -> Self {
+        let mixes = c.experts > 0;
         let (class, kind) = match (c.qk_norm, c.qkv_bias) {
+            (true, _) if mixes => ("Qwen3MoeForCausalLM", "qwen3_moe"),
+            (false, false) if mixes => ("MixtralForCausalLM", "mixtral"),
             (true, _) => ("Qwen3ForCausalLM", "qwen3"),
             (false, true) => ("Qwen2ForCausalLM", "qwen2"),
             (false, false) => ("LlamaForCausalLM", "llama"),
@@ -153,6 +177,12 @@ impl HfConfig {
             num_key_value_heads: Some(c.kv_heads),
             head_dim: Some(c.head_dim),
             intermediate_size: c.hidden,
+            num_experts: (mixes && c.qk_norm).then_some(c.experts),
+            num_local_experts: (mixes && !c.qk_norm).then_some(c.experts),
+            num_experts_per_tok: mixes.then_some(c.experts_per_token),
+            moe_intermediate_size: (mixes && c.qk_norm).then_some(c.hidden),
+            norm_topk_prob: (mixes && c.qk_norm).then_some(true),
+            router_aux_loss_coef: mixes.then_some(c.balance),
             max_position_embeddings: c.context,
             rope_theta: Some(c.rope_theta),
             rope_scaling: match &c.rope_scaling {
@@ -184,11 +214,13 @@ impl HfConfig {
 
     /// Our configuration of the file at `path`.
     pub fn to_ours(&self, path: &Path) -> Result<TransformerConfig> {
-        const KNOWN: [(&str, &str, bool, bool); 4] = [
+        const KNOWN: [(&str, &str, bool, bool); 6] = [
             ("llama", "LlamaForCausalLM", false, false),
             ("mistral", "MistralForCausalLM", false, false),
+            ("mixtral", "MixtralForCausalLM", false, false),
             ("qwen2", "Qwen2ForCausalLM", false, true),
             ("qwen3", "Qwen3ForCausalLM", true, false),
+            ("qwen3_moe", "Qwen3MoeForCausalLM", true, false),
         ];
         let Some((_, class, qk_norm, qkv_bias)) = KNOWN.iter().find(|k| k.0 == self.model_type)
         else {
@@ -199,6 +231,7 @@ impl HfConfig {
         if let Some(other) = self.architectures.iter().find(|a| a != class) {
             return Err(Error::file(path, format!("`architectures` {class}"), other));
         }
+        let (experts, chosen) = self.experts(path)?;
         let places = [&self.rope_parameters, &self.rope_scaling];
         let rope = rope::of_config(path, places, self.max_position_embeddings)?;
         let shorter = [self.window, rope.context].into_iter().flatten().min();
@@ -218,7 +251,10 @@ impl HfConfig {
             heads,
             kv_heads: self.num_key_value_heads.unwrap_or(heads),
             head_dim,
-            hidden: self.intermediate_size,
+            hidden: match self.moe_intermediate_size {
+                Some(hidden) if experts > 0 => hidden,
+                _ => self.intermediate_size,
+            },
             context: self.max_position_embeddings.min(shorter.unwrap_or(usize::MAX)),
             rope_theta: rope.theta.or(self.rope_theta).unwrap_or(10_000.0),
             rope_scaling: rope.scaling,
@@ -226,10 +262,70 @@ impl HfConfig {
             qk_norm: *qk_norm,
             tied: self.tie_word_embeddings,
             qkv_bias: *qkv_bias,
+            experts,
+            experts_per_token: chosen,
+            balance: match experts {
+                0 => 0.0,
+                _ => self.router_aux_loss_coef.unwrap_or_default(),
+            },
         };
         config.check().map_err(|e| Error::file(path, "sizes that can work", e))?;
         Ok(config)
     }
+
+    /// Experts of a layer and how many a token is sent to, as the kind of model has them.
+    fn experts(&self, path: &Path) -> Result<(usize, usize)> {
+        // What the classes of transformers take where a file says nothing.
+        let (key, experts, chosen, hidden) = match self.model_type.as_str() {
+            "qwen3_moe" => {
+                // Newer files have the name of Mixtral.
+                let experts = self.num_experts.or(self.num_local_experts);
+                ("num_experts", experts, 8, self.moe_intermediate_size)
+            }
+            "mixtral" => {
+                ("num_local_experts", self.num_local_experts, 2, Some(self.intermediate_size))
+            }
+            kind => {
+                let all = [self.num_experts, self.num_local_experts];
+                return match all.into_iter().flatten().find(|&n| n > 0) {
+                    None => Ok((0, 0)),
+                    Some(n) => {
+                        let keys = "(`num_experts`, `num_local_experts`)";
+                        let wanted = format!("no experts {keys} in a model of type `{kind}`");
+                        Err(Error::file(path, wanted, n))
+                    }
+                };
+            }
+        };
+        let Some(experts) = experts.filter(|&n| n > 0) else {
+            return Err(Error::file(path, format!("a number under `{key}`"), "none"));
+        };
+        if hidden.is_none() {
+            return Err(Error::file(path, "a number under `moe_intermediate_size`", "none"));
+        }
+        if self.model_type == "qwen3_moe" && self.norm_topk_prob != Some(true) {
+            // Without, transformers takes false.
+            return Err(Error::file(path, "`norm_topk_prob`: true", "false"));
+        }
+        Ok((experts, self.num_experts_per_tok.unwrap_or(chosen)))
+    }
+}
+
+/// The names of Mixtral for those of Qwen, which ours are.
+const MIXTRAL: [(&str, &str); 4] = [
+    (".mlp.gate.", ".block_sparse_moe.gate."),
+    (".gate_proj.", ".w1."),
+    (".up_proj.", ".w3."),
+    (".down_proj.", ".w2."),
+];
+
+/// The name of a tensor in the file, from ours.
+pub(super) fn file_name(name: String, c: &TransformerConfig) -> String {
+    if c.experts == 0 || c.qk_norm || !name.contains(".mlp.") {
+        return name;
+    }
+    let name = MIXTRAL.iter().fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
+    name.replace(".mlp.experts.", ".block_sparse_moe.experts.")
 }
 
 /// The parts of a fused parameter and their rows.
@@ -250,6 +346,8 @@ fn parts(name: &str, c: &TransformerConfig) -> Option<Vec<(String, usize)>> {
 pub struct Part {
     /// Its name there.
     pub name: String,
+    /// The same as Qwen has it, whatever kind of file it is for.
+    pub plain_name: String,
     /// Its shape there.
     pub shape: Vec<usize>,
     /// Which of [`Module::parameters`] it is of.
@@ -278,7 +376,9 @@ pub fn parts_of(model: &Transformer) -> Vec<Part> {
             let mut shape = p.shape.clone();
             shape[0] = rows;
             let n: usize = shape.iter().product();
-            out.push(Part { name, shape, parameter, from });
+            let plain_name = name.clone();
+            let name = file_name(name, &model.config);
+            out.push(Part { name, plain_name, shape, parameter, from });
             from += n;
         }
     }

@@ -2,6 +2,7 @@
 //! queries and keys in another order where it turns neighbouring pairs.
 
 use super::gguf::{Gguf, Value};
+use super::hf::file_name;
 use super::{NamedTensor, Weights, rope};
 use crate::arch::TransformerConfig;
 use danlu_core::{Error, Result};
@@ -16,18 +17,30 @@ struct Architecture {
     /// Whether llama.cpp turns neighbouring elements of a head, and files keep the rows of queries
     /// and keys in that order. We turn element `i` with `i + half`, as Hugging Face does.
     interleaved: bool,
+    /// Whether layers may be mixtures of experts, and whether they may not be.
+    experts: [bool; 2],
 }
 
-const ARCHITECTURES: [Architecture; 3] = [
-    Architecture { name: "llama", qk_norm: false, qkv_bias: false, interleaved: true },
-    Architecture { name: "qwen2", qk_norm: false, qkv_bias: true, interleaved: false },
-    Architecture { name: "qwen3", qk_norm: true, qkv_bias: false, interleaved: false },
+#[rustfmt::skip]
+const ARCHITECTURES: [Architecture; 4] = [
+    Architecture {
+        name: "llama", qk_norm: false, qkv_bias: false, interleaved: true, experts: [true, true],
+    },
+    Architecture {
+        name: "qwen2", qk_norm: false, qkv_bias: true, interleaved: false, experts: [false, true],
+    },
+    Architecture {
+        name: "qwen3", qk_norm: true, qkv_bias: false, interleaved: false, experts: [false, true],
+    },
+    Architecture {
+        name: "qwen3moe", qk_norm: true, qkv_bias: false, interleaved: false, experts: [true, false],
+    },
 ];
 
 /// Parts of names outside and inside of a layer: ours (Hugging Face's), and those of GGUF.
 const OUTSIDE: [(&str, &str); 3] =
     [("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
-const INSIDE: [(&str, &str); 11] = [
+const INSIDE: [(&str, &str); 12] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -39,28 +52,46 @@ const INSIDE: [(&str, &str); 11] = [
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
+    ("mlp.gate", "ffn_gate_inp"),
 ];
+/// Parts of names of an expert, and of the tensor that has those of all experts of a layer.
+const EXPERTS: [(&str, &str); 3] =
+    [("gate_proj", "ffn_gate_exps"), ("up_proj", "ffn_up_exps"), ("down_proj", "ffn_down_exps")];
 
-/// The name in GGUF of a tensor under its Hugging Face name.
-pub fn gguf_name(name: &str) -> Option<String> {
+/// The name in GGUF of a tensor under our (Hugging Face's) name, and which of the matrices in it that
+/// is, where it is an expert's.
+pub fn gguf_name(name: &str) -> Option<(String, Option<usize>)> {
     let (stem, kind) = name.rsplit_once('.')?;
-    if let Some(rest) = stem.strip_prefix("model.layers.") {
-        let (layer, part) = rest.split_once('.')?;
-        let (_, theirs) = INSIDE.iter().find(|n| n.0 == part)?;
-        return Some(format!("blk.{layer}.{theirs}.{kind}"));
-    }
-    OUTSIDE.iter().find(|n| n.0 == stem).map(|(_, theirs)| format!("{theirs}.{kind}"))
+    let Some(rest) = stem.strip_prefix("model.layers.") else {
+        let (_, theirs) = OUTSIDE.iter().find(|n| n.0 == stem)?;
+        return Some((format!("{theirs}.{kind}"), None));
+    };
+    let (layer, part) = rest.split_once('.')?;
+    let (theirs, number) = match part.strip_prefix("mlp.experts.") {
+        Some(rest) => {
+            let (number, part) = rest.split_once('.')?;
+            let (_, theirs) = EXPERTS.iter().find(|n| n.0 == part)?;
+            (theirs, Some(number.parse().ok()?))
+        }
+        None => (&INSIDE.iter().find(|n| n.0 == part)?.1, None),
+    };
+    Some((format!("blk.{layer}.{theirs}.{kind}"), number))
 }
 
-/// The Hugging Face name of a tensor of a GGUF file.
-fn our_name(name: &str) -> Option<String> {
+/// Our (Hugging Face's) names of a tensor of a GGUF file: one, or that of each of `experts`.
+fn our_names(name: &str, experts: usize) -> Option<Vec<(String, Option<usize>)>> {
     let (stem, kind) = name.rsplit_once('.')?;
-    if let Some(rest) = stem.strip_prefix("blk.") {
-        let (layer, part) = rest.split_once('.')?;
-        let (ours, _) = INSIDE.iter().find(|n| n.1 == part)?;
-        return Some(format!("model.layers.{layer}.{ours}.{kind}"));
+    let Some(rest) = stem.strip_prefix("blk.") else {
+        let (ours, _) = OUTSIDE.iter().find(|n| n.1 == stem)?;
+        return Some(vec![(format!("{ours}.{kind}"), None)]);
+    };
+    let (layer, part) = rest.split_once('.')?;
+    if let Some((ours, _)) = EXPERTS.iter().find(|n| n.1 == part) {
+        let one = |e| format!("model.layers.{layer}.mlp.experts.{e}.{ours}.{kind}");
+        return Some((0..experts).map(|e| (one(e), Some(e))).collect());
     }
-    OUTSIDE.iter().find(|n| n.1 == stem).map(|(ours, _)| format!("{ours}.{kind}"))
+    let (ours, _) = INSIDE.iter().find(|n| n.1 == part)?;
+    Some(vec![(format!("model.layers.{layer}.{ours}.{kind}"), None)])
 }
 
 /// Rows of heads with neighbouring pairs, from rows with halves, or back.
@@ -92,7 +123,10 @@ pub fn to_gguf_order(c: &TransformerConfig, name: &str, rows: usize, values: Vec
 }
 
 fn architecture_of(c: &TransformerConfig) -> &'static Architecture {
-    let fits = |a: &&Architecture| (a.qk_norm, a.qkv_bias) == (c.qk_norm, c.qkv_bias);
+    let fits = |a: &&Architecture| {
+        let mixes = a.experts[usize::from(c.experts == 0)];
+        (a.qk_norm, a.qkv_bias, mixes) == (c.qk_norm, c.qkv_bias, true)
+    };
     ARCHITECTURES.iter().find(fits).unwrap_or(&ARCHITECTURES[2])
 }
 
@@ -115,6 +149,11 @@ pub fn architecture_keys(c: &TransformerConfig) -> Vec<(String, Value)> {
         key("rope.freq_base", c.rope_theta.into()),
         key("vocab_size", c.vocabulary.into()),
     ];
+    if c.experts > 0 {
+        keys.push(key("expert_count", c.experts.into()));
+        keys.push(key("expert_used_count", c.experts_per_token.into()));
+        keys.push(key("expert_feed_forward_length", c.hidden.into()));
+    }
     keys.extend(rope::gguf_keys(c).into_iter().map(|(part, value)| key(part, value)));
     keys
 }
@@ -126,8 +165,8 @@ pub struct GgufWeights {
     /// Sizes.
     pub config: TransformerConfig,
     interleaved: bool,
-    /// Names in the file by ours.
-    names: BTreeMap<String, String>,
+    /// Names in the file by ours, with the number of an expert's matrix.
+    names: BTreeMap<String, (String, Option<usize>)>,
 }
 
 impl GgufWeights {
@@ -151,10 +190,21 @@ impl GgufWeights {
                 return Err(Error::file(path, wanted, heads));
             }
         };
+        let experts = file.maybe_size(&key("expert_count"))?.unwrap_or(0);
+        let chosen = file.maybe_size(&key("expert_used_count"))?.unwrap_or(0);
+        if !a.experts[usize::from(experts == 0)] {
+            let wanted = if experts > 0 { "0" } else { "at least 1" };
+            return Err(Error::file(path, format!("`{}` {wanted}", key("expert_count")), experts));
+        }
+        let of_experts = key("expert_feed_forward_length");
+        let hidden = match file.maybe_size(&of_experts)?.filter(|_| experts > 0) {
+            Some(hidden) => hidden,
+            None => file.size(&key("feed_forward_length"))?,
+        };
         for (part, wanted) in [
             ("attention.value_length", head_dim),
             ("rope.dimension_count", head_dim),
-            ("expert_count", 0),
+            ("expert_shared_count", 0),
         ] {
             let found = file.maybe_size(&key(part))?;
             if let Some(found) = found.filter(|&f| f != wanted) {
@@ -179,7 +229,7 @@ impl GgufWeights {
             heads,
             kv_heads: file.maybe_size(&key("attention.head_count_kv"))?.unwrap_or(heads),
             head_dim,
-            hidden: file.size(&key("feed_forward_length"))?,
+            hidden,
             context: context.min(window.unwrap_or(usize::MAX)),
             rope_theta,
             rope_scaling: rope::of_gguf(&file, &key, rope_theta)?,
@@ -187,15 +237,20 @@ impl GgufWeights {
             qk_norm: a.qk_norm,
             tied: file.info("output.weight").is_none(),
             qkv_bias: a.qkv_bias,
+            experts,
+            experts_per_token: if experts > 0 { chosen } else { 0 },
+            balance: 0.0,
         };
         config.check().map_err(|e| Error::file(path, "sizes that can work", e))?;
         let mut names = BTreeMap::new();
         for theirs in file.names().filter(|&name| name != rope::FACTORS) {
-            let Some(ours) = our_name(theirs) else {
-                let wanted = format!("tensors of `{name}` without experts");
+            let Some(ours) = our_names(theirs, experts) else {
+                let wanted = format!("tensors of `{name}`");
                 return Err(Error::file(path, wanted, format!("`{theirs}` besides")));
             };
-            names.insert(ours, theirs.to_string());
+            for (ours, number) in ours {
+                names.insert(file_name(ours, &config), (theirs.to_string(), number));
+            }
         }
         Ok(Self { config, interleaved: a.interleaved, names, file })
     }
@@ -216,15 +271,23 @@ impl Weights for GgufWeights {
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.file.info(self.names.get(name)?)?.shape.clone())
+        let (theirs, number) = self.names.get(name)?;
+        let shape = &self.file.info(theirs)?.shape;
+        Some(match number {
+            Some(number) if shape.len() == 3 && *number < shape[0] => shape[1..].to_vec(),
+            _ => shape.clone(),
+        })
     }
 
     fn read(&self, name: &str) -> Result<NamedTensor> {
-        let Some(theirs) = self.names.get(name) else {
+        let Some((theirs, number)) = self.names.get(name) else {
             let wanted = format!("a tensor `{name}`");
             return Err(Error::file(self.path(), wanted, "none of that name"));
         };
-        let mut tensor = self.file.read(theirs)?;
+        let mut tensor = match number {
+            Some(number) => self.file.read_one(theirs, *number)?,
+            None => self.file.read(theirs)?,
+        };
         tensor.name = name.into();
         if self.interleaved && turned(name) {
             let (rows, width) = (tensor.shape[0], self.config.head_dim);
@@ -249,12 +312,17 @@ mod tests {
             ("lm_head.weight", "output.weight"),
             ("model.layers.12.self_attn.k_proj.bias", "blk.12.attn_k.bias"),
             ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+            ("model.layers.0.mlp.gate.weight", "blk.0.ffn_gate_inp.weight"),
         ] {
-            assert_eq!(gguf_name(ours).as_deref(), Some(theirs));
-            assert_eq!(our_name(theirs).as_deref(), Some(ours));
+            assert_eq!(gguf_name(ours), Some((theirs.to_string(), None)));
+            assert_eq!(our_names(theirs, 0), Some(vec![(ours.to_string(), None)]));
         }
-        assert_eq!(our_name("blk.0.ffn_gate_inp.weight"), None);
-        assert_eq!(our_name("rope_freqs.weight"), None);
+        let of = |e| (format!("model.layers.1.mlp.experts.{e}.up_proj.weight"), Some(e));
+        let all = "blk.1.ffn_up_exps.weight";
+        assert_eq!(our_names(all, 2), Some(vec![of(0), of(1)]));
+        assert_eq!(gguf_name(&of(1).0), Some((all.to_string(), Some(1))));
+        assert_eq!(our_names("blk.0.ffn_gate_shexp.weight", 2), None);
+        assert_eq!(our_names("rope_freqs.weight", 0), None);
     }
 
     #[test]

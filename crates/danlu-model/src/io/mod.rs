@@ -13,7 +13,7 @@ mod tiles;
 mod vocab;
 
 pub use gguf::{Gguf, GgufTensor, TensorInfo, Value as GgufValue, check_gguf, write_gguf};
-pub use hf::{HfConfig, fill, from_hf, parts_of, to_hf};
+pub use hf::{HfConfig, Part, fill, from_hf, parts_of, to_hf};
 pub use llama_cpp::{GgufWeights, architecture_keys, gguf_name, to_gguf_order};
 pub use quant::Packing;
 pub use rope::{FACTORS, gguf_factors};

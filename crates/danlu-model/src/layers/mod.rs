@@ -3,6 +3,8 @@
 mod attention;
 mod block;
 mod conv;
+mod experts;
+mod feed;
 mod linear;
 mod lora;
 mod mlp;
@@ -12,6 +14,8 @@ pub use attention::{Attention, Cache};
 pub use block::Block;
 pub(crate) use conv::fold;
 pub use conv::{Conv, ResBlock};
+pub use experts::{Experts, experts_used};
+pub use feed::FeedForward;
 pub use linear::Linear;
 pub use lora::Lora;
 pub use mlp::Mlp;

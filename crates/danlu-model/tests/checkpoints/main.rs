@@ -2,6 +2,7 @@
 //! architecture, ids of conversations, and what comes back after export.
 #![allow(clippy::unwrap_used)]
 
+mod experts;
 mod pieces;
 mod rope;
 mod tools;

@@ -99,6 +99,25 @@ impl Activations {
         );
     }
 
+    /// Takes some rows of others, as those are.
+    pub fn select(&mut self, from: &Self, rows: impl Iterator<Item = usize>) {
+        let blocks = from.cols.div_ceil(BLOCK);
+        (self.cols, self.quantised) = (from.cols, from.quantised);
+        self.values.clear();
+        self.bytes.clear();
+        self.meta.clear();
+        self.rows = 0;
+        for row in rows {
+            self.rows += 1;
+            self.values.extend_from_slice(&from.values[row * self.cols..][..self.cols]);
+            if self.quantised {
+                let bytes = blocks * BLOCK;
+                self.bytes.extend_from_slice(&from.bytes[row * bytes..][..bytes]);
+                self.meta.extend_from_slice(&from.meta[row * blocks..][..blocks]);
+            }
+        }
+    }
+
     fn fill(
         &mut self,
         team: &Team,

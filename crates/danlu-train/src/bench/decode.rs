@@ -95,6 +95,9 @@ pub fn shape(name: &str) -> Result<TransformerConfig> {
         qk_norm: false,
         tied: true,
         qkv_bias: false,
+        experts: 0,
+        experts_per_token: 0,
+        balance: 0.0,
     })
 }
 

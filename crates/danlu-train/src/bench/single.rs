@@ -4,6 +4,7 @@ use burn::tensor::{Distribution, Tensor};
 use danlu_ops::quant::{Arena, WeightFormat, Weights};
 use danlu_ops::{
     Activation, AdamW, AttentionShape, ConvShape, Fused, HeadLoss, Last, Muon, Norm, Rotary,
+    Routing,
 };
 use serde::Serialize;
 use std::sync::{Arc, LazyLock};
@@ -197,6 +198,13 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        op: "mix_experts",
+        name: "mix_experts 4096x512, two of eight",
+        inputs: &[[2 * N, WIDTH], [N, 8]],
+        cost: Cost::Numbers(9 * N * WIDTH),
+        run: |v| danlu_ops::mix_experts(v[0].clone(), v[1].clone(), &TWO_OF_EIGHT),
+    },
+    Case {
         op: "batched_linear",
         name: "batched_linear 8 x 512x512 to 512",
         inputs: &[[N, WIDTH], [8 * WIDTH, WIDTH]],
@@ -275,6 +283,12 @@ const CASES: &[Case] = &[
         },
     },
 ];
+
+/// Two experts of eight for each row.
+static TWO_OF_EIGHT: LazyLock<Routing> = LazyLock::new(|| {
+    let scores: Vec<f32> = (0..8 * N).map(|i| (i * 2_654_435_761 % 1009) as f32).collect();
+    Routing::new(&scores, 8, 2)
+});
 
 fn ids() -> Arc<[u32]> {
     (0..N).map(|i| (i * 2_654_435_761 % SIZE) as u32).collect()

@@ -1,9 +1,9 @@
-//! Judges a step before its update: by its loss against what its tasks cost lately, and by its
-//! gradient. Whether data or weights are to blame is found by trial.
+//! Judges a step before its update: by its loss against what its tasks cost lately, by its gradient,
+//! and by how it spread tokens over experts. Whether data or weights are to blame is found by trial.
 
 use super::memory::Memory;
 use super::subject::{Figures, Limits, Subject, memory_of};
-use super::{Trouble, Verdict};
+use super::{Trouble, Verdict, routers};
 use crate::incident::{Cause, Seen};
 use danlu_core::Result;
 use danlu_core::recipe::GuardRecipe;
@@ -38,14 +38,18 @@ pub(super) fn judge<S: Subject>(
     memory.remember(seen);
     let expected = outlook.expected.unwrap_or(outlook.loss);
     let Alarm { far, norm, suspicious } = outlook.alarm(r, &limits, memory);
+    let from = [step, figures.samples[0]];
+    if let Some(trouble) = routers::judge(r, memory, &figures, from, far || norm) {
+        return Ok(Verdict::Back(trouble));
+    }
     if !far && !norm && !suspicious {
         memory.high = 0;
         memory.skipped = 0;
         outlook.learn(memory, figures.tasks);
+        routers::learn(memory, figures.spreads);
         memory.healthy = Some((figures.samples, figures.loss));
         return Ok(Verdict::Go);
     }
-    let from = [step, figures.samples[0]];
     if memory.high == 0 {
         memory.high_from = from;
     }

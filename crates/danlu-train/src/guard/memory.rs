@@ -94,6 +94,15 @@ pub struct Memory {
     pub ratios: BTreeMap<String, Mean>,
     /// Updates in a row that were much too large, and by how much the first was where that can be told.
     pub large: (u64, Option<f64>),
+    /// How evenly the experts of each layer are used lately.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub spreads: BTreeMap<String, Mean>,
+    /// Steps in a row in which those of some layer were used much less evenly.
+    #[serde(default)]
+    pub collapsed: u64,
+    /// Step (from 0) and sample that those began with.
+    #[serde(default)]
+    pub collapsed_from: [u64; 2],
     /// Samples of a step that was well, and its loss then.
     pub healthy: Option<([u64; 2], f64)>,
     /// What is still to be told.

@@ -11,12 +11,14 @@ mod answer;
 mod judge;
 mod memory;
 mod pace;
+mod routers;
 mod subject;
 mod update;
 
 pub(crate) use answer::{Done, begin, conclude, finish, keep, step};
 pub use memory::{Ease, Mean, Memory, Open};
 pub(crate) use pace::Pace;
+pub(crate) use routers::Spread;
 pub(crate) use subject::{Figures, Limits, Subject, memory_of, not_finite};
 
 use crate::incident::Cause;

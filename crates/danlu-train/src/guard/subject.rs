@@ -1,5 +1,6 @@
 //! What the guard asks of a training. Each regime has one: pretraining, tuning, and the tokenisers.
 
+use super::routers::Spread;
 use crate::checkpoint::{Snapshot, State};
 use danlu_core::Result;
 use danlu_model::{Module, Parameter};
@@ -14,6 +15,8 @@ pub(crate) struct Figures<'a> {
     pub(crate) norm: f64,
     /// Losses that are expected to go on as they did: a name, a mean, and how much it counts.
     pub(crate) tasks: &'a [(String, f64, f64)],
+    /// How tokens were spread over the experts of each layer that has some.
+    pub(crate) spreads: &'a [Spread],
     /// From the first sample to the one after the last.
     pub(crate) samples: [u64; 2],
 }

@@ -26,7 +26,7 @@ fn tasks(step: u64, rng: &mut Rng, more: f64) -> Vec<(String, f64, f64)> {
 
 /// What is expected of tasks and a gradient norm.
 fn outlook(memory: &Memory, tasks: &[(String, f64, f64)], norm: f64) -> Outlook {
-    Outlook::of(memory, &Figures { loss: 0.0, norm, tasks, samples: [0, 0] })
+    Outlook::of(memory, &Figures { loss: 0.0, norm, tasks, spreads: &[], samples: [0, 0] })
 }
 
 const LIMITS: Limits = Limits { least: 0.0, norm: 20.0, update: 0.25 };

@@ -136,6 +136,7 @@ pub fn figures(line: &LogLine) -> Vec<(String, f64)> {
         ("loss", Some(&line.modality)),
         ("task", Some(&line.task)),
         ("validation", Some(&line.validation)),
+        ("experts", Some(&line.experts)),
         ("layer_gradient", health.map(|h| &h.norm)),
         ("layer_update", health.map(|h| &h.ratio)),
         ("layer_scale", health.map(|h| &h.scale)),

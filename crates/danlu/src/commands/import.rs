@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 /// Make a model of somebody else's checkpoint: a Hugging Face folder or a GGUF file
 ///
-/// Llama, Mistral, Qwen2 and Qwen3 architectures. The tokeniser and the chat template come along and
-/// are bound to the model by hash. What would be computed otherwise (sliding windows, scaled rotary
-/// positions, experts) is refused. Pickled weights (.bin, .pt) are never opened. With --base, an
+/// Llama, Mistral, Qwen2 and Qwen3 architectures, and the mixtures of experts Mixtral and Qwen3-MoE. The tokeniser and the chat template come along and
+/// are bound to the model by hash. What would be computed otherwise (shared experts, partial rotary
+/// positions, biases of the output projection) is refused. Pickled weights (.bin, .pt) are never opened. With --base, an
 /// adapter in PEFT's form becomes one of that model, if it was learnt on it.
 ///
 /// Examples:

@@ -73,7 +73,8 @@ impl Form {
         let group = c.heads / c.kv_heads;
         let kv = c.kv_heads - self.kv_heads;
         let attention = c.width * c.head_dim * kv * (2 * group + 2);
-        let layer = attention + 3 * c.width * (c.hidden - self.channels);
+        let feed = 3 * c.width * (c.hidden - self.channels) * c.experts.max(1);
+        let layer = attention + feed;
         let tables = c.vocabulary * c.width * if c.tied { 1 } else { 2 };
         (layer * (c.depth - self.layers)) as f64 * bits(self.weights)
             + tables as f64 * bits(self.weights.of_tables())
@@ -89,8 +90,10 @@ pub(crate) fn candidates(asked: &Form, c: &TransformerConfig, rows: bool) -> Vec
     if rows {
         for by in [8, 4] {
             cuts.push(Form { layers: share(c.depth, by), ..whole.clone() });
-            // In whole blocks of 32, which formats want.
-            cuts.push(Form { channels: share(c.hidden, by) / 32 * 32, ..whole.clone() });
+            if c.experts == 0 {
+                // In whole blocks of 32, which formats want.
+                cuts.push(Form { channels: share(c.hidden, by) / 32 * 32, ..whole.clone() });
+            }
         }
         if asked.is_cut() {
             cuts.push(asked.clone());

@@ -18,6 +18,11 @@ pub(crate) struct Lab(pub(crate) PathBuf);
 impl Lab {
     /// `more` is added to `[train]`; the run is called `base`.
     pub(crate) fn new(name: &str, more: &str) -> Self {
+        Self::of(name, "", more)
+    }
+
+    /// The same with `model` added to `[model]`.
+    pub(crate) fn of(name: &str, model: &str, more: &str) -> Self {
         let at = std::env::temp_dir().join(format!("danlu-faults-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&at);
         std::fs::create_dir_all(&at).unwrap();
@@ -34,7 +39,7 @@ impl Lab {
              semantic = {{ steps = 2, batch = 2, channels = 4, width = 8 }}\n\
              [audio]\nlevels = [4, 4, 4]\nchannels = 16\nblocks = 1\nsteps = 6\nbatch = 2\nclip = 8\n\
              semantic = {{ steps = 2, batch = 2, channels = 4, width = 8, seconds = 1.0 }}\n\
-             [model]\ndepth = 2\nwidth = 32\nhead_dim = 8\n\
+             [model]\ndepth = 2\nwidth = 32\nhead_dim = 8\n{model}\n\
              [train]\nrows = 2\nwindow = 160\nwarmup = 5\n{more}\n\
              [mixture]\nname_en = 1.0\ntranscribe_en = 1.0\ntext_en = 0.5\nfile = 0.5\n"
         );

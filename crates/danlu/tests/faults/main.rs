@@ -2,6 +2,7 @@
 //! guard must answer. What comes of each is held against an undisturbed run, bit for bit.
 #![allow(clippy::unwrap_used)]
 
+mod experts;
 mod lab;
 mod regimes;
 mod saves;

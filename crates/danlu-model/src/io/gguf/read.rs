@@ -66,9 +66,13 @@ impl Gguf {
     /// The bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let info = self.find(name)?;
-        let mut bytes = vec![0; info.bytes];
+        self.bytes_at(info.at, info.bytes)
+    }
+
+    fn bytes_at(&self, at: u64, count: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
         let mut file = &self.file;
-        file.seek(SeekFrom::Start(info.at))
+        file.seek(SeekFrom::Start(at))
             .and_then(|_| file.read_exact(&mut bytes))
             .map_err(|e| Error::io(&self.path, e))?;
         Ok(bytes)
@@ -79,6 +83,24 @@ impl Gguf {
         let info = self.find(name)?;
         let values = info.packing.unpack(&self.bytes(name)?);
         Ok(NamedTensor { name: name.into(), shape: info.shape.clone(), values })
+    }
+
+    /// One of the matrices that a tensor of three dimensions holds, as `f32`.
+    pub fn read_one(&self, name: &str, number: usize) -> Result<NamedTensor> {
+        let info = self.find(name)?;
+        let &[count, rows, columns] = &info.shape[..] else {
+            let found = format!("{:?}", info.shape);
+            return Err(Error::file(&self.path, format!("`{name}` of three dimensions"), found));
+        };
+        if number >= count {
+            let wanted = format!("at least {} matrices in `{name}`", number + 1);
+            return Err(Error::file(&self.path, wanted, count));
+        }
+        // Rows are whole blocks, so matrices are whole bytes.
+        let bytes = info.bytes / count;
+        let bytes = self.bytes_at(info.at + (number * bytes) as u64, bytes)?;
+        let values = info.packing.unpack(&bytes);
+        Ok(NamedTensor { name: name.into(), shape: vec![rows, columns], values })
     }
 
     fn find(&self, name: &str) -> Result<&TensorInfo> {
