@@ -172,6 +172,46 @@ fn the_peak_is_what_was_predicted() {
     }
 }
 
+/// A transformer whose layers have four experts, of which a token goes through two.
+fn mixture(s: &Setting) -> (usize, Sizes) {
+    let device = danlu_ops::cpu_device().autodiff();
+    let recipe = ModelRecipe {
+        depth: s.depth,
+        width: Some(s.width),
+        heads: Some(s.heads),
+        head_dim: Some(s.width / s.heads),
+        experts: 4,
+        experts_per_token: 2,
+        ..Default::default()
+    };
+    let config = TransformerConfig::from_recipe(&recipe, s.vocabulary, s.window).expect("valid");
+    let mut model = Transformer::new(config, 3, &device);
+    let again = s.recompute.blocks("recompute", s.depth).expect("valid");
+    model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
+    let sizes = Sizes::from(&model.config);
+    let (_, peak, sizes) =
+        steps(s, [1, 1], model, sizes, |m, ids, starts, spec| m.loss(ids, starts, spec).0);
+    (peak, sizes)
+}
+
+#[test]
+fn experts_are_reckoned_with() {
+    let _turn = turn();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("starts");
+    let base = || setting(Arch::Qwen);
+    for s in [
+        base(),
+        Setting { recompute: Recompute::All, ..base() },
+        Setting { width: 192, depth: 2, rows: 8, ..base() },
+    ] {
+        let (measured, sizes) = pool.install(|| mixture(&s));
+        let predicted = predicted(&s, 1, true, &sizes).operations();
+        // What plain operations make (sums, weights one under the other) is not in what is measured.
+        let over = predicted as f64 / measured as f64;
+        assert!((1.0..1.5).contains(&over), "{s:?}: {predicted} of {measured} bytes, {over:.2}");
+    }
+}
+
 /// Peak of tensors in MB of a one-layer model that trains on 8,192 tokens in rows of `window`.
 fn peak(window: usize) -> f64 {
     let s =
