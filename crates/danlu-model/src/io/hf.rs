@@ -359,9 +359,20 @@ pub struct Part {
 impl Part {
     /// Its values.
     pub fn values(&self, model: &Transformer) -> Vec<f32> {
-        let all = model.parameters()[self.parameter].values();
+        let p = model.parameters()[self.parameter];
         let n: usize = self.shape.iter().product();
-        if all.len() == n { all } else { all[self.from..self.from + n].to_vec() }
+        if p.len() == n {
+            return p.values();
+        }
+        if p.frozen.is_some() {
+            return p.values()[self.from..self.from + n].to_vec();
+        }
+        // The rest is not copied for it: a checkpoint's largest matrices are parts of one.
+        let part = match p.tensor.dims() {
+            [1, _] => p.tensor.clone().narrow(1, self.from, n),
+            [_, columns] => p.tensor.clone().narrow(0, self.from / columns, n / columns),
+        };
+        part.into_data().try_into_vec().expect("parameters are f32")
     }
 }
 
