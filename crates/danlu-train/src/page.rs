@@ -195,18 +195,6 @@ pub(crate) fn upkeep(of: Upkeep) -> Figure {
 
 /// What was seen inside the model.
 fn inside(page: &mut Page, log: &[LogLine]) {
-    let layers: Vec<&String> = log.last().map_or(Vec::new(), |l| l.experts.keys().collect());
-    for some in layers.chunks(7) {
-        let points = |name: &String| -> Vec<(f64, f64)> {
-            log.iter().filter_map(|l| Some((l.step as f64, *l.experts.get(name)?))).collect()
-        };
-        let series = some.iter().map(|name| Series {
-            name: name.to_string(),
-            points: smooth(&points(name)),
-            dashed: false,
-        });
-        chart(page, "Experts that tokens are spread over", "experts", series.collect());
-    }
     type Of = fn(&Health) -> &BTreeMap<String, f64>;
     let charts: [(&str, &str, Of); 4] = [
         ("Gradient norm by layer", "norm", |h| &h.norm),
@@ -214,18 +202,34 @@ fn inside(page: &mut Page, log: &[LogLine]) {
         ("Scale of what comes out of a layer", "root mean square", |h| &h.scale),
         ("Entropy of attention by layer", "0: one position, 1: all alike", |h| &h.entropy),
     ];
-    let seen: Vec<(f64, &Health)> =
-        log.iter().filter_map(|l| Some((l.step as f64, l.health.as_ref()?))).collect();
-    let Some((_, last)) = seen.last() else { return };
+    let experts: Vec<_> = log.iter().map(|l| (l.step as f64, &l.experts)).collect();
+    by_layer(page, "Experts that tokens are spread over", "experts", &experts, smooth);
     for (title, unit, of) in charts {
-        let names: Vec<&String> = of(last).keys().collect();
-        for some in names.chunks(7) {
-            let points = |name: &String| {
-                let points = seen.iter().filter_map(|(x, h)| Some((*x, *of(h).get(name)?)));
-                Series { name: name.clone(), points: points.collect(), dashed: false }
-            };
-            chart(page, title, unit, some.iter().map(|name| points(name)).collect());
-        }
+        let looked = log.iter().filter_map(|l| Some((l.step as f64, of(l.health.as_ref()?))));
+        by_layer(page, title, unit, &looked.collect::<Vec<_>>(), <[_]>::to_vec);
+    }
+}
+
+/// A step, and a value at it.
+type Point = (f64, f64);
+
+/// A curve for each layer that the last of `seen` has, few to a chart. `drawn` is what becomes of the
+/// points of one.
+fn by_layer(
+    page: &mut Page,
+    title: &str,
+    unit: &str,
+    seen: &[(f64, &BTreeMap<String, f64>)],
+    drawn: fn(&[Point]) -> Vec<Point>,
+) {
+    let names: Vec<&String> = seen.last().map_or(Vec::new(), |(_, last)| last.keys().collect());
+    for some in names.chunks(7) {
+        let series = |name: &String| {
+            let points = seen.iter().filter_map(|(x, all)| Some((*x, *all.get(name)?)));
+            let points = drawn(&points.collect::<Vec<_>>());
+            Series { name: name.clone(), points, dashed: false }
+        };
+        chart(page, title, unit, some.iter().map(|name| series(name)).collect());
     }
 }
 

@@ -54,23 +54,28 @@ fn run(s: &Setting, accumulate: usize, muon: bool) -> (Vec<u32>, usize, Sizes) {
                 m.loss(ids, starts, spec).0
             })
         }
-        Arch::Qwen => {
-            let recipe = ModelRecipe {
-                depth: s.depth,
-                width: Some(s.width),
-                heads: Some(s.heads),
-                head_dim: Some(s.width / s.heads),
-                ..Default::default()
-            };
-            let config = TransformerConfig::from_recipe(&recipe, s.vocabulary, s.window);
-            let mut model = Transformer::new(config.expect("valid"), 3, &device);
-            model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
-            let sizes = Sizes::from(&model.config);
-            steps(s, [accumulate, usize::from(muon)], model, sizes, |m, ids, starts, spec| {
-                m.loss(ids, starts, spec).0
-            })
-        }
+        Arch::Qwen => transformer(s, [accumulate, usize::from(muon)], 0),
     }
+}
+
+/// The same of a transformer whose layers have `experts`, of which a token goes through two.
+fn transformer(s: &Setting, how: [usize; 2], experts: usize) -> (Vec<u32>, usize, Sizes) {
+    let device = danlu_ops::cpu_device().autodiff();
+    let again = s.recompute.blocks("recompute", s.depth).expect("valid");
+    let recipe = ModelRecipe {
+        depth: s.depth,
+        width: Some(s.width),
+        heads: Some(s.heads),
+        head_dim: Some(s.width / s.heads),
+        experts,
+        experts_per_token: 2,
+        ..Default::default()
+    };
+    let config = TransformerConfig::from_recipe(&recipe, s.vocabulary, s.window);
+    let mut model = Transformer::new(config.expect("valid"), 3, &device);
+    model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
+    let sizes = Sizes::from(&model.config);
+    steps(s, how, model, sizes, |m, ids, starts, spec| m.loss(ids, starts, spec).0)
 }
 
 fn steps<M: Module>(
@@ -172,28 +177,6 @@ fn the_peak_is_what_was_predicted() {
     }
 }
 
-/// A transformer whose layers have four experts, of which a token goes through two.
-fn mixture(s: &Setting) -> (usize, Sizes) {
-    let device = danlu_ops::cpu_device().autodiff();
-    let recipe = ModelRecipe {
-        depth: s.depth,
-        width: Some(s.width),
-        heads: Some(s.heads),
-        head_dim: Some(s.width / s.heads),
-        experts: 4,
-        experts_per_token: 2,
-        ..Default::default()
-    };
-    let config = TransformerConfig::from_recipe(&recipe, s.vocabulary, s.window).expect("valid");
-    let mut model = Transformer::new(config, 3, &device);
-    let again = s.recompute.blocks("recompute", s.depth).expect("valid");
-    model.blocks.iter_mut().zip(again).for_each(|(b, again)| b.recompute = again);
-    let sizes = Sizes::from(&model.config);
-    let (_, peak, sizes) =
-        steps(s, [1, 1], model, sizes, |m, ids, starts, spec| m.loss(ids, starts, spec).0);
-    (peak, sizes)
-}
-
 #[test]
 fn experts_are_reckoned_with() {
     let _turn = turn();
@@ -204,7 +187,7 @@ fn experts_are_reckoned_with() {
         Setting { recompute: Recompute::All, ..base() },
         Setting { width: 192, depth: 2, rows: 8, ..base() },
     ] {
-        let (measured, sizes) = pool.install(|| mixture(&s));
+        let (_, measured, sizes) = pool.install(|| transformer(&s, [1, 1], 4));
         let predicted = predicted(&s, 1, true, &sizes).operations();
         // What plain operations make (sums, weights one under the other) is not in what is measured.
         let over = predicted as f64 / measured as f64;

@@ -1,10 +1,9 @@
 //! Mixtures of experts of others (golden/make_experts.py): logits, what comes back after export, what is
 //! kept in few bits, and what is refused.
 
-use super::{logits, same_weights, temporary};
+use super::{came_back, computes, in_eight_bits, temporary};
 use danlu_model::engine::{CacheFormat, EngineOptions, Event, Job, Scheduler, WeightFormat};
 use danlu_model::io::{Dtype, HfConfig, Packing, load_tensors};
-use danlu_model::parity::{Limits, PROBE, compare};
 use danlu_model::{Model, export, import};
 use danlu_ops::HeadLoss;
 use serde_json::{Value, json};
@@ -27,16 +26,7 @@ fn mixtures_compute_what_transformers_does() {
     let ids: Vec<u32> = file["ids"].values.iter().map(|&v| v as u32).collect();
     for name in NAMES {
         let model = imported(name);
-        let got = logits(&model, &ids);
-        let want = &file[name].values;
-        assert_eq!(got.len(), want.len(), "{name}");
-        for (i, (g, w)) in got.iter().zip(want).enumerate() {
-            assert!((g - w).abs() <= 1e-4, "{name}[{i}]: {g}, transformers {w}");
-        }
-        let mut cache = model.transformer.start();
-        let last = model.transformer.advance(&mut [(&mut cache, &ids)]);
-        let tail = &want[want.len() - last.len()..];
-        assert!(last.iter().zip(tail).all(|(g, w)| (g - w).abs() <= 1e-4), "{name}: cached");
+        let tail = computes(name, &model, &ids, &file[name].values);
 
         // The engine has experts of its own, of which each takes its rows of a batch.
         let options = EngineOptions {
@@ -83,7 +73,6 @@ fn mixtures_compute_what_transformers_does() {
 
 #[test]
 fn mixtures_come_back_bit_for_bit_and_in_few_bits() {
-    let texts: Vec<String> = PROBE.iter().map(|t| t.to_string()).collect();
     let device = danlu_ops::cpu_device();
     for name in NAMES {
         let model = imported(name);
@@ -95,9 +84,7 @@ fn mixtures_come_back_bit_for_bit_and_in_few_bits() {
         export::to_gguf(&model, &gguf, Packing::F32, None).unwrap();
         for (form, path) in [("ours", &own), ("Hugging Face", &folder), ("GGUF", &gguf)] {
             let back = import::open(path, &device).unwrap();
-            same_weights(&model, &back, form);
-            let c = compare(&model, &back, &texts, &Limits::SAME).unwrap();
-            assert!(c.same_bits && c.same_ids && c.near, "{name}, {form}: {c:?}");
+            came_back(name, form, &model, &back);
             let (a, b) = (&model.transformer.config, &back.transformer.config);
             assert_eq!(
                 (a.experts, a.experts_per_token),
@@ -107,11 +94,7 @@ fn mixtures_come_back_bit_for_bit_and_in_few_bits() {
             // How it was trained is not in a GGUF file.
             assert_eq!(b.balance, if form == "GGUF" { 0.0 } else { 0.02 }, "{form}");
         }
-        let packed = own.join("q8.gguf");
-        export::to_gguf(&model, &packed, Packing::Q8_0, None).unwrap();
-        let back = import::open(&packed, &device).unwrap();
-        let c = compare(&model, &back, &texts, &Limits::EIGHT).unwrap();
-        assert!(c.same_ids && !c.same_bits && c.divergence < 0.01, "{name}: {c:?}");
+        in_eight_bits(name, &model, &own.join("q8.gguf"));
         std::fs::remove_dir_all(&own).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
     }

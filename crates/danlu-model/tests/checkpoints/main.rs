@@ -40,6 +40,41 @@ fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
     model.transformer.logits(&Arc::from(ids), &starts).into_data().try_into_vec().unwrap()
 }
 
+/// Holds a model's logits after `ids`, and those after the last through a cache, against those of
+/// transformers; returns the latter.
+fn computes<'a>(name: &str, model: &Model, ids: &[u32], want: &'a [f32]) -> &'a [f32] {
+    let got = logits(model, ids);
+    assert_eq!(got.len(), want.len(), "{name}");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= 1e-4, "{name}[{i}]: {g}, transformers {w}");
+    }
+    // The cache gives the same as the whole.
+    let mut cache = model.transformer.start();
+    let last = model.transformer.advance(&mut [(&mut cache, ids)]);
+    let tail = &want[want.len() - last.len()..];
+    assert!(last.iter().zip(tail).all(|(g, w)| (g - w).abs() <= 1e-4), "{name}: cached");
+    tail
+}
+
+/// Holds what came back from a form of a model against the model, bit for bit.
+fn came_back(name: &str, form: &str, model: &Model, back: &Model) {
+    same_weights(model, back, form);
+    let c = compare(model, back, &texts(), &Limits::SAME).unwrap();
+    assert!(c.same_bits && c.same_ids && c.near, "{name}, {form}: {c:?}");
+}
+
+/// A model goes to GGUF in eight bits and comes back near.
+fn in_eight_bits(name: &str, model: &Model, packed: &Path) {
+    export::to_gguf(model, packed, Packing::Q8_0, None).unwrap();
+    let back = import::open(packed, &danlu_ops::cpu_device()).unwrap();
+    let c = compare(model, &back, &texts(), &Limits::EIGHT).unwrap();
+    assert!(c.same_ids && !c.same_bits && c.divergence < 0.01, "{name}: {c:?}");
+}
+
+fn texts() -> Vec<String> {
+    PROBE.iter().map(|t| t.to_string()).collect()
+}
+
 fn same_weights(a: &Model, b: &Model, what: &str) {
     let (all, others) = (a.transformer.parameters(), b.transformer.parameters());
     assert_eq!(all.len(), others.len(), "{what}");
@@ -55,24 +90,12 @@ fn every_architecture_computes_what_transformers_does() {
     let file = load_tensors(&golden("logits.safetensors")).unwrap();
     let ids: Vec<u32> = file["ids"].values.iter().map(|&v| v as u32).collect();
     for name in NAMES {
-        let model = imported(name);
-        let got = logits(&model, &ids);
-        let want = &file[name].values;
-        assert_eq!(got.len(), want.len(), "{name}");
-        for (i, (g, w)) in got.iter().zip(want).enumerate() {
-            assert!((g - w).abs() <= 1e-4, "{name}[{i}]: {g}, transformers {w}");
-        }
-        // The cache gives the same as the whole.
-        let mut cache = model.transformer.start();
-        let last = model.transformer.advance(&mut [(&mut cache, &ids)]);
-        let tail = &want[want.len() - last.len()..];
-        assert!(last.iter().zip(tail).all(|(g, w)| (g - w).abs() <= 1e-4), "{name}: cached");
+        computes(name, &imported(name), &ids, &file[name].values);
     }
 }
 
 #[test]
 fn what_is_exported_comes_back_bit_for_bit() {
-    let texts: Vec<String> = PROBE.iter().map(|t| t.to_string()).collect();
     let device = danlu_ops::cpu_device();
     for name in NAMES {
         let model = imported(name);
@@ -92,17 +115,11 @@ fn what_is_exported_comes_back_bit_for_bit() {
             import::open(&gguf, &device).unwrap(),
         ];
         for (form, back) in ["ours", "Hugging Face", "GGUF"].iter().zip(&forms) {
-            same_weights(&model, back, form);
-            let c = compare(&model, back, &texts, &Limits::SAME).unwrap();
-            assert!(c.same_bits && c.same_ids && c.near, "{name}, {form}: {c:?}");
+            came_back(name, form, &model, back);
             let end = |m: &Model| m.tokenisers.vocabulary().control_id(Control::End);
             assert_eq!(end(back), end(&model), "{name}, {form}");
         }
-        let packed = own.join("q8.gguf");
-        export::to_gguf(&model, &packed, Packing::Q8_0, None).unwrap();
-        let back = import::open(&packed, &device).unwrap();
-        let c = compare(&model, &back, &texts, &Limits::EIGHT).unwrap();
-        assert!(c.same_ids && !c.same_bits && c.divergence < 0.01, "{name}: {c:?}");
+        in_eight_bits(name, &model, &own.join("q8.gguf"));
         std::fs::remove_dir_all(&own).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
     }
