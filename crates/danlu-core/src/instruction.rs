@@ -44,10 +44,11 @@ pub fn in_voice(instruction: &str, voice: &str) -> String {
     }
 }
 
-/// Asks for what is said, in a language by its code (English if none).
+/// Asks for what is said. `language` is a code of ISO 639, with or without a region: in Chinese for one of
+/// China's, otherwise in English, as recordings of other languages are asked about in training.
 pub fn transcribe(language: Option<&str>) -> &'static str {
-    let zh =
-        language.is_some_and(|code| code.eq_ignore_ascii_case("zh") || code.starts_with("zh-"));
+    let code = language.and_then(|l| l.split(['-', '_']).next()).unwrap_or_default();
+    let zh = ["zh", "zho", "chi", "cmn", "yue"].iter().any(|c| code.eq_ignore_ascii_case(c));
     if zh { TRANSCRIBE_ZH[0] } else { TRANSCRIBE_EN[0] }
 }
 
@@ -69,6 +70,9 @@ mod tests {
         assert_eq!((draw("cat face"), draw("猫")), ("Draw cat face".into(), "画猫".into()));
         assert_eq!(speak("hi", Some("en-us")), "Say “hi” in the en-us voice");
         assert_eq!(speak("你好", None), "读“你好”");
-        assert_eq!(transcribe(Some("zh")), "写下你听到的。");
+        for zh in ["zh", "ZH-CN", "cmn", "zh_TW"] {
+            assert_eq!(transcribe(Some(zh)), "写下你听到的。");
+        }
+        assert!([None, Some("fr"), Some("zhx")].map(transcribe).iter().all(|t| t.is_ascii()));
     }
 }

@@ -209,6 +209,9 @@ pub struct ModelRecipe {
     pub context: Option<usize>,
 }
 
+/// Most altered copies of a picture or sound.
+pub const MOST_VARIANTS: usize = 200;
+
 /// Most experts of a layer.
 pub const MOST_EXPERTS: usize = 1 << 10;
 
@@ -616,10 +619,23 @@ pub(crate) fn without_folder(path: &mut PathBuf) {
     }
 }
 
+/// Refuses a recipe whose path cannot be written into a copy of it, where paths are text.
+pub(crate) fn writable(path: &Path) -> Result<()> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => Err(Error::file(path, "a path in UTF-8", "another")),
+    }
+}
+
 impl Recipe {
     /// Reads a recipe file; relative paths in it become relative to the current folder.
     pub fn load(path: &Path) -> Result<Recipe> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        writable(path)?;
+        if crate::TuneRecipe::is_meant(&text) {
+            let found = "one of a tuning, for `danlu tune`";
+            return Err(Error::file(path, "a recipe of a training", found));
+        }
         let mut recipe = Self::parse(&text).map_err(|e| Error::file(path, "a recipe", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
         recipe.paths_mut().for_each(|p| *p = base.join(&*p));
@@ -673,6 +689,17 @@ impl Recipe {
         };
         at_least("text.vocabulary", self.text.vocabulary as usize, 256)?;
         at_least("model.depth", self.model.depth, 1)?;
+        for (name, value, most) in [
+            ("model.depth", Some(self.model.depth), 1 << 10),
+            ("model.width", self.model.width, 1 << 16),
+            ("model.heads", self.model.heads, 1 << 12),
+            ("model.head_dim", self.model.head_dim, 1 << 12),
+            ("train.accumulate", Some(self.train.accumulate), 1 << 12),
+        ] {
+            if let Some(value) = value.filter(|v| !(1..=most).contains(v)) {
+                return Err(Error::parameter(name, format!("1 to {most}"), value));
+            }
+        }
         let (experts, chosen) = (self.model.experts, self.model.experts_per_token);
         if experts > MOST_EXPERTS {
             let wanted = format!("at most {MOST_EXPERTS}");
@@ -691,6 +718,10 @@ impl Recipe {
         at_least("train.validate", self.train.validate, 1)?;
         self.checkpoint.check()?;
         at_least("data.stretch", self.data.stretch, 32)?;
+        if self.data.variants > MOST_VARIANTS {
+            let wanted = format!("at most {MOST_VARIANTS}");
+            return Err(Error::parameter("data.variants", wanted, self.data.variants));
+        }
         self.guard.check()?;
         self.track.check()?;
         at_least("image.batch", self.image.batch, 1)?;

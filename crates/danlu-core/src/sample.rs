@@ -150,6 +150,15 @@ pub fn refuse_misspelt<'a>(
     Ok(())
 }
 
+/// What a file begins with, without the byte order mark that some programs put there. One of UTF-16 is an
+/// error.
+pub fn without_mark<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(Error::file(path, "text in UTF-8", "a byte order mark of UTF-16"));
+    }
+    Ok(bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).unwrap_or(bytes))
+}
+
 /// Reads a JSON Lines file of samples, one `(line, row)` at a time; blank lines are passed over.
 /// Media paths are resolved against the file's folder but not opened.
 ///
@@ -170,10 +179,17 @@ pub fn read_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Row)
                 Ok(0) => return None,
                 Ok(_) => {}
             }
-            if bytes.iter().all(u8::is_ascii_whitespace) {
+            let row = match line {
+                1 => match without_mark(&path, &bytes) {
+                    Ok(bytes) => bytes,
+                    Err(e) => return Some(Err(e)),
+                },
+                _ => &bytes[..],
+            };
+            if row.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            let text = match std::str::from_utf8(&bytes) {
+            let text = match std::str::from_utf8(row) {
                 Ok(text) => text,
                 Err(e) => return Some(Err(Error::row(&path, line, format!("not UTF-8: {e}")))),
             };

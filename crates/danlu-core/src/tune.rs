@@ -348,6 +348,14 @@ impl TuneRecipe {
     /// Reads a recipe file.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        crate::recipe::writable(path)?;
+        let other = text
+            .parse::<toml::Table>()
+            .is_ok_and(|table| table.get("mixture").is_some_and(toml::Value::is_table));
+        if other && !Self::is_meant(&text) {
+            let found = "one of a training, for `danlu train`";
+            return Err(Error::file(path, "a recipe of a tuning", found));
+        }
         let mut recipe =
             Self::parse(&text).map_err(|e| Error::file(path, "a recipe of a tuning", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
@@ -398,9 +406,10 @@ impl TuneRecipe {
         if self.data.is_empty() {
             return Err(Error::parameter("data", "at least one file", "none"));
         }
-        for set in &self.data {
+        let sets = self.data.iter().map(|set| ("data", set));
+        for (of, set) in sets.chain(self.held_out.iter().map(|set| ("held_out", set))) {
             if !(set.share.is_finite() && set.share > 0.0) {
-                let name = format!("data.share of {}", set.file.display());
+                let name = format!("{of}.share of {}", set.file.display());
                 return Err(Error::parameter(name, "a number above 0", set.share));
             }
         }

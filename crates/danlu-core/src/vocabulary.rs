@@ -78,6 +78,20 @@ pub enum TokenKind {
 }
 
 impl TokenKind {
+    /// How the token is written where a person reads it and in the files of others; `None` for text, whose
+    /// tokeniser knows it.
+    pub fn name(self) -> Option<String> {
+        Some(match self {
+            TokenKind::Text(_) => return None,
+            TokenKind::Image(c) => format!("<|image_{c}|>"),
+            TokenKind::Audio(c) => format!("<|audio_{c}|>"),
+            TokenKind::ImageSemantic(c) => format!("<|image_class_{c}|>"),
+            TokenKind::AudioSemantic(c) => format!("<|audio_class_{c}|>"),
+            TokenKind::Place(p) => format!("<loc{p}>"),
+            TokenKind::Control(c) => c.name().into(),
+        })
+    }
+
     /// The modality under which the loss of this token is reported: places and controls count as
     /// text.
     pub fn modality(self) -> Modality {

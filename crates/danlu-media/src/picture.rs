@@ -42,15 +42,17 @@ pub fn decode_picture_within(
         return Err(error("bytes of another kind".into()));
     }
     let mut limits = Limits::default();
-    limits.max_image_width = Some(max_side);
-    limits.max_image_height = Some(max_side);
     limits.max_alloc = Some(max_bytes);
     reader.limits(limits);
     let broken = |e: image::ImageError| error(format!("one that cannot be decoded: {e}"));
     let mut decoder = reader.into_decoder().map_err(broken)?;
     let (w, h) = decoder.dimensions();
-    if w > max_side || h > max_side || decoder.total_bytes() > max_bytes {
-        return Err(error(format!("one of {w}x{h} pixels, over {max_side}x{max_side}")));
+    if w > max_side || h > max_side {
+        let found = format!("one of {w}x{h} pixels, over the {max_side} that a side may have");
+        return Err(error(found));
+    }
+    if decoder.total_bytes() > max_bytes {
+        return Err(error(format!("one of {w}x{h} pixels, over {} MB", max_bytes >> 20)));
     }
     let orientation = decoder.orientation().map_err(broken)?;
     let mut decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;

@@ -9,7 +9,7 @@ use crate::http::fields::{Fields, kind};
 use crate::reply::Reply;
 use crate::schema::Grammars;
 use axum::http::StatusCode;
-use danlu_core::Modality;
+use danlu_core::{Modality, split_mix};
 use danlu_model::engine::Grammar;
 use danlu_model::prompt::Template;
 use serde_json::{Map, Value};
@@ -30,7 +30,9 @@ pub(crate) struct Drawing {
     temperature: Option<f32>,
     sampler: Sampler,
     pub(crate) replies: usize,
-    max_tokens: Option<usize>,
+    pub(crate) max_tokens: Option<usize>,
+    /// The parameter that the limit came from.
+    limit: &'static str,
     pub(crate) stops: Vec<String>,
     guidance: f32,
 }
@@ -77,6 +79,11 @@ impl Drawing {
             sampler,
             replies: fields.integer("n", 1..=MAX_REPLIES)?.unwrap_or(1) as usize,
             max_tokens: newer.or(older).map(|n| n as usize),
+            limit: if newer.is_none() && older.is_some() {
+                "max_tokens"
+            } else {
+                "max_completion_tokens"
+            },
             stops: stops(fields.take("stop"))?,
             guidance: float(fields.number("guidance", 0.0..=100.0)?).unwrap_or(1.5),
         })
@@ -94,6 +101,7 @@ impl Drawing {
             sampler: Sampler::default(),
             replies: 1,
             max_tokens: None,
+            limit: "max_completion_tokens",
             stops: Vec::new(),
             guidance: 1.5,
         }
@@ -177,7 +185,7 @@ pub(crate) struct Ask {
 
 impl Ask {
     /// Most tokens of the reply.
-    fn room(&self) -> Answer<usize> {
+    pub(crate) fn room(&self) -> Answer<usize> {
         let model = &self.chosen.model;
         let most = model.context.saturating_sub(self.prompt.len());
         let needed = match self.to {
@@ -200,7 +208,7 @@ impl Ask {
             return Err(ApiError::bad(self.param, message).code("context_length_exceeded"));
         }
         let wanted = format!("at least {needed}, which such a reply needs");
-        Err(ApiError::expected("max_completion_tokens", wanted, room))
+        Err(ApiError::expected(self.drawing.limit, wanted, room))
     }
 
     /// The mask of one reply.
@@ -223,7 +231,11 @@ impl Ask {
             .map(|i| {
                 let sampler = |usual: f32| {
                     let own = self.drawing.sampler.clone();
-                    let seed = own.seed.wrapping_add(i as u64);
+                    // Replies of seeds beside each other are not to be the same.
+                    let seed = match i {
+                        0 => own.seed,
+                        i => split_mix(own.seed, i as u64),
+                    };
                     let temperature = self.drawing.temperature.unwrap_or(usual);
                     Sampler { temperature, seed, ..own }
                 };

@@ -130,11 +130,10 @@ impl Catalogue {
         }
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::parameter(
-                "--adapter",
-                "names that differ from each other and from the models'",
-                pair[0],
-            ));
+            let adapter = models.iter().any(|m| m.adapters.iter().any(|a| a == pair[0]));
+            let parameter = if adapter { "--adapter" } else { "--model" };
+            let wanted = "names that differ from each other, those of models and of adapters";
+            return Err(Error::parameter(parameter, wanted, pair[0]));
         }
         Ok(Self { models: models.into_iter().map(Arc::new).collect() })
     }

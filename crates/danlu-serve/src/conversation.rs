@@ -120,9 +120,12 @@ fn message(at: &str, value: Value) -> Answer<Turn> {
             return Err(ApiError::expected(role_at, wanted, "another"));
         }
     };
-    let calls = match map.remove("tool_calls").filter(|calls| !calls.is_null()) {
-        Some(calls) if role == Role::Assistant => said_calls(&format!("{at}.tool_calls"), calls)?,
-        _ => Vec::new(),
+    // Of others they are refused below, as everything that nobody reads.
+    let mut own = |key: &str| if role == Role::Assistant { map.remove(key) } else { None };
+    let (calls, images) = (own("tool_calls"), own("images"));
+    let calls = match calls.filter(|calls| !calls.is_null()) {
+        Some(calls) => said_calls(&format!("{at}.tool_calls"), calls)?,
+        None => Vec::new(),
     };
     let mut notes = Vec::new();
     for key in Message::NOTES {
@@ -151,9 +154,43 @@ fn message(at: &str, value: Value) -> Answer<Turn> {
             return Err(ApiError::expected(content_at, "a string or a list of parts", found));
         }
     };
+    // A reply of this server that comes back has its pictures here.
+    match images {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(list)) => {
+            for (i, part) in list.into_iter().enumerate() {
+                parts.push(content(format!("{at}.images[{i}]"), part)?);
+            }
+        }
+        Some(other) => {
+            return Err(ApiError::expected(
+                format!("{at}.images"),
+                "a list of parts",
+                kind(&other),
+            ));
+        }
+    }
+    if map.get("audio").is_some_and(|audio| !audio.is_null()) {
+        let message = "sounds of earlier replies are not kept here: give it as an `input_audio` part of \
+                       `content`, or leave it out";
+        return Err(ApiError::bad(format!("{at}.audio"), message));
+    }
     parts.extend(calls.into_iter().map(|call| (content_at.clone(), Content::Call(call))));
+    let left = map.iter().filter(|(key, v)| !v.is_null() && !NOTHING_HERE.contains(&key.as_str()));
+    if let Some((key, _)) = left.into_iter().next() {
+        let key: String = key.chars().take(64).collect();
+        let known = "role, content, tool_calls, images, name, tool_call_id, reasoning_content";
+        return Err(ApiError::expected(
+            format!("{at}.{key}"),
+            format!("one of {known}"),
+            "another",
+        ));
+    }
     Ok(Turn { role, parts, notes })
 }
+
+/// Keys of a message that change nothing here: of what official replies hold.
+const NOTHING_HERE: [&str; 5] = ["role", "refusal", "annotations", "function_call", "audio"];
 
 /// The calls of an earlier reply.
 fn said_calls(at: &str, calls: Value) -> Answer<Vec<Call>> {
@@ -180,6 +217,10 @@ fn content(at: String, value: Value) -> Answer<(String, Content)> {
     match map.get("type").and_then(Value::as_str) {
         Some("text") => {
             let text = string(&mut map, &at, "text")?;
+            Ok((at, Content::Text(text)))
+        }
+        Some("refusal") => {
+            let text = string(&mut map, &at, "refusal")?;
             Ok((at, Content::Text(text)))
         }
         Some("image_url") => {
@@ -322,11 +363,14 @@ pub(crate) fn check_text(model: &Hosted, param: &str, bytes: usize) -> Answer<()
 fn check_pictures(model: &Hosted, param: &str, turns: &[Turn]) -> Answer<()> {
     let parts = turns.iter().flat_map(|t| &t.parts);
     let count = parts.filter(|(_, c)| matches!(c, Content::Picture(_))).count();
-    check_length(model, param, count * (ImageTokeniser::TOKENS + 2))
+    check_length(model, param, (count * (ImageTokeniser::TOKENS + 2)).max(1))
 }
 
-/// Refuses a prompt that leaves no room for a reply.
+/// Refuses a prompt that leaves no room for a reply, and one of nothing.
 pub(crate) fn check_length(model: &Hosted, param: &str, tokens: usize) -> Answer<()> {
+    if tokens == 0 {
+        return Err(ApiError::expected(param, "at least one token", "none"));
+    }
     if tokens < model.context {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use danlu_core::{Error, Picture, Sound};
 
 /// Longest side of a picture in pixels.
-const MAX_SIDE: u32 = 4_096;
+const MAX_SIDE: u32 = 8_192;
 /// Most bytes that decoding a picture may take.
 const MAX_PIXELS: u64 = 96 << 20;
 

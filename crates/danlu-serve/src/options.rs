@@ -31,6 +31,9 @@ pub struct Options {
     pub max_buffered: usize,
     /// Time for a request's head.
     pub head_time: Duration,
+    /// Time between the requests of a connection. Proxies keep connections for a minute or more, so less
+    /// than that makes them use one that is just being closed.
+    pub idle_time: Duration,
     /// Time for a request's body.
     pub body_time: Duration,
     /// Time for a reply.
@@ -55,6 +58,7 @@ impl Default for Options {
             max_body: 32 << 20,
             max_buffered: 256 << 20,
             head_time: Duration::from_secs(10),
+            idle_time: Duration::from_secs(75),
             body_time: Duration::from_secs(30),
             reply_time: Duration::from_secs(300),
             reader_time: Duration::from_secs(30),

@@ -90,6 +90,10 @@ pub(crate) struct Reply {
     next: Option<Piece>,
     /// A blank at the beginning of the text is no part of it.
     blank: bool,
+    /// Most tokens of the reply.
+    room: usize,
+    /// A sound was ended since there was no room for more of it.
+    short: bool,
 }
 
 impl Reply {
@@ -106,6 +110,8 @@ impl Reply {
             usage: Usage { prompt: ask.prompt.len(), completion: 0, cached: 0 },
             ended: false,
             next: None,
+            room: ask.room().unwrap_or(usize::MAX),
+            short: false,
         }
     }
 
@@ -135,7 +141,8 @@ impl Reply {
                     let cut = self.text.stopped();
                     let completion = if cut { self.usage.completion } else { completion_tokens };
                     self.usage = Usage { prompt: prompt_tokens, completion, cached: cached_tokens };
-                    let reason = if reason == FinishReason::Length { "length" } else { "stop" };
+                    let full = reason == FinishReason::Length || self.short;
+                    let reason = if full { "length" } else { "stop" };
                     self.end(reason)
                 }
             };
@@ -177,6 +184,8 @@ impl Reply {
             Some(kind) => {
                 self.open.push(id);
                 let closes = [Control::ImageEnd, Control::AudioEnd].map(TokenKind::Control);
+                // With two tokens left a sound must end, whether all was said or not (`Grammar`).
+                self.short |= kind == closes[1] && self.usage.completion + 1 >= self.room;
                 if closes.contains(&kind) {
                     return self.media().await.map(Some);
                 }
@@ -223,18 +232,23 @@ impl Reply {
             })
         };
         let mut own = one(bytes, of.chosen);
-        let top = of.top.iter().map(|&(id, value)| one(&self.shown(id), value));
+        let top = of.top.iter().map(|&(id, value)| {
+            let mut shown = one(&self.shown(id), value);
+            if !matches!(self.model.vocabulary.kind(id), Some(TokenKind::Text(_))) {
+                // No text becomes such a token.
+                shown["bytes"] = Value::Null;
+            }
+            shown
+        });
         own["top_logprobs"] = Value::Array(top.collect());
         own
     }
 
-    /// How a token is shown.
+    /// How a token is shown: codes by the names that an exported model has for them.
     fn shown(&self, id: u32) -> Vec<u8> {
         match self.model.vocabulary.kind(id) {
             Some(TokenKind::Text(text)) => self.model.bytes(text).to_vec(),
-            Some(TokenKind::Place(place)) => format!("<loc{place}>").into_bytes(),
-            Some(TokenKind::Control(control)) => control.name().as_bytes().to_vec(),
-            other => format!("{other:?}").into_bytes(),
+            kind => kind.and_then(TokenKind::name).unwrap_or_default().into_bytes(),
         }
     }
 }

@@ -88,19 +88,27 @@ impl Server {
     }
 
     /// Serves until the process is told to end (SIGTERM, or Ctrl-C): the first time replies may
-    /// end, the second time they may not.
+    /// end, the second time they may not. At SIGHUP the file of keys is read again.
     pub fn run(mut self) -> Result<()> {
         self.loaded()?;
         let app = self.app.clone();
         let serving = self.serving;
         self.runtime.block_on(async move {
             let mut signals = Signals::new()?;
-            signals.next().await;
+            while signals.next().await == Told::Reload {
+                match &app.options.keys {
+                    Some(path) => match app.keys.reload(path) {
+                        Ok(count) => tracing::info!(count, "keys were read again"),
+                        Err(error) => tracing::error!(%error, "keys stay as they were"),
+                    },
+                    None => tracing::info!("there are no keys to read again"),
+                }
+            }
             tracing::info!("stopping: replies that run may end");
             app.drain();
             tokio::select! {
                 _ = serving => tracing::info!("stopped"),
-                () = signals.next() => tracing::warn!("stopped at once"),
+                () = signals.end() => tracing::warn!("stopped at once"),
             }
             Ok(())
         })?;
@@ -109,11 +117,20 @@ impl Server {
     }
 }
 
+/// What a signal means.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Told {
+    End,
+    Reload,
+}
+
 struct Signals {
     #[cfg(unix)]
     term: tokio::signal::unix::Signal,
     #[cfg(unix)]
     int: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    hup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -124,6 +141,7 @@ impl Signals {
         Ok(Self {
             term: signal(SignalKind::terminate()).map_err(failed)?,
             int: signal(SignalKind::interrupt()).map_err(failed)?,
+            hup: signal(SignalKind::hangup()).map_err(failed)?,
         })
     }
 
@@ -133,18 +151,25 @@ impl Signals {
     }
 
     #[cfg(unix)]
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
+            _ = self.term.recv() => Told::End,
+            _ = self.int.recv() => Told::End,
+            _ = self.hup.recv() => Told::Reload,
         }
     }
 
     #[cfg(not(unix))]
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Told {
         // Without a handler there is nothing to wait for.
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
+        Told::End
+    }
+
+    /// Waits for the next signal to end.
+    async fn end(&mut self) {
+        while self.next().await != Told::End {}
     }
 }

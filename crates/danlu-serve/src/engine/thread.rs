@@ -66,7 +66,9 @@ pub struct Running {
     commands: commands::Sender<Command>,
 }
 
-struct Place(Arc<AtomicUsize>);
+/// One of as many requests as may run and wait, until it is dropped.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -132,15 +134,17 @@ impl ModelThread {
         Ok(out)
     }
 
-    /// Embeds a text, a list of ids, a part of it after each step of the replies. It takes a place as
-    /// a job does.
-    pub async fn embed(&self, text: Vec<u32>) -> Result<Result<Vec<f32>>, Refusal> {
-        let place = self.places(1)?;
+    /// A place among the jobs, for the texts of one request that are to be embedded.
+    pub fn place(&self) -> Result<Place, Refusal> {
+        self.places(1)?.pop().ok_or(Refusal::Gone)
+    }
+
+    /// Embeds a text, a list of ids, a part of it after each step of the replies, at a place that was
+    /// taken for it.
+    pub async fn embed(&self, text: Vec<u32>, _: &Place) -> Result<Result<Vec<f32>>, Refusal> {
         let (answer, waits) = oneshot::channel();
         self.commands.send(Command::Embed { text, answer }).map_err(|_| Refusal::Gone)?;
-        let made = waits.await.map_err(|_| Refusal::Gone);
-        drop(place);
-        made
+        waits.await.map_err(|_| Refusal::Gone)
     }
 
     /// Takes places, all or none.

@@ -96,7 +96,8 @@ fn too_large(most: usize) -> ApiError {
 /// Refuses what can be told by the head alone.
 fn check_head(headers: &HeaderMap, kind: &str, most: usize) -> Answer<()> {
     let wrong = |message: String| ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message);
-    if headers.contains_key(header::CONTENT_ENCODING) {
+    let plain = |v: &axum::http::HeaderValue| v.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(|v| !plain(v)) {
         return Err(wrong("compressed bodies are not accepted".into()));
     }
     let found = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("none");

@@ -58,10 +58,9 @@ impl ApiError {
     }
 
     fn kind(&self) -> &'static str {
+        // As the official API, which tells a wrong key and a model that is not there by the code.
         match self.status.as_u16() {
-            401 => "authentication_error",
             403 => "permission_error",
-            404 => "not_found_error",
             429 => "rate_limit_error",
             400..=499 => "invalid_request_error",
             _ => "server_error",
@@ -104,6 +103,10 @@ impl IntoResponse for ApiError {
         let mut response = json_response(self.status, &self.json());
         if let Some(seconds) = self.retry {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         response
     }

@@ -56,7 +56,10 @@ impl Fields {
         match value.as_f64() {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             _ => {
-                let wanted = format!("a number from {} to {}", range.start(), range.end());
+                let wanted = match (range.start(), range.end()) {
+                    (only, end) if only == end => format!("{only}, the only one here"),
+                    (from, to) => format!("a number from {from} to {to}"),
+                };
                 Err(ApiError::expected(self.at(name), wanted, kind(&value)))
             }
         }
@@ -69,10 +72,15 @@ impl Fields {
         range: RangeInclusive<i64>,
     ) -> Answer<Option<i64>> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        match value.as_i64() {
+        // JSON does not tell 1 from 1.0.
+        let whole = || value.as_f64().filter(|v| v.fract() == 0.0 && v.abs() < 9e15);
+        match value.as_i64().or_else(|| whole().map(|v| v as i64)) {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             _ => {
-                let wanted = format!("a whole number from {} to {}", range.start(), range.end());
+                let wanted = match (range.start(), range.end()) {
+                    (only, end) if only == end => format!("{only}, the only one here"),
+                    (from, to) => format!("a whole number from {from} to {to}"),
+                };
                 Err(ApiError::expected(self.at(name), wanted, kind(&value)))
             }
         }
@@ -152,11 +160,13 @@ impl Fields {
 
     /// Refuses what nobody took.
     pub(crate) fn finish(self) -> Answer<()> {
-        let Some(name) = self.map.keys().next() else { return Ok(()) };
+        // Null is as good as none, of what nobody knows too.
+        let mut left = self.map.iter().filter(|(_, value)| !value.is_null());
+        let Some((name, _)) = left.next() else { return Ok(()) };
         let name: String = name.chars().take(64).collect();
-        let near = self.known.iter().min_by_key(|known| distance(known, &name));
+        let near = self.known.iter().min_by_key(|known| strsim::levenshtein(known, &name));
         let hint = match near {
-            Some(known) if distance(known, &name) <= 1 + known.len() / 4 => {
+            Some(known) if strsim::levenshtein(known, &name) <= 1 + known.len() / 4 => {
                 format!("; did you mean `{known}`?")
             }
             _ => String::new(),
@@ -164,21 +174,6 @@ impl Fields {
         let name = self.at(&name);
         Err(ApiError::bad(name.clone(), format!("unknown parameter `{name}`{hint}")))
     }
-}
-
-/// Edits from one word to another (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

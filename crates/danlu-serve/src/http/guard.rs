@@ -2,12 +2,12 @@
 //! error, and a line in the log without any content.
 
 use super::error::{Answer, ApiError};
-use super::keys::Permit;
+use super::keys::{Owner, Permit};
 use super::rest::{Patience, Rest};
 use crate::app::App;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
@@ -79,7 +79,8 @@ pub(crate) async fn guard(
         waits: request.headers().contains_key(header::EXPECT),
     };
     let request = request.map(|body| Body::new(Rest::new(body, patience)));
-    let (mut response, permit) = match check(&app, &connection, &request) {
+    let mut owner = None;
+    let (mut response, permit) = match check(&app, &connection, &request, &mut owner) {
         Err(error) => (error.into_response(), None),
         Ok(permit) => {
             let made = AssertUnwindSafe(next.run(request)).catch_unwind().await;
@@ -91,17 +92,14 @@ pub(crate) async fn guard(
     let status = response.status();
     app.metrics.response(status.as_u16());
     let number = REQUESTS.fetch_add(1, Ordering::Relaxed);
-    let owner = permit.as_ref().map(|p| p.name().to_string());
-    tracing::info!(
-        request = number,
-        %method,
-        // A path that leads nowhere is the client's text.
-        path = if crate::routes::known(&path) { path.as_str() } else { "(other)" },
-        status = status.as_u16(),
-        key = owner.as_deref().unwrap_or("none"),
-        milliseconds = start.elapsed().as_secs_f64() * 1e3,
-        "request"
-    );
+    let line = Line {
+        number,
+        method,
+        path: crate::routes::known(&path),
+        status,
+        owner: owner.map(|o| o.name.clone()),
+        start,
+    };
     let headers = response.headers_mut();
     headers.insert("x-request-id", HeaderValue::from(number));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -110,13 +108,55 @@ pub(crate) async fn guard(
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let held = (connection, permit);
-    response.map(|inner| Body::new(Held { inner, _held: held }))
+    response.map(|inner| Body::new(Held { inner, line, whole: false, _held: held }))
 }
 
-fn check(app: &App, connection: &Option<Connection>, request: &Request) -> Answer<Option<Permit>> {
+/// What the log says of a request, once its answer has been sent or cannot be.
+struct Line {
+    number: u64,
+    method: Method,
+    path: Option<&'static str>,
+    status: StatusCode,
+    /// Who asked, whether or not they were let.
+    owner: Option<String>,
+    start: Instant,
+}
+
+impl Line {
+    fn write(&self, whole: bool) {
+        tracing::info!(
+            request = self.number,
+            method = %self.method,
+            // A path that leads nowhere is the client's text.
+            path = self.path.unwrap_or("(other)"),
+            status = self.status.as_u16(),
+            key = self.owner.as_deref().unwrap_or("none"),
+            milliseconds = self.start.elapsed().as_secs_f64() * 1e3,
+            whole,
+            "request"
+        );
+    }
+}
+
+/// Whether a request may go on, and whose it is where that is known.
+fn check(
+    app: &App,
+    connection: &Option<Connection>,
+    request: &Request,
+    whose: &mut Option<Arc<Owner>>,
+) -> Answer<Option<Permit>> {
     if connection.as_ref().is_some_and(|c| c.two_lengths) {
         let message = "a request may not have both Content-Length and Transfer-Encoding";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
+    }
+    if request.headers().get_all(header::HOST).iter().count() > 1 {
+        let message = "a request may not have two Host headers";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
+    }
+    let coding = request.headers().get_all(header::TRANSFER_ENCODING);
+    if coding.iter().any(|v| !v.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+        let message = "of transfer codings chunked alone is understood";
+        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, message));
     }
     check_host(app, request.headers())?;
     check_origin(&app.options.allowed_hosts, request.headers())?;
@@ -127,7 +167,8 @@ fn check(app: &App, connection: &Option<Connection>, request: &Request) -> Answe
     if OPEN.contains(&request.uri().path()) {
         return Ok(None);
     }
-    app.keys.admit(request.headers())
+    *whose = app.keys.owner(request.headers())?;
+    whose.as_ref().map(Owner::admit).transpose()
 }
 
 /// The name in an authority like `name:port` or `[::1]:port`.
@@ -176,10 +217,19 @@ fn check_origin(hosts: &[String], headers: &HeaderMap) -> Answer<()> {
     Err(ApiError::new(StatusCode::FORBIDDEN, message).code("origin_not_allowed"))
 }
 
-/// A body that holds something until it has been sent.
+/// A body that holds something until it has been sent, which is then told.
 struct Held<T> {
     inner: Body,
+    line: Line,
+    /// It was sent to its end.
+    whole: bool,
     _held: T,
+}
+
+impl<T> Drop for Held<T> {
+    fn drop(&mut self) {
+        self.line.write(self.whole || self.inner.is_end_stream());
+    }
 }
 
 impl<T: Unpin> hyper::body::Body for Held<T> {
@@ -190,7 +240,9 @@ impl<T: Unpin> hyper::body::Body for Held<T> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
+        let frame = Pin::new(&mut self.inner).poll_frame(cx);
+        self.whole |= matches!(frame, Poll::Ready(None));
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use danlu_core::{Error, Result};
 use serde::Deserialize;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 /// One entry of the file.
@@ -28,12 +28,14 @@ struct File {
 
 /// A key's owner, and what is left of their limits.
 #[derive(Debug)]
-struct Owner {
-    name: String,
+pub(crate) struct Owner {
+    /// For the log.
+    pub(crate) name: String,
     hash: blake3::Hash,
     per_minute: Option<u32>,
     concurrent: Option<u32>,
-    state: Mutex<State>,
+    /// Goes on when the file is read again.
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug)]
@@ -46,18 +48,11 @@ struct State {
 
 /// The keys of a server.
 #[derive(Debug, Default)]
-pub struct Keys(Vec<Arc<Owner>>);
+pub struct Keys(RwLock<Vec<Arc<Owner>>>);
 
 /// A request of a key's owner, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Owner>);
-
-impl Permit {
-    /// The owner's name, for the log.
-    pub(crate) fn name(&self) -> &str {
-        &self.0.name
-    }
-}
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -99,20 +94,41 @@ impl Keys {
                 hash,
                 per_minute: entry.requests_per_minute,
                 concurrent: entry.concurrent,
-                state: Mutex::new(state),
+                state: Arc::new(Mutex::new(state)),
             }));
         }
-        Ok(Self(owners))
+        Ok(Self(RwLock::new(owners)))
+    }
+
+    fn owners(&self) -> Vec<Arc<Owner>> {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Reads the file again: keys that are no longer there open nothing more, requests that run go on, and
+    /// what was used of a limit stays used. Returns how many keys there are; on an error all stays as it was.
+    pub(crate) fn reload(&self, path: &Path) -> Result<usize> {
+        let mut owners = Self::load(path)?.owners();
+        let before = self.owners();
+        for owner in &mut owners {
+            let same = before.iter().find(|b| b.hash == owner.hash);
+            if let (Some(same), Some(owner)) = (same, Arc::get_mut(owner)) {
+                owner.state = same.state.clone();
+            }
+        }
+        let count = owners.len();
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = owners;
+        Ok(count)
     }
 
     /// Whether anybody may ask.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.owners().is_empty()
     }
 
     /// The owner of the key that a request carries; `None` if there are no keys.
-    pub(crate) fn admit(&self, headers: &HeaderMap) -> Answer<Option<Permit>> {
-        if self.0.is_empty() {
+    pub(crate) fn owner(&self, headers: &HeaderMap) -> Answer<Option<Arc<Owner>>> {
+        let owners = self.owners();
+        if owners.is_empty() {
             return Ok(None);
         }
         let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
@@ -127,18 +143,18 @@ impl Keys {
         let hash = blake3::hash(key.as_bytes());
         // All of them, however early one fits; the comparison of hashes takes constant time.
         let mut found = None;
-        for owner in &self.0 {
+        for owner in &owners {
             if owner.hash == hash {
                 found = Some(owner);
             }
         }
-        let owner = found.ok_or_else(|| refused("the key is not known"))?;
-        owner.admit()
+        found.cloned().map(Some).ok_or_else(|| refused("the key is not known"))
     }
 }
 
 impl Owner {
-    fn admit(self: &Arc<Self>) -> Answer<Option<Permit>> {
+    /// Lets a request begin, if the limits have room for it.
+    pub(crate) fn admit(self: &Arc<Self>) -> Answer<Permit> {
         let mut state = self.lock();
         let many = |message: &str, seconds: f64| {
             let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
@@ -158,7 +174,7 @@ impl Owner {
             state.tokens -= 1.0;
         }
         state.running += 1;
-        Ok(Some(Permit(self.clone())))
+        Ok(Permit(self.clone()))
     }
 }
 
@@ -184,10 +200,11 @@ mod tests {
     fn a_key_opens_and_no_other_does() {
         let text = format!("[[key]]\nname = \"a\"\nblake3 = \"{}\"\n", hash("secret"));
         let keys = keys(&text).expect("reads");
-        let permit = keys.admit(&carrying("Bearer secret")).expect("admitted");
-        assert_eq!(permit.expect("a permit").name(), "a");
+        let owner = keys.owner(&carrying("Bearer secret")).expect("known").expect("an owner");
+        assert_eq!(owner.name, "a");
+        assert!(owner.admit().is_ok());
         for wrong in ["Bearer secre", "Bearer ", "Basic secret", "secret"] {
-            let error = keys.admit(&carrying(wrong)).expect_err(wrong);
+            let error = keys.owner(&carrying(wrong)).expect_err(wrong);
             assert_eq!(error.status, StatusCode::UNAUTHORIZED);
             assert!(!error.message.contains("secre"), "{}", error.message);
         }
@@ -200,7 +217,7 @@ mod tests {
             hash("k")
         );
         let keys = keys(&text).expect("reads");
-        let ask = || keys.admit(&carrying("Bearer k"));
+        let ask = || keys.owner(&carrying("Bearer k")).expect("known").expect("an owner").admit();
         let first = ask().expect("the first");
         let error = ask().expect_err("one at a time");
         assert_eq!((error.status.as_u16(), error.retry), (429, Some(1)));
@@ -208,6 +225,32 @@ mod tests {
         drop(ask().expect("the second"));
         let error = ask().expect_err("the third of this minute");
         assert!(error.retry.is_some_and(|s| (20..=30).contains(&s)), "{error:?}");
+    }
+
+    #[test]
+    fn a_file_is_read_again_and_limits_go_on() {
+        let path = std::env::temp_dir().join(format!("danlu-keys-again-{}", std::process::id()));
+        let write = |names: &[&str]| {
+            let one = |n: &&str| {
+                format!("[[key]]\nname = \"{n}\"\nblake3 = \"{}\"\nconcurrent = 1\n", hash(n))
+            };
+            std::fs::write(&path, names.iter().map(one).collect::<String>()).expect("writes");
+        };
+        write(&["a", "b"]);
+        let keys = Keys::load(&path).expect("reads");
+        let owner = |name: &str| keys.owner(&carrying(&format!("Bearer {name}")));
+        let running = owner("a").expect("known").expect("an owner").admit().expect("runs");
+        write(&["a", "c"]);
+        assert_eq!(keys.reload(&path).expect("reads"), 2);
+        assert!(owner("b").is_err() && owner("c").is_ok());
+        let again = || owner("a").expect("known").expect("an owner").admit();
+        assert_eq!(again().expect_err("one runs").status.as_u16(), 429);
+        drop(running);
+        assert!(again().is_ok());
+        std::fs::write(&path, "[[key").expect("writes");
+        assert!(keys.reload(&path).is_err());
+        assert!(owner("c").is_ok(), "what cannot be read changes nothing");
+        std::fs::remove_file(&path).expect("removes");
     }
 
     #[test]

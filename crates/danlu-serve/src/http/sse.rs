@@ -50,6 +50,11 @@ impl Events {
 
     /// Tells the reader of an error; the stream ends there.
     pub(crate) async fn fail(self, error: &ApiError) {
+        tracing::warn!(
+            status = error.status.as_u16(),
+            code = error.code,
+            "a stream ended with an error"
+        );
         // If the reader has gone, there is nobody to tell.
         let _ = self.send(&error.json()).await;
     }

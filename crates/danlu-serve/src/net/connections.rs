@@ -36,6 +36,13 @@ pub(super) struct Slot {
     evict: Arc<Notify>,
 }
 
+impl Slot {
+    /// Whether a request is being answered.
+    pub(super) fn asks(&self) -> bool {
+        self.busy.load(Ordering::Acquire) > 0
+    }
+}
+
 impl Connections {
     pub(super) fn new(most: usize) -> Self {
         Self { most: most.max(1), inner: Mutex::default(), changed: Notify::new() }

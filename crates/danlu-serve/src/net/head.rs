@@ -1,11 +1,12 @@
 //! Watches what a connection sends for a head that has both Content-Length and Transfer-Encoding:
 //! the HTTP library drops the former silently, and a proxy in front may have believed it (request
-//! smuggling).
+//! smuggling). Tells also where in its requests a connection is, since a head must come in time and the
+//! next request need not.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -13,14 +14,37 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(super) struct Watched<S> {
     stream: S,
     scan: Scan,
-    found: Arc<AtomicBool>,
+    seen: Arc<Seen>,
+}
+
+/// What was seen of a connection so far.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// A head with both lengths.
+    two_lengths: AtomicBool,
+    /// Twice the heads that have come whole, and one more while another is coming.
+    heads: AtomicU64,
+}
+
+impl Seen {
+    /// Whether a head with both lengths was seen.
+    pub(super) fn two_lengths(&self) -> bool {
+        self.two_lengths.load(Ordering::Relaxed)
+    }
+
+    /// What changes whenever a head begins or ends, and whether a head is waited for: the first, or the
+    /// rest of one that has begun.
+    pub(super) fn head(&self) -> (u64, bool) {
+        let heads = self.heads.load(Ordering::Relaxed);
+        (heads, heads == 0 || heads % 2 == 1)
+    }
 }
 
 impl<S> Watched<S> {
-    /// The stream, and what becomes true once such a head was seen.
-    pub(super) fn new(stream: S) -> (Self, Arc<AtomicBool>) {
-        let found = Arc::new(AtomicBool::new(false));
-        (Self { stream, scan: Scan::default(), found: found.clone() }, found)
+    /// The stream, and what is seen of it.
+    pub(super) fn new(stream: S) -> (Self, Arc<Seen>) {
+        let seen = Arc::new(Seen::default());
+        (Self { stream, scan: Scan::default(), seen: seen.clone() }, seen)
     }
 }
 
@@ -32,6 +56,8 @@ struct Scan {
     body: u64,
     /// After a body in chunks the connection is closed, so nothing is left to watch.
     over: bool,
+    /// Heads that have come whole.
+    heads: u64,
 }
 
 impl Scan {
@@ -45,6 +71,7 @@ impl Scan {
             let rest = &bytes[end..];
             let (length, chunked) = lengths(&self.head);
             self.head.clear();
+            self.heads += 1;
             if length.is_some() && chunked {
                 return true;
             }
@@ -97,8 +124,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if self.scan.take(&buf.filled()[before..]) {
-            self.found.store(true, Ordering::Relaxed);
+            self.seen.two_lengths.store(true, Ordering::Relaxed);
         }
+        let coming = !self.scan.over && !self.scan.head.is_empty();
+        self.seen.heads.store(2 * self.scan.heads + u64::from(coming), Ordering::Relaxed);
         read
     }
 }

@@ -16,9 +16,9 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tower::ServiceExt;
 
 /// Most bytes of a request's head.
@@ -27,6 +27,8 @@ const MAX_HEAD: usize = 32 << 10;
 /// Time that a connection without a request has left when the server begins to drain: who has just
 /// come is to hear how it is.
 const GRACE: Duration = Duration::from_millis(200);
+/// How often is looked whether a connection was silent for too long, at least.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Serves connections until the server drains, then until those of before have ended or the time to
 /// drain is over. Who comes meanwhile is told so: a balancer that asks `/ready` is to hear that it
@@ -73,20 +75,21 @@ async fn connection(
         tracing::warn!("every connection is busy: one more is turned away");
         return;
     };
-    let (stream, two_lengths) = Watched::new(stream);
+    let (stream, seen) = Watched::new(stream);
     let busy = slot.busy.clone();
     let service = hyper::service::service_fn(|request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         let extensions = request.extensions_mut();
         extensions.insert(crate::http::guard::Connection {
             _busy: crate::http::guard::Busy::new(&busy),
-            two_lengths: two_lengths.load(Ordering::Relaxed),
+            two_lengths: seen.two_lengths(),
         });
         router.clone().oneshot(request)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(app.options.head_time)
+        // It would hold the time between requests to that of a head; see below.
+        .header_read_timeout(None)
         .max_header_size(MAX_HEAD)
         .max_buf_size(2 * MAX_HEAD)
         .max_headers(64)
@@ -99,8 +102,21 @@ async fn connection(
         tokio::time::sleep(GRACE).await;
     };
     let mut drained = pin!(drained);
+    let (head_time, idle_time) = (app.options.head_time, app.options.idle_time);
+    let tick = (head_time.min(idle_time) / 8).clamp(Duration::from_millis(1), TICK);
+    let mut clock = tokio::time::interval(tick);
+    let (mut last, mut since) = (seen.head(), Instant::now());
     loop {
         tokio::select! {
+            now = clock.tick() => {
+                let head = seen.head();
+                if head != last || slot.asks() {
+                    (last, since) = (head, now);
+                }
+                if now - since >= if head.1 { head_time } else { idle_time } {
+                    return;
+                }
+            }
             // How a connection ends is the client's affair.
             _ = connection.as_mut() => return,
             () = slot.evicted() => return,

@@ -212,6 +212,12 @@ impl Wanted {
         Ok(())
     }
 
+    /// Whether a reply that is no call is a part of one, and so no text that somebody is to see. One that a
+    /// stop string `cut` is what was asked for.
+    fn half_a_call(&self, cut: bool) -> bool {
+        self.tools.required() && !cut
+    }
+
     async fn choice(&self, index: usize, whole: Whole) -> Answer<Value> {
         self.check_json(&whole.text, whole.reason, whole.cut)?;
         let calls = if self.tools.any() { self.tools.calls(&whole.text) } else { Vec::new() };
@@ -219,7 +225,7 @@ impl Wanted {
         let mut message = json!({"role": "assistant", "refusal": null, "content": whole.text});
         if !calls.is_empty() {
             message["content"] = json!(Tools::before(&whole.text));
-        } else if bare && whole.text.is_empty() {
+        } else if self.half_a_call(whole.cut) || (bare && whole.text.is_empty()) {
             message["content"] = Value::Null;
         }
         if !whole.pictures.is_empty() {
@@ -368,7 +374,9 @@ impl Wanted {
                             delta["content"] = json!(before);
                         }
                         self.delta(events, index, delta, (logprobs, None)).await?;
-                    } else if !text.is_empty() || !logprobs.is_empty() {
+                    } else if !self.half_a_call(end.cut)
+                        && (!text.is_empty() || !logprobs.is_empty())
+                    {
                         let delta = json!({"content": text});
                         self.delta(events, index, delta, (logprobs, None)).await?;
                     }

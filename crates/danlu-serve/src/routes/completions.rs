@@ -144,6 +144,15 @@ fn older(list: &[Value], mut offset: usize) -> Value {
 }
 
 impl Wanted {
+    /// A chunk of a stream.
+    fn chunk(&self, choices: Vec<Value>) -> Value {
+        let mut chunk = self.shape(choices);
+        if self.usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+
     fn shape(&self, choices: Vec<Value>) -> Value {
         json!({
             "id": self.id,
@@ -217,7 +226,7 @@ impl Wanted {
                 (self.logprobs && !logprobs.is_empty()).then(|| older(&logprobs, offset));
             offset += text.chars().count();
             let text = std::mem::take(&mut echo) + &text;
-            let chunk = self.shape(vec![json!({
+            let chunk = self.chunk(vec![json!({
                 "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason,
             })]);
             let slow = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the reader does not read");

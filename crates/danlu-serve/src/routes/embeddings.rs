@@ -41,9 +41,11 @@ pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) ->
     let texts = work.await?;
     let tokens: usize = texts.iter().map(Vec::len).sum();
     let deadline = Instant::now() + app.options.reply_time;
+    // One for all of them, so that what was begun is not refused.
+    let place = chosen.model.thread.place().map_err(|r| refused("input", r))?;
     let mut data = Vec::with_capacity(texts.len());
     for (i, text) in texts.into_iter().enumerate() {
-        let made = tokio::time::timeout_at(deadline, chosen.model.thread.embed(text)).await;
+        let made = tokio::time::timeout_at(deadline, chosen.model.thread.embed(text, &place)).await;
         let vector = made.map_err(|_| late())?.map_err(|r| refused("input", r))??;
         let embedding = if base64 {
             let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -53,6 +55,7 @@ pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) ->
         };
         data.push(json!({"object": "embedding", "index": i, "embedding": embedding}));
     }
+    app.metrics.tokens(tokens, 0, 0);
     let answer = json!({
         "object": "list",
         "data": data,
@@ -80,15 +83,13 @@ pub(super) fn ids(model: &Hosted, input: &Value) -> Answer<Vec<Vec<u32>>> {
     list.into_iter()
         .map(|one| {
             let ids = text_or_ids(model, "input", one)?;
-            if ids.is_empty() || ids.len() > model.context {
-                let message = format!(
-                    "`input`: expected 1 to {} tokens in each text, found {}",
-                    model.context,
-                    ids.len()
-                );
-                return Err(ApiError::bad("input", message).code("context_length_exceeded"));
+            let wanted = format!("1 to {} tokens in each text", model.context);
+            let wrong = || ApiError::expected("input", wanted, ids.len());
+            match ids.len() {
+                0 => Err(wrong()),
+                n if n > model.context => Err(wrong().code("context_length_exceeded")),
+                _ => Ok(ids),
             }
-            Ok(ids)
         })
         .collect()
 }

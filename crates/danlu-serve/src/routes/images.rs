@@ -31,6 +31,10 @@ pub(super) async fn images(State(app): State<Arc<App>>, request: Request) -> Ans
     fields.choice("size", &["64x64", "auto"])?;
     fields.choice("response_format", &["b64_json"])?;
     fields.choice("output_format", &["png"])?;
+    fields.integer("partial_images", 0..=0)?;
+    if fields.flag("stream")? == Some(true) {
+        return Err(ApiError::bad("stream", "pictures are not streamed"));
+    }
     fields.pass_over(&["quality", "style", "background", "moderation"]);
     fields.pass_over(&IGNORED);
     let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;

@@ -52,9 +52,13 @@ const PAGE: &[Route] = &[
     Route { path: "/icon.svg", handler: || get(page::icon) },
 ];
 
-/// Whether a path is one of ours, to the letter.
-pub(crate) fn known(path: &str) -> bool {
-    ROUTES.iter().chain(PAGE).any(|route| route.path == path)
+/// The path of the route that a path leads to, as it stands here.
+pub(crate) fn known(path: &str) -> Option<&'static str> {
+    let leads = |route: &str| match route.split_once('{') {
+        Some((before, _)) => path.strip_prefix(before).is_some_and(|rest| !rest.is_empty()),
+        None => route == path,
+    };
+    ROUTES.iter().chain(PAGE).map(|route| route.path).find(|route| leads(route))
 }
 
 /// All routes with what is around them.

@@ -97,6 +97,7 @@ pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Ans
         prompt(&host, "input", turns, Told::default())
     });
     let prompt = work.await?;
+    let limited = drawing.max_tokens.is_some();
     let ask = Ask {
         chosen,
         prompt,
@@ -108,6 +109,12 @@ pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Ans
         raw: false,
     };
     let replies = wholes(ask.start(&app).await?).await?;
+    // Of a sound that ends too early the client would learn in no other way.
+    if !limited && replies.iter().any(|r| r.reason == "length") {
+        let message =
+            "the speech of this `input` does not fit into the model's context: ask for less of it";
+        return Err(ApiError::bad("input", message).code("context_length_exceeded"));
+    }
     let sounds = || replies.iter().flat_map(|r| &r.sounds);
     let rate = sounds().next().map_or(danlu_media::RATE, |s| s.rate);
     let samples = sounds().flat_map(|s| s.samples.iter().copied()).collect();

@@ -89,6 +89,11 @@ impl Tools {
         !self.list.is_empty() && self.choice != Choice::Never
     }
 
+    /// Whether a reply must be a call.
+    pub(crate) fn required(&self) -> bool {
+        matches!(self.choice, Choice::Any | Choice::One(_))
+    }
+
     /// The tools that the model is told of.
     pub(crate) fn told(&self) -> Vec<Value> {
         let list = if self.any() { self.list.as_slice() } else { &[] };
@@ -99,6 +104,10 @@ impl Tools {
     pub(crate) fn schema(&self) -> Option<Value> {
         let call = |(i, tool): (usize, &Tool)| {
             let mut arguments = tool.parameters.clone();
+            // Arguments are an object, whether that is said or not.
+            if let Some(map) = arguments.as_object_mut().filter(|map| !map.contains_key("$ref")) {
+                map.entry("type").or_insert_with(|| "object".into());
+            }
             move_schema(&mut arguments, &format!("/anyOf/{i}/properties/arguments"));
             json!({
                 "type": "object",
@@ -233,7 +242,13 @@ fn tool(at: &str, value: Value) -> Answer<Tool> {
     }
     let parameters = match &function["parameters"] {
         Value::Null => json!({"type": "object", "properties": {}, "additionalProperties": false}),
-        Value::Object(map) => Value::Object(map.clone()),
+        Value::Object(map) if map.get("type").is_none_or(|kind| kind == "object") => {
+            Value::Object(map.clone())
+        }
+        Value::Object(_) => {
+            let param = format!("{at}.function.parameters.type");
+            return Err(ApiError::expected(param, "object", "another"));
+        }
         other => {
             let param = format!("{at}.function.parameters");
             return Err(ApiError::expected(param, "an object", kind(other)));

@@ -234,6 +234,7 @@ fn images_speech_and_transcription() {
     for format in ["wav", "flac", "pcm"] {
         let body = json!({
             "model": "tiny", "input": "hi", "voice": "alloy", "response_format": format, "seed": 1,
+            "max_tokens": 60,
         });
         let answer = post(server.address, "/v1/audio/speech", &body);
         assert_eq!(answer.header("content-type"), Some(format!("audio/{format}").as_str()));

@@ -258,7 +258,10 @@ fn no_way_round_the_key() {
         let headers: Vec<_> = [json].iter().chain(more).copied().collect();
         send(a, "POST", path, &headers, body.as_bytes())
     };
-    let error = ask("/v1/chat/completions", &[]).error(401);
+    let refused = ask("/v1/chat/completions", &[]);
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    let error = refused.error(401);
+    assert_eq!(error["type"], "invalid_request_error");
     assert_eq!(error["code"], "invalid_api_key");
     for wrong in ["Bearer a-secre", "Bearer a-secret2", "Bearer ", "Basic a-secret", "a-secret"] {
         let answer = ask("/v1/chat/completions", &[("authorization", wrong)]);

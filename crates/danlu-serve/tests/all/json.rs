@@ -190,8 +190,8 @@ fn forms_have_bounds_too() {
         ("timestamp_granularities[]", "word"),
         ("include[]", "logprobs"),
         ("chunking_strategy", "{}"),
-        ("stream", "true"),
-        ("response_format", "srt"),
+        ("stream", "yes"),
+        ("response_format", "ass"),
         ("langage", "en"),
     ] {
         assert_eq!(ask(&[(param, bad)]).error(400)["param"], param, "{bad}");

@@ -6,6 +6,7 @@ mod http;
 mod json;
 mod life;
 mod media;
+mod official;
 mod shared;
 mod structured;
 mod support;

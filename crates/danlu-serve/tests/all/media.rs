@@ -67,8 +67,10 @@ fn a_picture_that_claims_to_be_huge_is_refused_before_it_is_decoded() {
     assert!(start.elapsed() < Duration::from_secs(2));
     assert_eq!(error["code"], "invalid_media");
     // Wide rather than large, and still over the side.
-    let wide = danlu_media::encode_png(&Picture::filled(5_000, 2, [1, 2, 3]));
-    image_of(server.address, "png", &wide).error(400);
+    let wide = danlu_media::encode_png(&Picture::filled(9_000, 2, [1, 2, 3]));
+    let error = image_of(server.address, "png", &wide).error(400);
+    let message = error["message"].as_str().expect("text");
+    assert!(message.contains("9000x2 pixels") && message.contains("8192"), "{message}");
     assert_healthy(server.address);
     server.stop();
 }

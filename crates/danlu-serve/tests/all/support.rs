@@ -56,6 +56,7 @@ pub(crate) fn options() -> Options {
     Options {
         port: 0,
         head_time: Duration::from_millis(700),
+        idle_time: Duration::from_millis(700),
         body_time: Duration::from_millis(700),
         drain_time: Duration::from_secs(20),
         ..Options::default()

@@ -62,7 +62,8 @@ pub(crate) struct Args {
     #[arg(long, default_value = "f16", value_name = "FORMAT", value_parser = cache_format)]
     cache: CacheFormat,
     /// Most tokens whose keys and values are kept, of all replies and known prompts together
-    /// (default: those of every reply at once, of 2,048 at most where the context is longer)
+    /// (default: those of every reply at once, of 2,048 at most where the context is longer). Less than a
+    /// whole context takes is refused
     #[arg(long, value_name = "TOKENS")]
     cache_tokens: Option<usize>,
     /// Do not guess what repeats an earlier text; replies are the same
@@ -81,11 +82,14 @@ pub(crate) struct Args {
     /// Most open connections
     #[arg(long, default_value_t = 1024, value_name = "N")]
     max_connections: u16,
+    /// Most seconds between two requests of a connection; longer than a proxy in front keeps one
+    #[arg(long, default_value_t = 75, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    idle: u64,
     /// Most megabytes of one request
     #[arg(long, default_value_t = 32, value_name = "MB", value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_body: u16,
     /// Most seconds that a reply may take
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
     /// Most seconds for replies to end after the first SIGTERM or Ctrl-C
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
@@ -117,6 +121,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         lookup: !args.no_lookup,
         max_connections: args.max_connections as usize,
         max_body: (args.max_body as usize) << 20,
+        // Two of the largest at a time, or many small ones.
+        max_buffered: ((args.max_body as usize) << 21).max(Options::default().max_buffered),
+        idle_time: Duration::from_secs(args.idle),
         reply_time: Duration::from_secs(args.timeout),
         drain_time: Duration::from_secs(args.drain),
         ..Options::default()
@@ -170,16 +177,20 @@ pub(super) struct Engine {
 impl Engine {
     /// As the scheduler of a model with this context is told it. A `guided` reply reads two
     /// prompts, so that a model of such has room for two contexts at least.
-    fn options(self, context: usize, guided: bool) -> EngineOptions {
+    fn options(self, context: usize, guided: bool) -> Result<EngineOptions> {
         let usual = self.batch * context.min(USUAL);
         let least = context * if guided { 2 } else { 1 } + 2 * PAGE;
-        EngineOptions {
+        if let Some(asked) = self.cache_tokens.filter(|&asked| asked < least) {
+            let wanted = format!("at least {least}, which one request of a whole context takes");
+            return Err(Error::parameter("--cache-tokens", wanted, asked));
+        }
+        Ok(EngineOptions {
             weights: self.weights,
             cache: self.cache,
             cache_tokens: Some(self.cache_tokens.unwrap_or(usual).max(least)),
             batch: self.batch,
             ..EngineOptions::default()
-        }
+        })
     }
 }
 
@@ -205,7 +216,7 @@ pub(super) fn hosted(
         quantise(&mut plain, engine.weights, Rounding::Nearest, &mut |_| {})?;
         danlu_ops::give_back();
     }
-    let mut scheduler = Scheduler::new(&plain, &engine.options(context, guided))?;
+    let mut scheduler = Scheduler::new(&plain, &engine.options(context, guided)?)?;
     if let Some(folder) = draft {
         let small = Model::load(folder, &device)?.transformer;
         let draft = Draft::new(Decoder::new(&small, engine.weights), engine.batch);
