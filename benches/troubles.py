@@ -3,7 +3,8 @@
     python3 benches/troubles.py [--seeds 10] [--steps 150] [--folder DIR] [--kinds rate]
 
 For every seed: a clean run (no incident is wanted), the learning rate times 20 from a step on, samples
-whose tokens are noise, a weight that is no number, and 1 % of the letters of a sample file's answers. Each
+whose tokens are noise, a weight that is no number, a router that sends every token to the same experts (in a
+mixture of experts, which has a clean run of its own), and 1 % of the letters of a sample file's answers. Each
 but the last is also run with the guard off, where only clipping is left. Needs the built program
 (cargo build --release) and Python's standard library.
 """
@@ -36,7 +37,7 @@ train_bytes = 20000
 depth = 2
 width = 64
 head_dim = 16
-[train]
+{experts}[train]
 steps = {steps}
 rows = 4
 window = 160
@@ -62,11 +63,15 @@ def danlu(*arguments, fault=""):
     return subprocess.run([DANLU, *map(str, arguments)], env=env, capture_output=True, text=True)
 
 
-def train(at, base, name, seed, steps, optimiser, on=True, fault=""):
+EXPERTS = "hidden = 32\nexperts = 4\nexperts_per_token = 2\n"
+
+
+def train(at, base, name, seed, steps, optimiser, on=True, fault="", experts=False):
     """Trains `name` with the tokenisers of `base`; what became of it."""
     recipe = at / f"{name}.toml"
-    text = RECIPE.format(root=ROOT, tokenisers=TOKENISERS, seed=seed, steps=steps, optimiser=optimiser, on=str(on).lower())
-    recipe.write_text(text)
+    words = dict(root=ROOT, tokenisers=TOKENISERS, seed=seed, steps=steps, optimiser=optimiser)
+    words.update(on=str(on).lower(), experts=EXPERTS if experts else "")
+    recipe.write_text(RECIPE.format(**words))
     run = at / name
     arguments = ["train", recipe, "--out", run]
     if base:
@@ -98,16 +103,16 @@ def main():
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--optimiser", default="adamw")
     parser.add_argument("--folder")
-    parser.add_argument("--kinds", nargs="*", help="rate, noise, NaN; all by default")
+    parser.add_argument("--kinds", nargs="*", help="rate, noise, NaN, router; all by default")
     parser.add_argument("--no-off", action="store_true", help="without the runs that have no guard")
     args = parser.parse_args()
     top = Path(args.folder or tempfile.mkdtemp())
     middle = args.steps // 2
-    kinds = ["rate x20", "noise", "NaN in a weight"]
+    kinds = ["rate x20", "noise", "NaN in a weight", "router collapse"]
     kinds = [kind for kind in kinds if not args.kinds or kind.split()[0] in args.kinds]
     fresh = {"caught": 0, "named": 0, "steps": [], "with": [], "without": [], "lost": 0}
     table = {kind: {k: list(v) if v == [] else v for k, v in fresh.items()} for kind in kinds}
-    alarms, flipped = 0, 0
+    alarms, cleans, flipped = 0, 0, 0
     for seed in range(1, args.seeds + 1):
         at = top / f"seed-{seed}"
         at.mkdir(parents=True)
@@ -115,10 +120,16 @@ def main():
         row = json.dumps({"messages": [ask, {"role": "assistant", "content": "blue"}]})
         (at / "rows.jsonl").write_text(40 * (row + "\n"))
         clean = train(at, None, "clean", seed, args.steps, args.optimiser)
-        assert clean["ok"], clean["said"]
-        alarms += bool(clean["incidents"])
-        for incident in clean["incidents"]:
-            print(f"seed {seed}: FALSE ALARM {incident['cause']}: {incident['evidence']}", file=sys.stderr)
+        of_kind = dict.fromkeys(kinds, clean)
+        if "router collapse" in kinds:
+            mixed = train(at, clean["run"], "clean-experts", seed, args.steps, args.optimiser, experts=True)
+            of_kind["router collapse"] = mixed
+        for quiet in {id(run): run for run in [clean, *of_kind.values()]}.values():
+            assert quiet["ok"], quiet["said"]
+            cleans += 1
+            alarms += bool(quiet["incidents"])
+            for incident in quiet["incidents"]:
+                print(f"seed {seed}: FALSE ALARM {incident['cause']}: {incident['evidence']}", file=sys.stderr)
         audit = [json.loads(line) for line in (clean["run"] / "audit.jsonl").read_text().splitlines()]
         first = audit[middle]["from"]
         rng = random.Random(seed)
@@ -127,15 +138,19 @@ def main():
             "rate x20": (f"rate@{middle}=20", "rate_too_high", None),
             "noise": (f"noise:60@{first}=0.7", "bad_data", None),
             "NaN in a weight": (f"nan:layers.{layer}.mlp@{middle}", "hardware", f"model.layers.{layer}"),
+            "router collapse": (
+                f"collapse:layers.{layer}.mlp.gate@{middle}=4", "router_collapse", f"model.layers.{layer}"),
         }
         for kind, (fault, cause, where) in faults.items():
             if kind not in kinds:
                 continue
             slug = kind.split()[0].replace("/", "")
-            seen = train(at, clean["run"], slug, seed, args.steps, args.optimiser, fault=fault)
+            clean = of_kind[kind]
+            how = dict(fault=fault, experts=kind == "router collapse")
+            seen = train(at, clean["run"], slug, seed, args.steps, args.optimiser, **how)
             off = {"ok": True, "loss": float("nan")}
             if not args.no_off:
-                off = train(at, clean["run"], slug + "-off", seed, args.steps, args.optimiser, on=False, fault=fault)
+                off = train(at, clean["run"], slug + "-off", seed, args.steps, args.optimiser, on=False, **how)
             t = table[kind]
             incident = next(iter(seen["incidents"]), None)
             if incident:
@@ -162,12 +177,12 @@ def main():
         wrong[0] = "blve"
         text = "".join(line.replace("blue", w) + "\n" for line, w in zip(lines, wrong))
         (at / "rows.jsonl").write_text(text)
-        again = danlu("train", "--resume", clean["run"])
+        again = danlu("train", "--resume", at / "clean")
         flipped += again.returncode != 0 and "rows.jsonl" in again.stderr
         shutil.rmtree(at)
     n = args.seeds
     print(f"{n} seeds, {args.steps} steps, {args.optimiser}; trouble from step {middle} on")
-    print(f"clean runs with a false alarm: {alarms} of {n}")
+    print(f"clean runs with a false alarm: {alarms} of {cleans}")
     heads = ["in 10 steps", "named", "after, steps", "loss/clean", "worst", "guard off", "stopped"]
     widths = [12, 8, 14, 12, 8, 11, 9]
     print(f"{'trouble':18}" + "".join(f"{h:>{w}}" for h, w in zip(heads, widths)))

@@ -140,8 +140,12 @@ class QwenBlock(nn.Module):
         mixed = F.scaled_dot_product_attention(
             q, k, v.transpose(1, 2), is_causal=True, enable_gqa=s.kv_heads != s.heads)
         x = x + self.out(mixed.transpose(1, 2).reshape(rows, window, -1))
-        gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.feed(self.norm2(x))
+
+    def feed(self, x):
+        """The feed-forward, `[rows, window, width]` to the same."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
 
 
 class Qwen(nn.Module):

@@ -4,11 +4,12 @@
 use crate::chat::ChatTemplate;
 use crate::io::{
     Dtype, FACTORS, GgufTensor, GgufValue, HfConfig, Packing, Part, SPECIALS, architecture_keys,
-    end_keys, gguf_factors, gguf_name, parts_of, to_gguf_order, tokeniser_keys, write_gguf,
+    check_architecture, end_keys, gguf_factors, gguf_name, parts_of, to_gguf_order, tokeniser_keys,
+    write_gguf,
 };
 use crate::modality::{TextTokeniser, Tokenisers};
 use crate::model::{Model, write_json, write_weights};
-use danlu_core::{Control, Error, Foreign, Result, TokenKind, Vocabulary};
+use danlu_core::{Control, Error, Foreign, Result};
 use serde_json::{Value as Json, json};
 use std::path::Path;
 
@@ -16,19 +17,6 @@ use std::path::Path;
 const OWN: &str = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}\
     {% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}\
     {% if add_generation_prompt %}<|assistant|>{% endif %}";
-
-/// How an id that is no text is written.
-fn written(v: &Vocabulary, id: u32) -> Option<String> {
-    Some(match v.kind(id)? {
-        TokenKind::Text(_) => return None,
-        TokenKind::Image(c) => format!("<|image_{c}|>"),
-        TokenKind::Audio(c) => format!("<|audio_{c}|>"),
-        TokenKind::ImageSemantic(c) => format!("<|image_class_{c}|>"),
-        TokenKind::AudioSemantic(c) => format!("<|audio_class_{c}|>"),
-        TokenKind::Place(p) => format!("<loc{p}>"),
-        TokenKind::Control(c) => c.name().into(),
-    })
-}
 
 /// A model's tokeniser and template with every id of its vocabulary, as text alone.
 fn as_text(model: &Model, path: &Path) -> Result<Tokenisers> {
@@ -38,7 +26,7 @@ fn as_text(model: &Model, path: &Path) -> Result<Tokenisers> {
     let (end, other_ends) = (ends.remove(0), ends);
     let pad = v.control_id(Control::Pad);
     let others: Vec<(u32, String)> =
-        (own.size()..v.size() as u32).filter_map(|id| Some((id, written(&v, id)?))).collect();
+        (own.size()..v.size() as u32).filter_map(|id| Some((id, v.kind(id)?.name()?))).collect();
     let text = if others.is_empty() {
         own.clone()
     } else {
@@ -87,7 +75,7 @@ fn check(model: &Model, path: &Path) -> Result<()> {
 }
 
 /// The model card's head and a line about what the model is. `packed` names a quantised form.
-fn card(model: &Model, licence: Option<&str>, packed: Option<&str>) -> String {
+fn card(model: &Model, licence: Option<&str>) -> String {
     let c = &model.transformer.config;
     let info = &model.info;
     let origin = info.origin.as_ref();
@@ -97,12 +85,14 @@ fn card(model: &Model, licence: Option<&str>, packed: Option<&str>) -> String {
         out.push_str(&text);
         out.push('\n');
     };
-    line(format!("license: {}", licence.map_or("other".into(), str::to_lowercase)));
+    line(licence_line(licence));
     line("library_name: transformers\npipeline_tag: text-generation".into());
     if let Some(origin) = origin {
-        let relation = if packed.is_some() { "quantized" } else { "finetune" };
         let name = Json::from(origin.file.as_str());
-        line(format!("base_model: {name}\nbase_model_relation: {relation}"));
+        line(format!("base_model: {name}"));
+        if info.steps > 0 {
+            line("base_model_relation: finetune".into());
+        }
     }
     line(format!("tags: [danlu]\n---\n\n# {}\n", info.name));
     line(format!(
@@ -119,10 +109,18 @@ fn card(model: &Model, licence: Option<&str>, packed: Option<&str>) -> String {
     if info.steps > 0 {
         line(format!("\nTrained for {} steps on {} tokens.", info.steps, info.tokens));
     }
-    if let Some(packed) = packed {
-        line(format!("\nThe matrices are packed as {packed}."));
-    }
     out
+}
+
+/// The line of a model card that tells the licence: an identifier as it is, anything else quoted as JSON and
+/// so YAML does.
+pub(crate) fn licence_line(licence: Option<&str>) -> String {
+    let licence = licence.map_or("other".into(), str::to_lowercase);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._+".contains(c);
+    match licence.chars().all(plain) {
+        true => format!("license: {licence}"),
+        false => format!("license: {}", Json::from(licence)),
+    }
 }
 
 /// Writes a folder that transformers opens: weights in `dtype`, configuration, tokeniser, chat
@@ -135,8 +133,10 @@ pub fn to_folder(model: &Model, folder: &Path, dtype: Dtype, licence: Option<&st
     let mut config = HfConfig::from_ours(&model.transformer.config, Some(v));
     config.danlu_vocabulary = None;
     write_json(&folder.join("generation_config.json"), &config.generation())?;
-    write_weights(&model.transformer, folder, dtype, config)?;
-    let card = card(model, licence, None);
+    let transformer = &model.transformer;
+    let values = |part: &Part| Ok(part.values(transformer));
+    write_weights(&parts_of(transformer), values, folder, dtype, config)?;
+    let card = card(model, licence);
     crate::io::write_atomically(&folder.join("README.md"), card.as_bytes())
 }
 
@@ -149,8 +149,9 @@ pub fn to_gguf(
     licence: Option<&str>,
 ) -> Result<usize> {
     check(model, path)?;
-    let tokenisers = as_text(model, path)?;
     let c = &model.transformer.config;
+    check_architecture(c, path)?;
+    let tokenisers = as_text(model, path)?;
     let v = tokenisers.vocabulary();
     let file_type = match packing {
         Packing::F32 => 0usize,

@@ -3,7 +3,8 @@
 
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, ends_of_gguf, fill, tokeniser_of_gguf,
+    Dtype, Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, check_parts, ends_of_gguf, fill,
+    parts_of, read_part, tokeniser_of_gguf,
 };
 use crate::modality::{TextTokeniser, Tokenisers};
 use crate::model::{CHAT_TEMPLATE, Model, ModelInfo, Origin, SPECIAL_TOKENS};
@@ -32,9 +33,23 @@ pub fn open(source: &Path, device: &Device) -> Result<Model> {
 /// Reads a Hugging Face folder or a GGUF file. `system` is put first in conversations without a
 /// system turn.
 pub fn import(source: &Path, system: Option<String>, device: &Device) -> Result<Model> {
-    let there = std::fs::metadata(source).map_err(|e| Error::io(source, e))?;
-    let what = if there.is_dir() { Source::folder(source)? } else { Source::gguf(source)? };
-    what.read(source, system, device)
+    let (mut model, weights) = Source::of(source)?.blank(source, system, device)?;
+    fill(&mut model.transformer, &*weights)?;
+    Ok(model)
+}
+
+/// Makes a model folder of a Hugging Face folder or a GGUF file without having all of its weights in memory:
+/// a tensor is read while the one before it is written. Returns the model without values.
+pub fn convert(
+    source: &Path,
+    system: Option<String>,
+    folder: &Path,
+    dtype: Dtype,
+) -> Result<Model> {
+    let (model, weights) = Source::of(source)?.blank(source, system, &danlu_ops::cpu_device())?;
+    check_parts(&parts_of(&model.transformer), &*weights, model.transformer.config.tied)?;
+    model.save_with(|part| read_part(part, &*weights), folder, dtype)?;
+    Ok(model)
 }
 
 /// What a checkpoint says of itself, before its weights are read.
@@ -55,6 +70,11 @@ struct Source {
 }
 
 impl Source {
+    fn of(source: &Path) -> Result<Self> {
+        let there = std::fs::metadata(source).map_err(|e| Error::io(source, e))?;
+        if there.is_dir() { Self::folder(source) } else { Self::gguf(source) }
+    }
+
     fn folder(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let file = HfConfig::read(&path)?;
@@ -92,7 +112,7 @@ impl Source {
             ends,
             pad: ids_of(Some(&file.pad_token_id)).first().copied(),
             name: name.to_string_lossy().into_owned(),
-            licence: None,
+            licence: licence_of_card(&folder.join("README.md")),
         })
     }
 
@@ -140,7 +160,13 @@ impl Source {
         })
     }
 
-    fn read(self, source: &Path, system: Option<String>, device: &Device) -> Result<Model> {
+    /// The model without the values of its transformer, and where they are.
+    fn blank(
+        self,
+        source: &Path,
+        system: Option<String>,
+        device: &Device,
+    ) -> Result<(Model, Box<dyn Weights>)> {
         let Self { weights, config, text, .. } = self;
         let rows = config.vocabulary as u32;
         let highest = text.highest();
@@ -182,15 +208,14 @@ impl Source {
             image_semantic: None,
             audio_semantic: None,
         };
-        let mut transformer = Transformer::blank(config, device);
-        fill(&mut transformer, &*weights)?;
+        let transformer = Transformer::blank(config, device);
         let origin = Origin {
             file: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             hash: files_hash(&self.files)?,
             licence: self.licence,
         };
         let info = ModelInfo { name: self.name, origin: Some(origin), ..Default::default() };
-        Ok(Model { transformer, tokenisers, info })
+        Ok((Model { transformer, tokenisers, info }, weights))
     }
 }
 
@@ -213,6 +238,16 @@ fn small_json(path: &Path) -> Result<Map<String, Value>> {
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::file(path, "a JSON object", e))
+}
+
+/// The licence that a model card tells in the block at its beginning, if there is a card that does.
+fn licence_of_card(path: &Path) -> Option<String> {
+    let short = std::fs::metadata(path).is_ok_and(|there| there.len() <= LONGEST);
+    let text = short.then(|| std::fs::read_to_string(path).ok())??;
+    let block = text.strip_prefix("---")?.split("\n---").next()?;
+    let told = block.lines().find_map(|line| line.strip_prefix("license:"))?;
+    let told = told.trim().trim_matches(['"', '\'']);
+    (!told.is_empty()).then(|| told.to_string())
 }
 
 /// The chat template of a `tokenizer_config.json`: a text, or the default one of several.
@@ -248,4 +283,26 @@ fn end_of_replies(chat: &ChatTemplate, text: &TextTokeniser) -> Option<u32> {
     let whole = chat.render(&turns, false).ok()?;
     let after = &whole[whole.rfind(said)? + said.len()..];
     text.split(after).into_iter().find_map(|(_, special)| special)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_card_tells_its_licence_if_it_does() {
+        let path = std::env::temp_dir().join(format!("danlu-card-{}", std::process::id()));
+        for (text, want) in [
+            ("---\nlanguage: en\nlicense: apache-2.0\n---\n# A\n", Some("apache-2.0")),
+            ("---\nlicense: \"mit\"\n---\n", Some("mit")),
+            ("---\nlanguage: en\n---\nlicense: mit\n", None),
+            ("license: mit\n", None),
+        ] {
+            std::fs::write(&path, text).expect("writes");
+            assert_eq!(super::licence_of_card(&path).as_deref(), want, "{text}");
+        }
+        std::fs::remove_file(&path).expect("removes");
+        assert_eq!(super::licence_of_card(&path), None);
+        let line = crate::export::licence_line;
+        assert_eq!(line(Some("Apache-2.0")), "license: apache-2.0");
+        assert_eq!(line(Some("a\nb: c")), "license: \"a\\nb: c\"");
+    }
 }

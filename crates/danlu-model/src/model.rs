@@ -2,8 +2,8 @@ use crate::adapters::{Adapter, check_named};
 use crate::arch::Transformer;
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, HfConfig, NamedTensor, Shards, TILES, fill, load_parameters, load_tensors, map_tiles,
-    parts_of, save_tensors, write_atomically, write_tensors, write_tiles,
+    Dtype, HfConfig, NamedTensor, Part, Shards, TILES, fill, load_parameters, load_tensors,
+    map_tiles, parts_of, save_tensors, write_atomically, write_tensors, write_tiles,
 };
 use crate::modality::{
     AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, ImageTokeniserConfig, Recogniser,
@@ -346,18 +346,19 @@ fn torch_name(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Writes `model.safetensors`, one tensor in memory at a time, and `config.json`.
+/// Writes `model.safetensors`, a few tensors in memory at a time, and `config.json`. `values` gives those of
+/// a part.
 pub(crate) fn write_weights(
-    transformer: &Transformer,
+    parts: &[Part],
+    values: impl Fn(&Part) -> Result<Vec<f32>> + Sync,
     folder: &Path,
     dtype: Dtype,
     config: HfConfig,
 ) -> Result<()> {
-    let parts = parts_of(transformer);
     let shapes: Vec<_> = parts.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     write_tensors(&folder.join("model.safetensors"), &shapes, dtype, metadata, |i| {
-        Ok(parts[i].values(transformer))
+        values(&parts[i])
     })?;
     let config = HfConfig { dtype: Some(torch_name(dtype).into()), ..config };
     write_json(&folder.join("config.json"), &config)
@@ -368,7 +369,18 @@ impl Model {
     /// the transformer is written as it is, in tiles. I8 is for the tokenisers' networks; a
     /// transformer that is whole is then written as F16.
     pub fn save(&self, folder: &Path, dtype: Dtype) -> Result<()> {
-        self.tokenisers.save(folder, dtype)?;
+        self.save_with(|part| Ok(part.values(&self.transformer)), folder, dtype)
+    }
+
+    /// The same with the values of a transformer that is whole from somewhere else. Where they cannot be
+    /// had, nothing in the folder changes.
+    pub(crate) fn save_with(
+        &self,
+        values: impl Fn(&Part) -> Result<Vec<f32>> + Sync,
+        folder: &Path,
+        dtype: Dtype,
+    ) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let vocabulary = self.tokenisers.vocabulary();
         let config = HfConfig::from_ours(&self.transformer.config, Some(vocabulary));
         let generation = config.generation();
@@ -382,10 +394,11 @@ impl Model {
             }
             _ => {
                 let dtype = if dtype == Dtype::I8 { Dtype::F16 } else { dtype };
-                write_weights(&self.transformer, folder, dtype, config)?;
+                write_weights(&parts_of(&self.transformer), values, folder, dtype, config)?;
                 (TILES, None)
             }
         };
+        self.tokenisers.save(folder, dtype)?;
         // Of what was here before, nothing may be taken for this model's.
         for stale in self.tokenisers.not_written().into_iter().chain([stale, INDEX]) {
             match std::fs::remove_file(folder.join(stale)) {

@@ -1,6 +1,7 @@
 //! The model card of an adapter's folder: a README with the head that hubs read.
 
 use super::Adapter;
+use crate::export::licence_line;
 use crate::model::ModelInfo;
 use danlu_core::{Error, Result};
 use serde_json::Value;
@@ -18,12 +19,12 @@ impl Adapter {
 
     fn card(&self, base: &ModelInfo) -> Result<String, std::fmt::Error> {
         let (info, c, origin) = (&self.info, &self.config, base.origin.as_ref());
-        let licence = origin.and_then(|o| o.licence.as_deref()).unwrap_or("other");
+        let licence = licence_line(origin.and_then(|o| o.licence.as_deref()));
         let called = origin.map_or(base.name.as_str(), |o| o.file.as_str());
         let kind = if c.dora { "dora" } else { "lora" };
         let data: Vec<&String> = info.data.keys().collect();
         let mut out = String::new();
-        writeln!(out, "---\nlicense: {}", licence.to_lowercase())?;
+        writeln!(out, "---\n{licence}")?;
         writeln!(out, "library_name: peft\npipeline_tag: text-generation")?;
         writeln!(out, "base_model: {}\nbase_model_relation: adapter", Value::from(called))?;
         if !data.is_empty() {

@@ -44,6 +44,13 @@ pub fn combine(
         ));
     }
     let config = model.config.clone();
+    for (adapter, _) in adapters {
+        if let Some((layer, _)) = adapter.deltas.keys().find(|(layer, _)| *layer >= config.depth) {
+            let name = format!("adapter `{}`", adapter.info.name);
+            let wanted = format!("changes of the {} layers that there are", config.depth);
+            return Err(Error::parameter(name, wanted, format!("one of layer {layer}")));
+        }
+    }
     let mut changed = false;
     for (layer, block) in model.blocks.iter_mut().enumerate() {
         let mut linears = block.linears_mut();
@@ -123,15 +130,16 @@ fn drop_some(values: &mut [f32], kept: f32, rng: &mut Rng) {
     }
 }
 
-/// The weighted mean of the changes that have the sign with the greater weighted sum.
+/// The mean of those weighted changes that have the sign of their sum (as PEFT merges them).
 fn elected(changes: impl Iterator<Item = (f32, f32)> + Clone) -> f32 {
-    let side = changes.clone().map(|(d, s)| d * s).sum::<f32>().signum();
-    let (mut sum, mut count) = (0.0, 0.0);
-    for (d, s) in changes.filter(|(d, _)| d.signum() == side && *d != 0.0) {
-        sum += d * s;
-        count += s;
+    let changes = changes.map(|(d, s)| d * s);
+    let side = changes.clone().sum::<f32>().signum();
+    let (mut sum, mut count) = (0.0, 0.0f32);
+    for change in changes.filter(|c| c.signum() == side && *c != 0.0) {
+        sum += change;
+        count += 1.0;
     }
-    if count == 0.0 { 0.0 } else { sum / count }
+    sum / count.max(1.0)
 }
 
 #[cfg(test)]
@@ -169,6 +177,9 @@ mod tests {
         assert_eq!(elected([(2.0, 1.0), (-1.0, 1.0), (4.0, 1.0)].into_iter()), 3.0);
         assert_eq!(elected([(1.0, 1.0), (-1.0, 1.0)].into_iter()), 1.0);
         assert_eq!(elected([(0.0, 1.0)].into_iter()), 0.0);
+        // Weights scale, and one below zero turns a change round before sides are counted.
+        assert_eq!(elected([(2.0, 0.5), (4.0, 0.5)].into_iter()), 1.5);
+        assert_eq!(elected([(2.0, -1.0), (1.0, 1.0)].into_iter()), -2.0);
     }
 
     #[test]

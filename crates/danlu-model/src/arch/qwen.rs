@@ -1,6 +1,7 @@
 //! The decoder-only transformer of the Qwen3 family: RMSNorm before each part, rotary positions,
 //! grouped queries, normalised queries and keys, SwiGLU, tied embeddings. Without the norms of queries
-//! and keys it is Llama (and Mistral), with biases of queries, keys and values Qwen2.
+//! and keys it is Llama (and Mistral; SmolLM3 where some layers have no positions), with biases of queries,
+//! keys and values Qwen2.
 
 use super::RopeScaling;
 use crate::layers::{Block, Cache, RmsNorm};
@@ -47,6 +48,10 @@ pub struct TransformerConfig {
     /// How the rotary angles are scaled for a context longer than the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RopeScaling>,
+    /// Layers whose queries and keys are not turned, the first is 0, ascending (SmolLM3; Yang et al.,
+    /// arXiv 2501.18795).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_rope: Vec<usize>,
     /// Experts of every layer; 0: each layer has one feed-forward.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub experts: usize,
@@ -67,6 +72,9 @@ fn is_zero_weight(w: &f32) -> bool {
 }
 
 impl TransformerConfig {
+    /// Most layers.
+    pub const DEEPEST: usize = 1 << 10;
+
     /// Fills in what the recipe leaves to the depth dial.
     pub fn from_recipe(r: &ModelRecipe, vocabulary: usize, window: usize) -> Result<Self> {
         let width = r.width.unwrap_or(64 * r.depth);
@@ -94,6 +102,7 @@ impl TransformerConfig {
             tied: r.tied,
             qkv_bias: false,
             rope_scaling: None,
+            no_rope: Vec::new(),
             experts: r.experts,
             experts_per_token: chosen,
             balance: if r.experts > 0 { r.balance } else { 0.0 },
@@ -107,7 +116,7 @@ impl TransformerConfig {
         let bounded = [
             ("vocabulary", self.vocabulary, 1 << 22),
             ("width", self.width, 1 << 16),
-            ("depth", self.depth, 1 << 10),
+            ("depth", self.depth, Self::DEEPEST),
             ("heads", self.heads, 1 << 12),
             ("kv_heads", self.kv_heads, 1 << 12),
             ("head_dim", self.head_dim, 1 << 12),
@@ -155,17 +164,27 @@ impl TransformerConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(Error::parameter("model.head_dim", "an even number", self.head_dim));
         }
+        if !self.no_rope.is_sorted_by(|a, b| a < b)
+            || self.no_rope.last().is_some_and(|&layer| layer >= self.depth)
+        {
+            let wanted = format!("numbers of layers under {}, ascending", self.depth);
+            let found = format!("{:?}", self.no_rope);
+            return Err(Error::parameter("model.no_rope", wanted, found));
+        }
         self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.check(self.head_dim))
     }
 
-    /// The angles of its positions.
-    pub fn rotary(&self) -> Rotary {
+    /// The angles of the positions of every layer; layers have the same tables.
+    pub fn rotary(&self) -> Vec<Arc<Rotary>> {
         let rotary = Rotary::new(self.head_dim, self.context, self.rope_theta);
-        match &self.rope_scaling {
+        let turned = Arc::new(match &self.rope_scaling {
             None => rotary,
             Some(scaling) => rotary
                 .scaled(&scaling.divisors(self.head_dim, self.rope_theta), scaling.amplitude()),
-        }
+        });
+        let none = Arc::new(Rotary::none(self.context));
+        let of = |layer| if self.no_rope.contains(&layer) { &none } else { &turned };
+        (0..self.depth).map(|layer| of(layer).clone()).collect()
     }
 
     /// Shape of the attention.
@@ -219,7 +238,8 @@ pub struct Transformer {
     pub norm: RmsNorm,
     /// `[vocabulary, width]`, unless tied.
     pub head: Option<Parameter>,
-    pub(super) rotary: Arc<Rotary>,
+    /// The angles of each layer's positions.
+    pub(super) rotary: Vec<Arc<Rotary>>,
 }
 
 /// What one sequence has seen so far: keys and values of every layer.
@@ -258,7 +278,7 @@ impl Transformer {
         let norm = RmsNorm::new("model.norm", c.width, c.norm_eps, device);
         let head = (!c.tied)
             .then(|| Parameter::normal("lm_head.weight", &table, c.init_std(), &mut rng, device));
-        let rotary = Arc::new(c.rotary());
+        let rotary = c.rotary();
         Self { config, embedding, blocks, norm, head, rotary }
     }
 
@@ -276,9 +296,9 @@ impl Transformer {
         }
     }
 
-    /// The angles of its positions.
-    pub(crate) fn rotary(&self) -> Arc<Rotary> {
-        self.rotary.clone()
+    /// The angles of each layer's positions.
+    pub(crate) fn rotary(&self) -> &[Arc<Rotary>] {
+        &self.rotary
     }
 
     /// Logits `[n, vocabulary]` of normalised hidden states.
@@ -304,8 +324,8 @@ impl Transformer {
     /// The same, and how unevenly the experts of each layer were used, where there are some.
     fn run(&self, ids: &Arc<[u32]>, starts: &Arc<[u32]>) -> (Tensor<2>, Vec<Tensor<1>>) {
         let (mut x, mut uneven) = (self.embed(ids), Vec::new());
-        for block in &self.blocks {
-            let (y, of_block) = block.forward(x, &self.rotary, starts);
+        for (block, rotary) in self.blocks.iter().zip(&self.rotary) {
+            let (y, of_block) = block.forward(x, rotary, starts);
             x = y;
             uneven.extend(of_block);
         }
@@ -331,7 +351,21 @@ impl Transformer {
         starts: &Arc<[u32]>,
         spec: &HeadLoss,
     ) -> (Tensor<1>, Vec<f32>) {
-        let (hidden, uneven) = self.run(ids, starts);
+        self.loss_at(ids, starts, spec, 1.0)
+    }
+
+    /// The same with logits that are divided by `temperature`: the loss of tokens that were drawn at it.
+    pub fn loss_at(
+        &self,
+        ids: &Arc<[u32]>,
+        starts: &Arc<[u32]>,
+        spec: &HeadLoss,
+        temperature: f32,
+    ) -> (Tensor<1>, Vec<f32>) {
+        let (mut hidden, uneven) = self.run(ids, starts);
+        if temperature != 1.0 {
+            hidden = hidden.div_scalar(temperature);
+        }
         let (loss, each) = danlu_ops::head_loss(hidden, self.table(), spec);
         let weight = self.config.balance / uneven.len().max(1) as f32;
         if weight == 0.0 {
@@ -362,7 +396,7 @@ impl Transformer {
                 .iter_mut()
                 .map(|(cache, new)| (&mut cache.layers[layer], cache.tokens, new.len()))
                 .collect();
-            x = block.forward_cached(x, &self.rotary, &mut caches);
+            x = block.forward_cached(x, &self.rotary[layer], &mut caches);
         }
         let mut row = 0;
         let lasts: Arc<[u32]> = sequences

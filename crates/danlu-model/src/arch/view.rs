@@ -33,9 +33,9 @@ impl Transformer {
         let mut all = vec![look("model.embed_tokens".into(), &x, None)];
         for (i, block) in self.blocks.iter().enumerate() {
             let seen = block.attention_norm.forward(x.clone().narrow(0, 0, first.max(1)));
-            let heads = block.attention.entropy(seen, &self.rotary);
+            let heads = block.attention.entropy(seen, &self.rotary[i]);
             let entropy = heads.iter().sum::<f64>() / heads.len() as f64;
-            (x, _) = block.forward(x, &self.rotary, starts);
+            (x, _) = block.forward(x, &self.rotary[i], starts);
             let entropy = (!heads.is_empty()).then_some(entropy);
             all.push(look(format!("model.layers.{i}"), &x, entropy));
         }

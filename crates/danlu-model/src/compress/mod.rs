@@ -72,7 +72,7 @@ fn calibrated(
     arena: &Arena,
     done: &mut dyn FnMut(usize),
 ) -> Result<()> {
-    let rotary = model.rotary();
+    let rotary = model.rotary().to_vec();
     let mut streams: Vec<Tensor<2>> = documents.iter().map(|(ids, _)| model.embed(ids)).collect();
     for (i, block) in model.blocks.iter_mut().enumerate() {
         let inner: Vec<_> =
@@ -81,7 +81,7 @@ fn calibrated(
         let inner: Vec<_> = inner
             .into_iter()
             .zip(documents)
-            .map(|(x, (_, starts))| block.attention.branch(x, &rotary, starts))
+            .map(|(x, (_, starts))| block.attention.branch(x, &rotary[i], starts))
             .collect();
         few_bits(&mut block.attention.out, &inner, format, arena)?;
         for (x, inner) in streams.iter_mut().zip(inner) {

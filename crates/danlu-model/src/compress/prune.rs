@@ -36,16 +36,15 @@ pub struct Seen {
 
 /// Looks at every layer on documents.
 pub fn observe(model: &Transformer, documents: &[Packed]) -> Vec<Seen> {
-    let rotary = model.rotary();
     let mut streams: Vec<Tensor<2>> = documents.iter().map(|(ids, _)| model.embed(ids)).collect();
     let mut out = Vec::new();
-    for block in &model.blocks {
+    for (block, rotary) in model.blocks.iter().zip(model.rotary()) {
         let (mut heads, mut channels) = (Vec::new(), Vec::new());
         let (mut likeness, mut tokens) = (0.0, 0);
         for (x, (_, starts)) in streams.iter_mut().zip(documents) {
             let before = x.clone();
             let mixed =
-                block.attention.branch(block.attention_norm.forward(x.clone()), &rotary, starts);
+                block.attention.branch(block.attention_norm.forward(x.clone()), rotary, starts);
             add_squares(&mut heads, &mixed);
             let after = x.clone() + block.attention.out.forward(mixed);
             let inner = block.mlp_norm.forward(after.clone());
@@ -147,15 +146,16 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
         return Err(Error::parameter("--drop-channels", wanted, cut.channels));
     }
     let kv_heads = c.kv_heads - cut.kv_heads;
+    let turns: Vec<f64> = seen.iter().map(|s| -s.likeness).collect();
+    let layers = largest(&turns, c.depth - cut.layers);
     let config = TransformerConfig {
-        depth: c.depth - cut.layers,
+        depth: layers.len(),
+        no_rope: (0..layers.len()).filter(|&to| c.no_rope.contains(&layers[to])).collect(),
         kv_heads,
         heads: c.heads / c.kv_heads * kv_heads,
         hidden: c.hidden - cut.channels,
         ..c.clone()
     };
-    let turns: Vec<f64> = seen.iter().map(|s| -s.likeness).collect();
-    let layers = largest(&turns, config.depth);
     let device = model.norm.weight.tensor.device();
     let mut small = Transformer::blank(config, &device);
     for (to, &layer) in small.blocks.iter_mut().zip(&layers) {

@@ -129,7 +129,8 @@ pub struct Decoder {
     layers: Vec<Layer>,
     norm: Vec<f32>,
     head: Option<Projection>,
-    rotary: Arc<Rotary>,
+    /// The angles of each layer's positions.
+    rotary: Vec<Arc<Rotary>>,
     team: Team,
     scratch: Scratch,
 }
@@ -185,7 +186,7 @@ impl Decoder {
                 .head
                 .as_ref()
                 .map(|head| Projection { weights: weights(head), bias: None }),
-            rotary: transformer.rotary(),
+            rotary: transformer.rotary().to_vec(),
             team: Team::of_rayon(),
             scratch: Scratch::default(),
             config,
@@ -251,7 +252,7 @@ impl Decoder {
                 pages,
                 i,
                 shape,
-                &self.rotary,
+                &self.rotary[i],
                 [&layer.q_norm, &layer.k_norm],
                 spans,
                 qkv,

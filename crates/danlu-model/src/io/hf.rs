@@ -1,4 +1,4 @@
-//! The Hugging Face form of the transformer (Llama, Mistral, Qwen2, Qwen3, and the mixtures of experts
+//! The Hugging Face form of the transformer (Llama, Mistral, SmolLM3, Qwen2, Qwen3, and the mixtures of experts
 //! Mixtral and Qwen3-MoE): `config.json`, and tensors with query, key and value (and gate and up) as
 //! matrices of their own where ours are fused.
 
@@ -6,6 +6,7 @@ use super::{NamedTensor, Weights, rope};
 use crate::arch::{Transformer, TransformerConfig};
 use crate::params::Module;
 use danlu_core::{Error, Result, Vocabulary};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ pub struct HfConfig {
     /// `LlamaForCausalLM` without, neither with query and key norms.
     #[serde(default)]
     pub architectures: Vec<String>,
-    /// `qwen3`, `qwen3_moe`, `qwen2`, `llama`, `mistral` or `mixtral`.
+    /// `qwen3`, `qwen3_moe`, `qwen2`, `llama`, `mistral`, `mixtral` or `smollm3`.
     pub model_type: String,
     /// Token ids.
     pub vocab_size: usize,
@@ -63,6 +64,12 @@ pub struct HfConfig {
     /// The same in older files, without the base.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub rope_scaling: Value,
+    /// For each layer whether it has positions (1) or not (0); SmolLM3's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_rope_layers: Option<Vec<usize>>,
+    /// Without the list: every how many layers one has no positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_rope_layer_interval: Option<usize>,
     /// How far attention looks back, if not as far as the context: within it nothing is left out.
     #[serde(skip)]
     pub window: Option<usize>,
@@ -163,6 +170,7 @@ impl HfConfig {
             (false, false) if mixes => ("MixtralForCausalLM", "mixtral"),
             (true, _) => ("Qwen3ForCausalLM", "qwen3"),
             (false, true) => ("Qwen2ForCausalLM", "qwen2"),
+            (false, false) if !c.no_rope.is_empty() => ("SmolLM3ForCausalLM", "smollm3"),
             (false, false) => ("LlamaForCausalLM", "llama"),
         };
         let ends = vocabulary.as_ref().map(Vocabulary::ends).unwrap_or_default();
@@ -190,6 +198,9 @@ impl HfConfig {
                 Some(_) => rope::to_config(c),
             },
             rope_parameters: rope::to_config(c),
+            no_rope_layers: (!c.no_rope.is_empty())
+                .then(|| (0..c.depth).map(|i| usize::from(!c.no_rope.contains(&i))).collect()),
+            no_rope_layer_interval: None,
             window: None,
             rms_norm_eps: c.norm_eps,
             tie_word_embeddings: c.tied,
@@ -214,10 +225,11 @@ impl HfConfig {
 
     /// Our configuration of the file at `path`.
     pub fn to_ours(&self, path: &Path) -> Result<TransformerConfig> {
-        const KNOWN: [(&str, &str, bool, bool); 6] = [
+        const KNOWN: [(&str, &str, bool, bool); 7] = [
             ("llama", "LlamaForCausalLM", false, false),
             ("mistral", "MistralForCausalLM", false, false),
             ("mixtral", "MixtralForCausalLM", false, false),
+            ("smollm3", "SmolLM3ForCausalLM", false, false),
             ("qwen2", "Qwen2ForCausalLM", false, true),
             ("qwen3", "Qwen3ForCausalLM", true, false),
             ("qwen3_moe", "Qwen3MoeForCausalLM", true, false),
@@ -258,6 +270,7 @@ impl HfConfig {
             context: self.max_position_embeddings.min(shorter.unwrap_or(usize::MAX)),
             rope_theta: rope.theta.or(self.rope_theta).unwrap_or(10_000.0),
             rope_scaling: rope.scaling,
+            no_rope: self.no_rope(path)?,
             norm_eps: self.rms_norm_eps,
             qk_norm: *qk_norm,
             tied: self.tie_word_embeddings,
@@ -271,6 +284,28 @@ impl HfConfig {
         };
         config.check().map_err(|e| Error::file(path, "sizes that can work", e))?;
         Ok(config)
+    }
+
+    /// The layers without positions.
+    fn no_rope(&self, path: &Path) -> Result<Vec<usize>> {
+        let depth = self.num_hidden_layers;
+        let smollm = self.model_type == "smollm3";
+        let Some(all) = &self.no_rope_layers else {
+            // What transformers takes where a file says nothing.
+            let every = if smollm { self.no_rope_layer_interval.unwrap_or(4) } else { 0 };
+            let plain = |layer: &usize| every > 0 && (layer + 1).is_multiple_of(every);
+            return Ok((0..depth.min(TransformerConfig::DEEPEST)).filter(plain).collect());
+        };
+        let of = |kind| all.iter().filter(|&&turns| turns == kind).count();
+        let turned = of(1);
+        if all.len() != depth || turned + of(0) != depth || !(smollm || turned == depth) {
+            let wanted = match smollm {
+                true => format!("`no_rope_layers`: 0 or 1 for each of {depth} layers"),
+                false => format!("positions in every layer of type `{}`", self.model_type),
+            };
+            return Err(Error::file(path, wanted, format!("`no_rope_layers` {all:?}")));
+        }
+        Ok((0..depth).filter(|&layer| all[layer] == 0).collect())
     }
 
     /// Experts of a layer and how many a token is sent to, as the kind of model has them.
@@ -404,12 +439,11 @@ pub fn to_hf(model: &Transformer) -> Vec<NamedTensor> {
         .collect()
 }
 
-/// Fills a transformer from tensors under their Hugging Face names, one at a time. Every tensor must
-/// be there in its shape, and nothing that would compute something else.
-pub fn fill(model: &mut Transformer, weights: &dyn Weights) -> Result<()> {
+/// Refuses tensors that are not those of `parts`: each must be there in its shape, and nothing that would
+/// compute something else. `tied`: a head may be there that is the embedding.
+pub(crate) fn check_parts(parts: &[Part], weights: &dyn Weights, tied: bool) -> Result<()> {
     let path = weights.path();
-    let all = parts_of(model);
-    for part in &all {
+    for part in parts {
         let name = &part.name;
         match weights.shape(name) {
             Some(shape) if shape == part.shape => {}
@@ -423,30 +457,50 @@ pub fn fill(model: &mut Transformer, weights: &dyn Weights) -> Result<()> {
             }
         }
     }
-    let known: std::collections::HashSet<&str> = all.iter().map(|p| p.name.as_str()).collect();
+    let known: std::collections::HashSet<&str> = parts.iter().map(|p| p.name.as_str()).collect();
     for name in weights.names() {
         // Old files keep the rotary angles; a tied model may keep its head, which is the embedding.
-        let repeats = name.ends_with(".rotary_emb.inv_freq")
-            || (model.config.tied && name == "lm_head.weight");
+        let repeats = name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
         if !known.contains(name.as_str()) && !repeats {
             let wanted = "the tensors of its configuration and no others";
             return Err(Error::file(path, wanted, format!("`{name}` besides")));
         }
     }
-    let mut parts = all.into_iter().peekable();
-    for (i, p) in model.parameters_mut().into_iter().enumerate() {
-        let mut values: Vec<f32> = Vec::new();
-        while let Some(part) = parts.next_if(|part| part.parameter == i) {
-            let read = weights.read(&part.name)?.values;
-            if let Some(odd) = read.iter().find(|v| !v.is_finite()) {
-                let wanted = format!("finite numbers in tensor `{}`", part.name);
-                return Err(Error::file(path, wanted, odd));
-            }
-            if values.is_empty() { values = read } else { values.extend(read) }
-        }
-        p.set(values);
-    }
     Ok(())
+}
+
+/// The values of a part, all of them numbers.
+pub(crate) fn read_part(part: &Part, weights: &dyn Weights) -> Result<Vec<f32>> {
+    let values = weights.read(&part.name)?.values;
+    if let Some(odd) = values.iter().find(|v| !v.is_finite()) {
+        let wanted = format!("finite numbers in tensor `{}`", part.name);
+        return Err(Error::file(weights.path(), wanted, odd));
+    }
+    Ok(values)
+}
+
+/// Fills a transformer from tensors under their Hugging Face names, one a thread at a time. Every tensor
+/// must be there in its shape, and nothing that would compute something else.
+pub fn fill(model: &mut Transformer, weights: &dyn Weights) -> Result<()> {
+    let all = parts_of(model);
+    check_parts(&all, weights, model.config.tied)?;
+    let mut of: Vec<Vec<&Part>> = vec![Vec::new(); all.last().map_or(0, |p| p.parameter + 1)];
+    all.iter().for_each(|part| of[part.parameter].push(part));
+    // In the order of the parameters, so that the same file has the same error.
+    let filled: Vec<Result<()>> = model
+        .parameters_mut()
+        .into_par_iter()
+        .zip(of)
+        .map(|(p, parts)| {
+            let mut values = read_part(parts[0], weights)?;
+            for part in &parts[1..] {
+                values.extend(read_part(part, weights)?);
+            }
+            p.set(values);
+            Ok(())
+        })
+        .collect();
+    filled.into_iter().collect()
 }
 
 /// The same from tensors in memory.

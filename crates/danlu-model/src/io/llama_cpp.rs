@@ -19,21 +19,31 @@ struct Architecture {
     interleaved: bool,
     /// Whether layers may be mixtures of experts, and whether they may not be.
     experts: [bool; 2],
+    /// Whether every fourth layer has no positions.
+    no_rope: bool,
 }
 
 #[rustfmt::skip]
-const ARCHITECTURES: [Architecture; 4] = [
+const ARCHITECTURES: [Architecture; 5] = [
     Architecture {
         name: "llama", qk_norm: false, qkv_bias: false, interleaved: true, experts: [true, true],
+        no_rope: false,
     },
     Architecture {
         name: "qwen2", qk_norm: false, qkv_bias: true, interleaved: false, experts: [false, true],
+        no_rope: false,
     },
     Architecture {
         name: "qwen3", qk_norm: true, qkv_bias: false, interleaved: false, experts: [false, true],
+        no_rope: false,
     },
     Architecture {
         name: "qwen3moe", qk_norm: true, qkv_bias: false, interleaved: false, experts: [true, false],
+        no_rope: false,
+    },
+    Architecture {
+        name: "smollm3", qk_norm: false, qkv_bias: false, interleaved: true, experts: [false, true],
+        no_rope: true,
     },
 ];
 
@@ -122,10 +132,26 @@ pub fn to_gguf_order(c: &TransformerConfig, name: &str, rows: usize, values: Vec
     }
 }
 
+/// The layers of SmolLM3 that have no positions, which GGUF does not write down.
+fn every_fourth(depth: usize) -> Vec<usize> {
+    (3..depth.min(TransformerConfig::DEEPEST)).step_by(4).collect()
+}
+
+/// Refuses a configuration that no architecture of GGUF has; `path` is the file that was asked for.
+pub fn check_architecture(c: &TransformerConfig, path: &Path) -> Result<()> {
+    if c.no_rope.is_empty() || (architecture_of(c).no_rope && c.no_rope == every_fourth(c.depth)) {
+        return Ok(());
+    }
+    let wanted = "positions in every layer, or (without norms and biases of queries and keys) in all \
+                  but each fourth, for GGUF";
+    Err(Error::file(path, wanted, format!("none in layers {:?}", c.no_rope)))
+}
+
 fn architecture_of(c: &TransformerConfig) -> &'static Architecture {
     let fits = |a: &&Architecture| {
         let mixes = a.experts[usize::from(c.experts == 0)];
-        (a.qk_norm, a.qkv_bias, mixes) == (c.qk_norm, c.qkv_bias, true)
+        let turned = c.no_rope.is_empty();
+        (a.qk_norm, a.qkv_bias, mixes, !a.no_rope) == (c.qk_norm, c.qkv_bias, true, turned)
     };
     ARCHITECTURES.iter().find(fits).unwrap_or(&ARCHITECTURES[2])
 }
@@ -222,10 +248,11 @@ impl GgufWeights {
         // Within the window of sliding attention nothing is left out.
         let window = file.maybe_size(&key("attention.sliding_window"))?.filter(|&w| w > 0);
         let context = file.size(&key("context_length"))?;
+        let depth = file.size(&key("block_count"))?;
         let config = TransformerConfig {
             vocabulary: table.shape[0],
             width,
-            depth: file.size(&key("block_count"))?,
+            depth,
             heads,
             kv_heads: file.maybe_size(&key("attention.head_count_kv"))?.unwrap_or(heads),
             head_dim,
@@ -233,6 +260,7 @@ impl GgufWeights {
             context: context.min(window.unwrap_or(usize::MAX)),
             rope_theta,
             rope_scaling: rope::of_gguf(&file, &key, rope_theta)?,
+            no_rope: if a.no_rope { every_fourth(depth) } else { Vec::new() },
             norm_eps,
             qk_norm: a.qk_norm,
             tied: file.info("output.weight").is_none(),

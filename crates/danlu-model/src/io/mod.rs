@@ -14,7 +14,8 @@ mod vocab;
 
 pub use gguf::{Gguf, GgufTensor, TensorInfo, Value as GgufValue, check_gguf, write_gguf};
 pub use hf::{HfConfig, Part, fill, from_hf, parts_of, to_hf};
-pub use llama_cpp::{GgufWeights, architecture_keys, gguf_name, to_gguf_order};
+pub(crate) use hf::{check_parts, read_part};
+pub use llama_cpp::{GgufWeights, architecture_keys, check_architecture, gguf_name, to_gguf_order};
 pub use quant::Packing;
 pub use rope::{FACTORS, gguf_factors};
 pub use shards::{Shards, Weights, check_safetensors, parse_index};

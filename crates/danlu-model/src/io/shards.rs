@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
 
 /// Longest header, in bytes; that of a model of a thousand layers is a few megabytes.
 const HEADER: u64 = 100_000_000;
@@ -18,8 +19,8 @@ const SINGLE: &str = "model.safetensors";
 /// The file that says which shard holds what.
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Tensors by name, read one at a time.
-pub trait Weights {
+/// Tensors by name, each read when it is asked for, by any thread.
+pub trait Weights: Sync {
     /// The file or folder, for messages.
     fn path(&self) -> &Path;
     /// Names of all tensors.
@@ -44,7 +45,7 @@ struct Place {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    file: File,
+    file: Mutex<File>,
     places: BTreeMap<String, Place>,
 }
 
@@ -143,14 +144,21 @@ impl Weights for Shards {
         };
         let shard = &self.shards[number];
         let place = &shard.places[name];
-        let mut bytes = vec![0; place.bytes];
-        let mut file = &shard.file;
-        file.seek(SeekFrom::Start(place.at))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|e| Error::io(&shard.path, e))?;
+        let bytes = read_at(&shard.file, place.at, place.bytes);
+        let bytes = bytes.map_err(|e| Error::io(&shard.path, e))?;
         let values = place.packing.unpack(&bytes);
         Ok(NamedTensor { name: name.into(), shape: place.shape.clone(), values })
     }
+}
+
+/// `count` bytes of a file from byte `at` on; threads take turns.
+pub(super) fn read_at(file: &Mutex<File>, at: u64, count: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; count];
+    // Whoever panicked in here left no more than a place in the file, and that is set anew.
+    let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Which file holds each tensor, by the bytes of an index; files are plain names of safetensors
@@ -226,7 +234,7 @@ impl Shard {
         let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
         let size = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let places = read_header(path, &mut file, size)?;
-        Ok(Self { path: path.into(), file, places })
+        Ok(Self { path: path.into(), file: Mutex::new(file), places })
     }
 }
 

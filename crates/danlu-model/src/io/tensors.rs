@@ -126,17 +126,41 @@ pub fn save_tensors(
     write_tensors(path, &shapes, dtype, metadata, |i| Ok(tensors[i].values.clone()))
 }
 
-/// The same for tensors that are not in memory together: `values` is asked for each in turn.
+/// The same for tensors that are not in memory together: `values` is asked for each in turn, the next
+/// while one is written.
 pub fn write_tensors(
     path: &Path,
     shapes: &[(String, Vec<usize>)],
     dtype: Dtype,
     metadata: BTreeMap<String, String>,
-    values: impl FnMut(usize) -> Result<Vec<f32>>,
+    values: impl Fn(usize) -> Result<Vec<f32>> + Sync,
 ) -> Result<()> {
     let typed: Vec<_> =
         shapes.iter().map(|(name, shape)| (name.clone(), shape.clone(), dtype)).collect();
     write_typed(path, &typed, metadata, values)
+}
+
+/// Hands the values of `count` tensors to `write` in their order, each with its number; another thread
+/// makes the next meanwhile, so that up to three are in memory. The first error ends it.
+pub(super) fn one_ahead(
+    count: usize,
+    values: impl Fn(usize) -> Result<Vec<f32>> + Sync,
+    mut write: impl FnMut(usize, Vec<f32>) -> Result<()>,
+) -> Result<()> {
+    let values = &values;
+    std::thread::scope(|scope| {
+        // Holds nothing itself: a value is made once the last one was taken.
+        let (give, take) = std::sync::mpsc::sync_channel(0);
+        scope.spawn(move || {
+            for i in 0..count {
+                // Whoever takes may have gone on an error of their own, which says more.
+                if give.send(values(i)).is_err() {
+                    return;
+                }
+            }
+        });
+        take.into_iter().enumerate().try_for_each(|(i, values)| write(i, values?))
+    })
 }
 
 /// The bytes of some values.
@@ -154,7 +178,7 @@ fn write_typed(
     path: &Path,
     shapes: &[(String, Vec<usize>, Dtype)],
     metadata: BTreeMap<String, String>,
-    mut values: impl FnMut(usize) -> Result<Vec<f32>>,
+    values: impl Fn(usize) -> Result<Vec<f32>> + Sync,
 ) -> Result<()> {
     let kind = |dtype: Dtype| match dtype {
         Dtype::F16 => ("F16", 2),
@@ -183,8 +207,8 @@ fn write_typed(
         let io = |e| Error::io(path, e);
         out.write_all(&(head.len() as u64).to_le_bytes()).map_err(io)?;
         out.write_all(&head).map_err(io)?;
-        for (i, (name, shape, dtype)) in shapes.iter().enumerate() {
-            let values = values(i)?;
+        one_ahead(shapes.len(), values, |i, values| {
+            let (name, shape, dtype) = &shapes[i];
             if values.len() != shape.iter().product::<usize>() {
                 let wanted = format!("values of tensor `{name}` of shape {shape:?}");
                 return Err(Error::file(path, wanted, values.len()));
@@ -193,8 +217,8 @@ fn write_typed(
             for some in values.chunks(1 << 18) {
                 out.write_all(&packed(*dtype, some)).map_err(io)?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     })
 }
 

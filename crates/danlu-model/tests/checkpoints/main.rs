@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod experts;
+mod no_rope;
 mod pieces;
 mod rope;
 mod tools;

@@ -2,11 +2,13 @@ use super::value::{Value, code, least_bytes};
 use super::{ALIGNMENT, MAGIC};
 use crate::io::NamedTensor;
 use crate::io::quant::Packing;
+use crate::io::shards::read_at;
 use danlu_core::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// Arrays inside arrays may go this deep.
 const NESTING: usize = 4;
@@ -29,7 +31,7 @@ pub struct TensorInfo {
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    file: File,
+    file: Mutex<File>,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -40,7 +42,7 @@ impl Gguf {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let size = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let (metadata, tensors) = Header::read(path, BufReader::new(&file), size)?;
-        Ok(Self { path: path.into(), file, metadata, tensors })
+        Ok(Self { path: path.into(), file: Mutex::new(file), metadata, tensors })
     }
 
     /// The file.
@@ -70,12 +72,7 @@ impl Gguf {
     }
 
     fn bytes_at(&self, at: u64, count: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; count];
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(at))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|e| Error::io(&self.path, e))?;
-        Ok(bytes)
+        read_at(&self.file, at, count).map_err(|e| Error::io(&self.path, e))
     }
 
     /// A tensor as `f32`.

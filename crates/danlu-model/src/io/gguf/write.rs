@@ -1,6 +1,7 @@
 use super::value::{Value, write_text};
 use super::{ALIGNMENT, MAGIC};
 use crate::io::quant::Packing;
+use crate::io::tensors::one_ahead;
 use crate::io::write_atomically_with;
 use danlu_core::{Error, Result};
 use std::path::Path;
@@ -17,12 +18,12 @@ pub struct GgufTensor {
 }
 
 /// Writes a version 3 file, whole or not at all. `values` is asked for the row-major values of each
-/// tensor in turn, so that one at a time is in memory.
+/// tensor in turn, the next while one is written.
 pub fn write_gguf(
     path: &Path,
     keys: &[(String, Value)],
     tensors: &[GgufTensor],
-    mut values: impl FnMut(usize) -> Result<Vec<f32>>,
+    values: impl Fn(usize) -> Result<Vec<f32>> + Sync,
 ) -> Result<()> {
     let mut head = MAGIC.to_vec();
     head.extend(3u32.to_le_bytes());
@@ -49,8 +50,8 @@ pub fn write_gguf(
     table(&mut head).map_err(|e| Error::io(path, e))?;
     write_atomically_with(path, |out| {
         out.write_all(&head).map_err(|e| Error::io(path, e))?;
-        for (i, t) in tensors.iter().enumerate() {
-            let values = values(i)?;
+        one_ahead(tensors.len(), values, |i, values| {
+            let t = &tensors[i];
             let wanted: usize = t.shape.iter().product();
             let whole = t.shape.last().is_some_and(|w| w.is_multiple_of(t.packing.block()));
             if values.len() != wanted || !whole {
@@ -68,8 +69,7 @@ pub fn write_gguf(
             }
             let mut bytes = t.packing.pack(&values);
             bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
-            out.write_all(&bytes).map_err(|e| Error::io(path, e))?;
-        }
-        Ok(())
+            out.write_all(&bytes).map_err(|e| Error::io(path, e))
+        })
     })
 }
