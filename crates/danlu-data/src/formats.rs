@@ -54,8 +54,9 @@ pub fn read_each(path: &Path) -> Result<Vec<Result<(usize, TuneRow)>>> {
         return Ok(each.collect());
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = danlu_core::without_mark(path, &bytes)?;
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
-        let objects: Vec<Value> = serde_json::from_slice(&bytes)
+        let objects: Vec<Value> = serde_json::from_slice(bytes)
             .map_err(|e| Error::file(path, "a JSON array of rows, or a row a line", e))?;
         let each = objects.into_iter().enumerate();
         return Ok(each.map(|(i, object)| numbered(i + 1, parse_value(object, base))).collect());

@@ -1,7 +1,7 @@
 //! Takes a step of a run again, exactly, and shows it by layer and by sample beside the steps before.
 
 use crate::audit::{self, AuditLine};
-use crate::checkpoint::newest_state;
+use crate::checkpoint::{folder, newest_state};
 use crate::codes::CodeTable;
 use crate::distil::Teacher;
 use crate::guard::{Subject, by_group, memory_of};
@@ -165,13 +165,14 @@ fn again<S: Again>(
     let lines: Vec<AuditLine> = entries(&run.log(audit::LOG))?;
     let log: Vec<Logged> = entries(&run.log("train"))?;
     let logged = log.iter().find(|l| l.step == step);
-    let mut subject = open(step.saturating_sub(1 + WINDOW), watcher)?;
-    let nearer = open(step - 1, watcher)?;
+    let there: Vec<u64> =
+        folder::list(&run.checkpoints()).iter().filter_map(|path| folder::step_of(path)).collect();
+    let before = |until: u64| there.iter().copied().filter(|&s| s <= until).max().unwrap_or(0);
+    let (far, near) = (step.saturating_sub(1 + WINDOW), step - 1);
     // Without an earlier checkpoint the first would be taken from the very start: too far if there
     // is a checkpoint nearer by.
-    if subject.state().step + 10 * WINDOW < nearer.state().step {
-        subject = nearer;
-    }
+    let until = if before(far) + 10 * WINDOW < before(near) { near } else { far };
+    let mut subject = open(until, watcher)?;
     let from = subject.state().step;
     if let Some(now) = newest_state(&run.checkpoints()).and_then(|s| s.guard) {
         let memory = memory_of(&mut subject);
@@ -368,7 +369,7 @@ fn row(
 fn drawn(session: &Session<'_>, corpus: &Corpus, index: u64) -> (u16, String) {
     let (task, drawn) = session.source.mixture.draw(corpus, session.recipe.seed, index);
     let text = match drawn {
-        Drawn::Text(text) => text,
+        Drawn::Text(text) | Drawn::Long(text) => text,
         Drawn::Chat(sample) => {
             let parts = sample.messages.iter().flat_map(|m| &m.parts);
             let texts = parts.map(danlu_core::Part::words);

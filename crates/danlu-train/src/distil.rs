@@ -77,7 +77,7 @@ pub(crate) fn loss(student: &Transformer, teacher: &Teacher, batch: &Batch) -> (
         let mut logits = values(danlu_ops::linear(h.clone(), own_table.clone()));
         let goal =
             values(danlu_ops::linear(theirs.clone().narrow(0, from, rows), their_table.clone()));
-        sum += logits
+        let losses: Vec<f64> = logits
             .par_chunks_exact_mut(vocabulary)
             .zip(goal.par_chunks_exact(vocabulary))
             .zip(counted[from..from + rows].par_iter())
@@ -88,7 +88,9 @@ pub(crate) fn loss(student: &Transformer, teacher: &Teacher, batch: &Batch) -> (
                 own.iter_mut().for_each(|g| *g *= scale);
                 loss * f64::from(scale)
             })
-            .sum::<f64>();
+            .collect();
+        // In their order, so that the threads change no bit.
+        sum += losses.iter().sum::<f64>();
         let grad = Tensor::<2>::from_data(TensorData::new(logits, [rows, vocabulary]), &device);
         hidden_grads.push(danlu_ops::linear(grad.clone(), own_table.clone().transpose()));
         table_grad = table_grad + danlu_ops::linear(grad.transpose(), h.transpose());

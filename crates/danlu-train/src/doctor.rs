@@ -78,6 +78,9 @@ pub fn examine(path: &Path, folder: &Path) -> Vec<Finding> {
         }
     };
     recipe_sense(&mut out, &recipe);
+    if let Err(e) = checkpoint::can_copy(&recipe.checkpoint) {
+        out.bad("recipe", e.to_string());
+    }
     let found = Run::resume(folder).ok();
     folder_works(&mut out, folder, found.map(|f| f.1.for_training() == recipe.for_training()));
     let options = LoadOptions { max_seconds: recipe.audio.max_seconds, ..Default::default() };
@@ -120,6 +123,7 @@ fn tuning(
         out.careful("recipe", words);
     }
     guards(out, &recipe.guard);
+    checkpoint::can_copy(&recipe.checkpoint).map_err(|e| ("recipe", e))?;
     if out.0.len() == before {
         out.good("recipe", format!("{} steps", r.steps));
     }

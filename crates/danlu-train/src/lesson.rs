@@ -7,7 +7,7 @@
 
 use crate::fault;
 use crate::memory::HELD_OUT;
-use crate::pretrain::{Losses, forward};
+use crate::pretrain::{Losses, forward, forward_at};
 use crate::run::data_name;
 use crate::tune::Learner;
 use crate::watch::{Event, Watcher};
@@ -29,6 +29,8 @@ pub struct Lesson {
     pub batch: Batch,
     /// What the weighted sum of cross-entropies is multiplied by.
     pub scale: f32,
+    /// What logits are divided by.
+    pub temperature: f32,
     /// Index of what the next step begins with.
     pub next: u64,
     /// What is minimised, where the weighted sum says nothing.
@@ -167,7 +169,7 @@ impl<'a> Lessons<'a> {
         let total: f32 = batch.weights.iter().sum();
         let next = batch.next;
         let scale = 1.0 / total.max(1e-6);
-        Ok(Lesson { batch, scale, next, loss: None, figures: Losses::new() })
+        Ok(Lesson { batch, scale, temperature: 1.0, next, loss: None, figures: Losses::new() })
     }
 
     /// DPO: minus the log of the sigmoid of `beta` times how much more the model has moved towards
@@ -203,11 +205,14 @@ impl<'a> Lessons<'a> {
         }
         let figures = Losses::from([("margin".into(), margin), ("preferred".into(), right)]);
         let next = next + pairs as u64;
-        Ok(Lesson { batch, scale: 1.0 / pairs as f32, next, loss: Some(loss), figures })
+        let (scale, temperature) = (1.0 / pairs as f32, 1.0);
+        Ok(Lesson { batch, scale, temperature, next, loss: Some(loss), figures })
     }
 
-    /// GRPO: several replies to each question, each pushed by how much better it did than the
-    /// others, and held to the reference by the divergence from it.
+    /// GRPO (Shao et al., arXiv 2402.03300): several replies to each question, each pushed by how much better
+    /// it did than the others, and held to the reference by the divergence from it. Every token counts the
+    /// same, whatever the length of its reply (as in DAPO, arXiv 2503.14476), and log-probabilities are
+    /// those at the temperature that replies were drawn at.
     fn tries(&self, learner: &Learner, next: u64, step: usize, t: &Tries) -> Result<Lesson> {
         let template = Template::new(&self.model.tokenisers);
         let plain = learner.plain();
@@ -242,6 +247,12 @@ impl<'a> Lessons<'a> {
             rewards.push(if t.reward.of(&text, expected) { 1.0f64 } else { 0.0 });
             let mut weights = vec![0.0; request.prompt.len()];
             weights.resize(request.prompt.len() + ids.len(), 1.0);
+            if ids.len() >= t.max_tokens
+                && let Some(last) = weights.last_mut()
+            {
+                // The end of a reply that has no room left was nobody's choice.
+                *last = 0.0;
+            }
             let ids = [request.prompt.as_slice(), ids].concat();
             let document = Document { ids, weights, task: documents.len() as u16 };
             documents.push(document);
@@ -254,8 +265,8 @@ impl<'a> Lessons<'a> {
             advantages.extend(group.iter().map(|r| (r - mean) / (variance.sqrt() + 1e-4)));
         }
         let mut batch = side_by_side(&documents);
-        let ours = forward(&plain, &batch, 1.0, 0.0).1;
-        let theirs = forward(&learner.reference, &batch, 1.0, 0.0).1;
+        let [ours, theirs] = [&plain, &learner.reference]
+            .map(|model| forward_at(model, &batch, 1.0, 0.0, t.temperature).1);
         let counted: f32 = batch.weights.iter().sum();
         let mut divergence = 0.0;
         for (i, weight) in batch.weights.iter_mut().enumerate() {
@@ -271,7 +282,8 @@ impl<'a> Lessons<'a> {
         let figures = Losses::from([("reward".into(), reward), ("divergence".into(), divergence)]);
         let loss = Some(t.beta as f64 * divergence - reward);
         let next = next + t.questions as u64;
-        Ok(Lesson { batch, scale: 1.0 / counted.max(1.0), next, loss, figures })
+        let (scale, temperature) = (1.0 / counted.max(1.0), t.temperature);
+        Ok(Lesson { batch, scale, temperature, next, loss, figures })
     }
 
     fn noise(&self, document: &mut Document, index: u64) {

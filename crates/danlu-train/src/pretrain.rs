@@ -103,7 +103,10 @@ pub fn take_over(
 ) -> Result<State> {
     let print = fingerprint(recipe, run, corpus)?;
     let mut faults = Vec::new();
-    let state = checkpoint::adopt(&from.checkpoints(), &run.checkpoints(), &print, &mut faults)?;
+    // It goes on with the data of its own recipe.
+    let facts = facts(recipe, run, corpus)?;
+    let (old, new) = (from.checkpoints(), run.checkpoints());
+    let state = checkpoint::adopt(&old, &new, &print, &facts, &mut faults)?;
     faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
     for name in ["train", "samples", audit::LOG] {
         let (old, new) = (from.log(name), run.log(name));
@@ -112,6 +115,18 @@ pub fn take_over(
         }
     }
     Ok(state)
+}
+
+/// Refuses a run that has checkpoints of its own, which another's would take the place of.
+pub fn has_none(run: &Run) -> Result<()> {
+    match checkpoint::folder::list(&run.checkpoints()).last() {
+        None => Ok(()),
+        Some(found) => {
+            let wanted =
+                "a run without checkpoints to take one over (or --resume to go on with it)";
+            Err(Error::file(&run.folder, wanted, found.display()))
+        }
+    }
 }
 
 /// Lets a run go on with data that is not what it was trained on so far.
@@ -288,6 +303,13 @@ impl Source<'_> {
         match drawn {
             Drawn::Text(text) => {
                 let mut document = self.template.plain_text(&text, &train.loss, task);
+                cut(&mut document, train.window);
+                self.fits();
+                Ok(document)
+            }
+            Drawn::Long(text) => {
+                let render = |text: &str| self.template.plain_text(text, &train.loss, task);
+                let mut document = window_of(&text, train.window, &mut rng, &render);
                 cut(&mut document, train.window);
                 self.fits();
                 Ok(document)
@@ -476,7 +498,7 @@ fn steps(
         watcher.tell(Event::Step { done, figures: figures(&line) });
         watcher.tell(Event::Logged(Box::new(line)));
         if stop {
-            writer.finish()?;
+            writer.finish().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
             return Err(Error::Other(format!(
                 "stopped at step {done}; go on with `danlu train --resume {}`",
                 run.folder.display()
@@ -554,13 +576,25 @@ pub(crate) fn forward(
     scale: f32,
     z_loss: f32,
 ) -> (Tensor<1>, Vec<f32>) {
+    forward_at(model, batch, scale, z_loss, 1.0)
+}
+
+/// The same with logits that are divided by a temperature.
+pub(crate) fn forward_at(
+    model: &Transformer,
+    batch: &Batch,
+    scale: f32,
+    z_loss: f32,
+    temperature: f32,
+) -> (Tensor<1>, Vec<f32>) {
     let spec = HeadLoss {
         targets: batch.targets.as_slice().into(),
         weights: batch.weights.as_slice().into(),
         scale,
         z_loss,
     };
-    model.loss(&batch.ids.as_slice().into(), &batch.starts.as_slice().into(), &spec)
+    let (ids, starts) = (batch.ids.as_slice().into(), batch.starts.as_slice().into());
+    model.loss_at(&ids, &starts, &spec, temperature)
 }
 
 /// Keys that a token attends to on average: half its document.
@@ -615,10 +649,51 @@ fn means(all: impl Iterator<Item = (String, (f64, f64))>) -> Losses {
     all.filter(|(_, (_, n))| *n > 0.0).map(|(name, (sum, n))| (name, sum / n)).collect()
 }
 
+/// Bytes of text that are more than one token takes, but for tokens of rare length.
+const TOKEN: usize = 32;
+
+/// A document of a text that may be longer than a window: all of it, or from the end of a line or sentence
+/// anywhere in it. It may still be longer; no more of the text is turned into tokens than could fit.
+fn window_of(
+    text: &str,
+    window: usize,
+    rng: &mut Rng,
+    render: &dyn Fn(&str) -> Document,
+) -> Document {
+    let until = |from: usize, length: usize| {
+        &text[from..text.floor_char_boundary(from.saturating_add(length))]
+    };
+    let head = until(0, TOKEN * window);
+    let document = render(head);
+    if document.ids.len() <= window + 1 && head.len() == text.len() {
+        return document;
+    }
+    // About as many bytes as a window takes.
+    let fills = (head.len() * window / document.ids.len().max(1)).max(1);
+    let skip = rng.below(text.len().saturating_sub(fills / 2) + 1);
+    if skip == 0 {
+        return document;
+    }
+    let from = text.floor_char_boundary(skip);
+    let ends = |c: char| matches!(c, '\n' | '.' | '。' | '！' | '？');
+    // On to the next end, if it comes soon enough to leave half of the window.
+    let end = until(from, fills / 2).char_indices().find(|&(_, c)| ends(c));
+    let from = end.map_or(from, |(i, c)| from + i + c.len_utf8());
+    let part = until(from, TOKEN * window).trim_start_matches(['\n', ' ']);
+    if part.is_empty() { document } else { render(part) }
+}
+
 fn marginals(source: &Source<'_>, vocabulary: &Vocabulary) -> Result<Marginals> {
     // Documents far from the ones that training begins with, but of the same distribution.
-    let documents: Vec<Document> =
-        (0..3000).map(|i| source.document((1 << 40) + i)).collect::<Result<_>>()?;
+    let documents: Vec<Document> = (0..3000)
+        .map(|i| {
+            let mut document = source.document((1 << 40) + i)?;
+            // What was cut to a window has room for what it was cut from.
+            document.ids.shrink_to_fit();
+            document.weights.shrink_to_fit();
+            Ok(document)
+        })
+        .collect::<Result<_>>()?;
     Ok(Marginals::count(vocabulary, documents.iter()))
 }
 
@@ -841,5 +916,35 @@ mod tests {
         assert!(wanted.iter().all(|w| text.contains(w)), "{text}");
         let after = TooLong { in_a_row: 0, shortest: None, ..seen };
         after.check(32, &["draw_en"]).expect("one did fit");
+    }
+
+    #[test]
+    fn a_long_text_is_learnt_from_anywhere_in_it_a_window_at_a_time() {
+        // A token for every byte, and how many were asked for in all.
+        let asked = std::cell::Cell::new(0);
+        let render = |text: &str| {
+            asked.set(asked.get() + text.len());
+            let ids: Vec<u32> = text.bytes().map(u32::from).collect();
+            Document { weights: vec![1.0; ids.len()], ids, task: 0 }
+        };
+        let of = |text: &str, i| window_of(text, 32, &mut Rng::new(7, i), &render).ids;
+        let text = |ids: &[u32]| -> String { ids.iter().map(|&i| i as u8 as char).collect() };
+        for short in ["", "As it is.", "no more than a window holds"] {
+            assert_eq!(text(&of(short, 3)), short);
+        }
+        let long: String = (0..2_000).map(|i| format!("Sentence {i}. ")).collect();
+        let mut tenths = [0; 10];
+        for i in 0..200 {
+            let found = text(&of(&long, i));
+            let at = long.find(&found).expect("a part of it");
+            assert!(found.starts_with("Sentence"), "{found:?}");
+            assert!(found.len() >= 16 || at + found.len() == long.len(), "{found:?}");
+            tenths[10 * at / long.len()] += 1;
+        }
+        assert!(tenths.iter().all(|&n| n > 5), "{tenths:?}");
+        assert!(asked.get() < 200 * 3 * TOKEN * 32, "{} bytes became tokens", asked.get());
+        // Between characters, wherever it falls.
+        let chinese = "天地玄黄宇宙洪荒".repeat(200);
+        (0..50).for_each(|i| assert!(!of(&chinese, i).is_empty()));
     }
 }

@@ -27,8 +27,9 @@ impl Run {
     /// Opens or starts the run of `recipe` in `folder`. A folder that holds another recipe is
     /// refused, unless it is only evaluated otherwise, or nothing has been learnt by it yet.
     pub fn open(folder: &Path, recipe: &Recipe) -> Result<Run> {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let run = Run { folder: folder.to_path_buf() };
+        // Whoever trains here has their recipe here; another's is not to be written over it.
+        let _lock = run.lock()?;
         let path = run.recipe();
         if path.exists() {
             let found =
@@ -173,7 +174,13 @@ pub(crate) fn entries<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec
     if !path.exists() {
         return Ok(Vec::new());
     }
-    Ok(read(path)?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect())
+    Ok(lossy(path)?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect())
+}
+
+/// The text of a log; what a crash left of a character is none.
+fn lossy(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Removes the lines of a log that are of steps after `step`, and what a crash left of a line: the
@@ -186,7 +193,7 @@ pub(crate) fn drop_after(path: &Path, step: u64) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let text = read(path)?;
+    let text = lossy(path)?;
     let kept = text
         .split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))

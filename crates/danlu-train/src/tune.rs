@@ -337,6 +337,10 @@ fn steps(
         };
         if looks {
             line.held_out = held_out.measure(&tuning.learner.plain());
+            let all = line.held_out.values();
+            if !line.held_out.is_empty() {
+                writer.rate(done as u64, all.sum::<f64>() / line.held_out.len() as f64)?;
+            }
         }
         append(&run.log("train"), &line)?;
         trackers.step(done as u64, &track::tuning_figures(&line), watcher);
@@ -349,14 +353,15 @@ fn steps(
         watcher.tell(Event::Step { done, figures: figures(&line) });
         watcher.tell(Event::Logged(Box::new(line.into())));
         if stop {
-            writer.finish()?;
+            writer.finish().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
             return Err(Error::Other(format!(
                 "stopped at step {done}; go on with `danlu tune --resume {}`",
                 run.folder.display()
             )));
         }
     }
-    writer.finish()?;
+    // What was learnt is published all the same.
+    writer.finish().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
     guard::finish(run, &mut tuning, watcher)?;
     tuning.state.upkeep.saved(&mut writer);
     let Tuning { learner, state, .. } = tuning;

@@ -8,7 +8,7 @@ use crate::fault;
 use crate::guard::{self, Figures, Limits, Subject};
 use crate::lesson::{Lesson, Lessons};
 use crate::optim::{Optimiser, gradients, squares, warm_rate};
-use crate::pretrain::forward;
+use crate::pretrain::forward_at;
 use crate::run::Run;
 use crate::tune::Learner;
 use crate::watch::{Event, Watcher};
@@ -123,7 +123,7 @@ impl<'a> Tuning<'a> {
         if let Some(teacher) = self.teacher {
             return distil::loss(student, teacher, batch);
         }
-        let value = forward(student, batch, lesson.scale, 0.0).0;
+        let value = forward_at(student, batch, lesson.scale, 0.0, lesson.temperature).0;
         let number = value.clone().inner().into_scalar::<f32>() as f64;
         (value, number)
     }

@@ -53,9 +53,13 @@ struct Cli {
 }
 
 fn say(words: std::fmt::Arguments<'_>) {
-    let said = writeln!(std::io::stdout(), "{words}");
-    if said.is_err_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
-        std::process::exit(0);
+    match writeln!(std::io::stdout(), "{words}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => {
+            note(format_args!("error: the output could not be written: {e}"));
+            std::process::exit(1);
+        }
+        Ok(()) => {}
     }
 }
 

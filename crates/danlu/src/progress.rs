@@ -122,7 +122,8 @@ impl Watcher for Terminal {
                     }
                     self.last_line = Instant::now();
                     let gone = self.began.elapsed().as_secs_f64();
-                    let rate = (done - self.first) as f64 / gone.max(1e-6);
+                    // After the guard went back it may be before where this began.
+                    let rate = done.saturating_sub(self.first) as f64 / gone.max(1e-6);
                     let left = (self.steps.saturating_sub(done)) as f64 / rate.max(1e-9);
                     eprintln!(
                         "  {done}/{} {figures} | {gone:.0} s gone, {left:.0} s left",

@@ -253,7 +253,12 @@ fn all_weights_preferences_and_rewards() {
     let at = folder("tune-others");
     base(&at);
     let path = |name: &str| at.join(name).to_str().unwrap().to_string();
-    write(&at, "text.jsonl", "{\"text\":\"one two three four five six seven eight nine ten\"}\n");
+    // Some programs begin a file with a mark.
+    write(
+        &at,
+        "text.jsonl",
+        "\u{feff}{\"text\":\"one two three four five six seven eight nine ten\"}\n",
+    );
     let full = recipe(&at, "full", "text.jsonl", 30, "").replace("2e-2", "1e-2");
     works(&["tune", &full, "--out", &path("full")]);
     let losses: Vec<f64> = losses(&at.join("full/train.jsonl"), "loss");
@@ -279,11 +284,11 @@ fn all_weights_preferences_and_rewards() {
     );
     let more = "[lora]\nrank = 4\n[objective]\nkind = \"grpo\"\nreward = \"contains\"\nquestions = 2\n\
                 replies = 16\nmax_tokens = 6\nbeta = 0.01\n";
-    let grpo = recipe(&at, "grpo", "tries.jsonl", 60, more);
+    let grpo = recipe(&at, "grpo", "tries.jsonl", 140, more);
     works(&["tune", &grpo, "--out", &path("grpo")]);
     let reward = self::losses(&at.join("grpo/train.jsonl"), "reward");
     let mean = |r: &[f64]| r.iter().sum::<f64>() / r.len() as f64;
-    assert!(mean(&reward[40..]) > 1.5 * mean(&reward[..10]), "{reward:?}");
+    assert!(mean(&reward[100..]) > 1.5 * mean(&reward[..10]), "{reward:?}");
 
     fails(&["tune", &recipe(&at, "odd", "pairs.jsonl", 2, "[lora]\nrank = 0\n")], &["lora.rank"]);
     fails(

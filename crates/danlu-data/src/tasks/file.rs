@@ -1,6 +1,6 @@
 use super::*;
 
-/// Rows of the recipe's sample files, as they are. They have no held-out part.
+/// Rows of the recipe's sample files, as they are, and texts of any length. They have no held-out part.
 pub(super) struct File;
 
 impl Task for File {
@@ -23,7 +23,7 @@ impl Task for File {
         }
         let i = rng.below(count);
         let Some(sample) = corpus.samples.get(i) else {
-            return Some(Drawn::Text(texts[i - corpus.samples.len()].text.clone()));
+            return Some(Drawn::Long(texts[i - corpus.samples.len()].text.clone()));
         };
         let mut sample = sample.clone();
         sample.task.get_or_insert_with(|| self.name().to_string());

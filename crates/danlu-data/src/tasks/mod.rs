@@ -81,6 +81,8 @@ pub enum Drawn {
     Chat(Sample),
     /// Plain text.
     Text(String),
+    /// A text of any length, of which a window is learnt at a time, from anywhere in it.
+    Long(String),
 }
 
 /// Which concepts and assets may be drawn.
@@ -599,7 +601,7 @@ pub(crate) mod tests {
                 let drawn = draw().unwrap_or_else(|| panic!("{name} draws nothing"));
                 assert_eq!(Some(&drawn), draw().as_ref(), "{name} does not repeat");
                 let sample = match &drawn {
-                    Drawn::Text(text) => {
+                    Drawn::Text(text) | Drawn::Long(text) => {
                         assert!(!text.is_empty() && !text.contains("HELD"), "{name}: {text}");
                         continue;
                     }

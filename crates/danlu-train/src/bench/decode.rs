@@ -91,6 +91,7 @@ pub fn shape(name: &str) -> Result<TransformerConfig> {
         context: 2048,
         rope_theta: 100_000.0,
         rope_scaling: None,
+        no_rope: Vec::new(),
         norm_eps: 1e-5,
         qk_norm: false,
         tied: true,

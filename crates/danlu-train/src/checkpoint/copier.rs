@@ -4,6 +4,7 @@
 use super::store::Store;
 use crate::upkeep::thread_time;
 use danlu_core::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -113,7 +114,9 @@ fn serve(shared: &Shared, copy: &dyn Fn(&Path) -> Result<(), Error>) {
         state.at_work = Some(whole.clone());
         drop(state);
         let before = thread_time();
-        let copied = copy(&whole);
+        // Whoever waits for the copy is to wait for no one who is gone.
+        let copied = catch_unwind(AssertUnwindSafe(|| copy(&whole)));
+        let copied = copied.unwrap_or_else(|_| Err(Error::Other("copying panicked".into())));
         state = shared.lock();
         state.cost += thread_time().saturating_sub(before);
         state.at_work = None;

@@ -12,15 +12,22 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Takes over the newest checkpoint in `from` that is whole for a run of another fingerprint, whose
-/// checkpoints are in `to` and must be none yet. What could not be read is reported in `faults`.
-pub fn adopt(from: &Path, to: &Path, fingerprint: &str, faults: &mut Vec<String>) -> Result<State> {
+/// checkpoints are in `to` and must be none yet, and which is of `facts`. What could not be read is reported
+/// in `faults`.
+pub fn adopt(
+    from: &Path,
+    to: &Path,
+    fingerprint: &str,
+    facts: &Facts,
+    faults: &mut Vec<String>,
+) -> Result<State> {
     if let Some(found) = folder::list(to).last() {
         return Err(Error::file(to, "a run without checkpoints to take one over", found.display()));
     }
     let mut newest = folder::list(from).into_iter().rev();
     let whole =
         newest.find_map(|path| read_whole(&path).map_err(|e| faults.push(e.to_string())).ok());
-    let Some((mut state, facts, tensors)) = whole else {
+    let Some((mut state, _, tensors)) = whole else {
         let found = faults.first().map_or("none", String::as_str);
         return Err(Error::file(from, "a checkpoint to go on from", found));
     };
@@ -30,7 +37,7 @@ pub fn adopt(from: &Path, to: &Path, fingerprint: &str, faults: &mut Vec<String>
     state.guard = None;
     let tensors = tensors.into_values().collect();
     let snapshot = super::Snapshot { state: state.clone(), tensors };
-    folder::write(to, &snapshot, &facts, usize::MAX)?;
+    folder::write(to, &snapshot, facts, usize::MAX)?;
     Ok(state)
 }
 

@@ -200,8 +200,9 @@ impl Store {
         left.objects.iter().try_for_each(|o| self.wait(self.inner.delete(&o.location)))
     }
 
-    /// Fetches the newest checkpoint of the training with this fingerprint that is whole into a folder;
-    /// its step. `None` if there is none. What is wrong with newer ones is put to `faults`.
+    /// Fetches the checkpoints of the training with this fingerprint into a folder, those that it may have
+    /// to go back to as well; the step of the newest that is whole. `None` if there is none. What is wrong
+    /// with others is put to `faults`.
     pub(crate) fn fetch(
         &self,
         to: &Path,
@@ -209,15 +210,19 @@ impl Store {
         faults: &mut Vec<String>,
     ) -> Result<Option<u64>> {
         let all = self.manifests(faults)?;
-        let own = State::new(fingerprint.into());
+        // The newest knows what the training was before its data changed.
+        let newest = all.values().rev().find(|there| there.state.fingerprint == fingerprint);
+        let own = newest.map_or_else(|| State::new(fingerprint.into()), |n| n.state.clone());
         all.values().try_for_each(|there| self.own(there, &own))?;
+        let mut newest = None;
         for (step, manifest) in all.into_iter().rev() {
             match self.fetch_one(step, &manifest, to) {
-                Ok(()) => return Ok(Some(step)),
+                Ok(()) => newest = newest.or(Some(step)),
                 Err(e) => faults.push(e.to_string()),
             }
         }
         match faults.first() {
+            _ if newest.is_some() => Ok(newest),
             Some(first) => Err(Error::Other(format!("no checkpoint can be fetched: {first}"))),
             None => Ok(None),
         }

@@ -206,11 +206,14 @@ fn another_training_is_refused_and_can_be_taken_over() {
     let (mut module, mut optimiser) = two(0);
     let found = load(&a.0, "other", &mut module, &mut optimiser, None, &mut Vec::new());
     assert!(found.expect_err("of another recipe").to_string().contains("(other)"));
-    let state = adopt(&a.0, &b.0, "other", &mut Vec::new()).expect("takes over");
+    let facts =
+        Facts { data: [("rows".to_string(), "another".to_string())].into(), ..Facts::default() };
+    let take = || adopt(&a.0, &b.0, "other", &facts, &mut Vec::new());
+    let state = take().expect("takes over");
     assert_eq!((state.step, state.from), (3, vec!["print".to_string()]));
     load(&b.0, "other", &mut module, &mut optimiser, None, &mut Vec::new()).expect("loads");
     assert_eq!(module.0[0].values(), two(3).0.0[0].values());
-    assert!(adopt(&a.0, &b.0, "other", &mut Vec::new()).is_err(), "it has one of its own");
+    assert!(take().is_err(), "it has one of its own");
 }
 
 #[test]

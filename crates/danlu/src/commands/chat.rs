@@ -157,8 +157,17 @@ impl Session<'_> {
             };
             std::fs::create_dir_all(&self.output)
                 .map_err(|e| danlu_core::Error::io(&self.output, e))?;
-            self.made += 1;
-            let path = self.output.join(format!("reply-{:03}.{ending}", self.made));
+            // Those of earlier sessions stay.
+            let path = loop {
+                self.made += 1;
+                let free = |ending: &str| {
+                    let path = self.output.join(format!("reply-{:03}.{ending}", self.made));
+                    (!path.exists()).then_some(path)
+                };
+                if let (Some(png), Some(wav)) = (free("png"), free("wav")) {
+                    break if ending == "png" { png } else { wav };
+                }
+            };
             save(&value, Some(&path), 0)?;
             said.push(part(Media::File(path)));
         }

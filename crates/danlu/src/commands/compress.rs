@@ -199,6 +199,17 @@ fn check(args: &Args) -> Result<()> {
             return Err(Error::parameter(name, "rows to look at, by --data FILE", "none"));
         }
     }
+    if args.heal > 0 && !pruned && args.student.is_none() && args.keep.is_none() {
+        let wanted = "0 where nothing is taken out (--drop-layers, --drop-heads, --drop-channels) and nobody \
+                      learns (--student)";
+        return Err(Error::parameter("--heal", wanted, args.heal));
+    }
+    if !(args.rate > 0.0 && args.rate <= 1.0) {
+        return Err(Error::parameter("--rate", "above 0, at most 1", args.rate));
+    }
+    if args.tokens == 0 {
+        return Err(Error::parameter("--tokens", "at least 1", 0));
+    }
     if args.student.is_some() && args.heal == 0 {
         return Err(Error::parameter("--student", "steps to learn in, by --heal STEPS", 0));
     }

@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// (packs/choices.py writes HellaSwag's)
     #[arg(long, value_name = "FILE")]
     choices: Vec<PathBuf>,
-    /// Write every figure and every reply's verdict here; with --text alone, what each text costs
+    /// Write every figure and every reply's verdict here; with --text alone, what each text costs and how many choices were right
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write a page with pictures and players here
@@ -62,14 +62,17 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    if args.html.is_some() && args.data.is_empty() {
+        return Err(Error::parameter("--html", "--data, whose replies the page shows", "none"));
+    }
     let folder = model_folder(args.model)?;
     let model = crate::answer::adapted(&folder, args.adapters)?;
-    let mut passages = Vec::new();
+    let (mut passages, mut sets) = (Vec::new(), Vec::new());
     for path in &args.text {
         let texts = read_texts(path)?;
         let bits = bits_per_byte(&model, &texts)?;
         println!("{}: {bits:.4} bits a byte", path.display());
-        if args.json.is_some() && args.data.is_empty() {
+        if args.json.is_some() {
             for (i, text) in texts.iter().enumerate() {
                 let bits = bits_per_byte(&model, std::slice::from_ref(text))?;
                 passages.push(serde_json::json!({"file": path, "passage": i + 1,
@@ -84,13 +87,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let right: Vec<f64> = right.map(f64::from).collect();
         let i = interval(&right);
         let n = right.len();
+        sets.push(serde_json::json!({"file": path, "right": i.mean, "low": i.low, "high": i.high,
+            "choices": n}));
         let path = path.display();
         println!("{path}: {:.3} ({:.3} to {:.3}) of {n} choices right", i.mean, i.low, i.high);
     }
     if args.data.is_empty() {
-        if let Some(path) = args.json.filter(|_| !passages.is_empty()) {
-            let text = serde_json::Value::from(passages).to_string();
-            write_atomically(&path, text.as_bytes())?;
+        if let Some(path) = args.json {
+            let all = match sets.is_empty() {
+                true => passages.into(),
+                false => serde_json::json!({"choices": sets, "text": passages}),
+            };
+            write_atomically(&path, all.to_string().as_bytes())?;
         }
         return Ok(());
     }
@@ -125,7 +133,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let done = measure(&model, &questions, &Files, &gallery, style)?;
     print(&done.report);
     if let Some(path) = &args.json {
-        write_json(path, &done.report)?;
+        let json = |e: serde_json::Error| Error::Other(e.to_string());
+        let mut report = serde_json::to_value(&done.report).map_err(json)?;
+        for (name, more) in [("choices", sets), ("text", passages)] {
+            if !more.is_empty() {
+                report[name] = more.into();
+            }
+        }
+        let text = serde_json::to_string_pretty(&report).map_err(json)?;
+        write_atomically(path, text.as_bytes())?;
     }
     if let Some(path) = &args.html {
         let title = format!("{} on {} questions", model.info.name, questions.len());

@@ -98,7 +98,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let licence = args.licence.as_deref();
     match args.format {
         Format::Hf => {
-            free("--out", &args.out, &["config.json"])?;
+            // A card of ours, so that nobody's own checkpoint is written over.
+            let ours = |card: String| card.contains("tags: [danlu]");
+            let again = std::fs::read_to_string(args.out.join("README.md")).is_ok_and(ours);
+            free("--out", &args.out, if again { &["config.json"] } else { &[] })?;
             if args.out.join("danlu.json").exists() {
                 let wanted = "a folder that holds no model of ours";
                 return Err(Error::parameter("--out", wanted, args.out.display()));

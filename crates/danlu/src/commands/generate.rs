@@ -169,8 +169,14 @@ pub(crate) fn save(value: &Value, output: Option<&Path>, number: usize) -> Resul
     match value {
         Value::Text(text) => match output {
             Some(_) => {
-                let path = path("txt");
-                std::fs::write(&path, text).map_err(|e| Error::io(&path, e))?;
+                let mut path = path("txt");
+                // A text is no picture, whatever the file was to be.
+                let media = ["png", "jpg", "jpeg", "gif", "webp", "wav", "flac", "ogg", "mp3"];
+                if path.extension().is_some_and(|e| media.iter().any(|m| e.eq_ignore_ascii_case(m)))
+                {
+                    path.set_extension("txt");
+                }
+                danlu_model::io::write_atomically(&path, text.as_bytes())?;
                 eprintln!("{}", path.display());
             }
             None => println!("{text}"),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 /// Make a model of somebody else's checkpoint: a Hugging Face folder or a GGUF file
 ///
-/// Llama, Mistral, Qwen2 and Qwen3 architectures, and the mixtures of experts Mixtral and Qwen3-MoE. The tokeniser and the chat template come along and
+/// Llama, Mistral, SmolLM3, Qwen2 and Qwen3 architectures, and the mixtures of experts Mixtral and Qwen3-MoE. The tokeniser and the chat template come along and
 /// are bound to the model by hash. What would be computed otherwise (shared experts, partial rotary
 /// positions, biases of the output projection) is refused. Pickled weights (.bin, .pt) are never opened. With --base, an
 /// adapter in PEFT's form becomes one of that model, if it was learnt on it.
@@ -81,8 +81,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         None => {}
     }
     free("--out", &args.out, &["danlu.json"])?;
-    let model = danlu_model::import::import(&args.source, args.system, &danlu_ops::cpu_device())?;
-    model.save(&args.out, args.dtype.dtype())?;
+    let dtype = args.dtype.dtype();
+    let model = danlu_model::import::convert(&args.source, args.system, &args.out, dtype)?;
     let c = &model.transformer.config;
     eprintln!(
         "{}: {}, {:.1} M parameters in {} layers of width {}, {} tokens, context {} ({:.1} s)",

@@ -49,8 +49,10 @@ enum How {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let folder = model_folder(Some(args.model))?;
-    if args.out.join("config.json").exists() {
-        return Err(Error::parameter("--out", "a folder without a model", args.out.display()));
+    let others = ["config.json", "adapter_config.json", "danlu.json", "recipe.toml"];
+    if let Some(other) = others.into_iter().find(|name| args.out.join(name).exists()) {
+        let found = format!("{} with a {other}", args.out.display());
+        return Err(Error::parameter("--out", "a folder without a model, adapter or run", found));
     }
     let paths: Vec<PathBuf> = args.adapters.into_iter().map(adapter_folder).collect();
     let device = danlu_ops::cpu_device();
@@ -103,7 +105,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         &texts,
         &limits,
     )?;
-    eprintln!("{}", row("merged, against base and adapters", &found));
+    let of = match &apart {
+        Some(_) => "merged, against base and adapters",
+        None => "combined, as it was written",
+    };
+    eprintln!("{}", row(of, &found));
     if !found.near {
         let wanted = format!("what base and adapters say, within {limits:?}");
         return Err(Error::file(&args.out, wanted, "another; it is not to be used"));

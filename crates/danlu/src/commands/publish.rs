@@ -28,11 +28,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let (run, recipe) = Run::resume(&args.run)?;
     let model = Model::load(&run.model(), &danlu_ops::cpu_device())?;
     let path = run.folder.join("eval.json");
-    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let report: Report = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::file(&path, "the report of an evaluation", e))?;
+    // A run that was not evaluated has no figures to tell.
+    let report: Option<Report> = match path.exists() {
+        false => None,
+        true => {
+            let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            let wrong = |e| Error::file(&path, "the report of an evaluation", e);
+            Some(serde_json::from_slice(&bytes).map_err(wrong)?)
+        }
+    };
     model.save(&args.to, Dtype::F16)?;
-    let card = card(&recipe, &model, &report, &args.licence)?;
+    let card = card(&recipe, &model, report.as_ref(), &args.licence)?;
     write_atomically(&args.to.join("README.md"), card.as_bytes())?;
     let size: u64 = std::fs::read_dir(&args.to)
         .map_err(|e| Error::io(&args.to, e))?
@@ -43,7 +49,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// The model card: what it is, what it was made of, what it can do.
-fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Result<String> {
+fn card(recipe: &Recipe, model: &Model, report: Option<&Report>, licence: &str) -> Result<String> {
     let mut packs = BTreeMap::new();
     let mut notices = Vec::new();
     for folder in &recipe.data.packs {
@@ -107,8 +113,9 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
     for notice in notices {
         line(&mut out, format!("- {notice}"));
     }
-    line(&mut out, "\n## Figures\n".into());
-    line(
+    if let Some(report) = report {
+        line(&mut out, "\n## Figures\n".into());
+        line(
         &mut out,
         "Held out as the column says; `seen` is what was trained on. Chance is one in all concepts. \
          The ceiling is the tokenisers' own reconstruction of what is expected, judged the same \
@@ -116,8 +123,9 @@ fn card(recipe: &Recipe, model: &Model, report: &Report, licence: &str) -> Resul
          |---|---|---|---|---|---|---|---|"
             .into(),
     );
-    for s in &report.scores {
-        line(&mut out, format!("| {} |", super::eval::cells(s).join(" | ")));
+        for s in &report.scores {
+            line(&mut out, format!("| {} |", super::eval::cells(s).join(" | ")));
+        }
     }
     line(
         &mut out,

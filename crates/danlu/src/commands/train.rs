@@ -74,6 +74,14 @@ pub(crate) struct Options {
 pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Model, Corpus)> {
     let Options { tokenizers, from, changed_data } = options;
     let _lock = run.lock()?;
+    if let Some(from) = &from {
+        let there = Run { folder: from.clone() }.checkpoints();
+        if std::fs::read_dir(&there).is_ok_and(|mut all| all.next().is_some()) {
+            pretrain::has_none(run)?;
+        } else {
+            return Err(Error::file(&there, "a checkpoint to go on from", "none"));
+        }
+    }
     let mut corpus = super::tokenizer::load(recipe)?;
     // What is cheap to find comes before tokenisers are learnt, which takes minutes.
     Mixture::new(&recipe.mixture, &corpus)?;
@@ -121,8 +129,15 @@ fn copy_tokenisers(from: &std::path::Path, run: &Run) -> Result<()> {
     let to = run.tokenisers();
     std::fs::create_dir_all(&to).map_err(|e| Error::io(&to, e))?;
     for (name, needed) in Tokenisers::FILES {
-        let path = from.join(name);
-        if !to.join(name).exists() && (needed || path.exists()) {
+        let (path, own) = (from.join(name), to.join(name));
+        if own.exists() {
+            // Ids of other tokenisers would mean something else, and nobody would see it.
+            let bytes = |path: &std::path::Path| std::fs::read(path).ok();
+            if bytes(&own) != bytes(&path) {
+                let wanted = format!("the tokenisers of {}, or none yet", from.display());
+                return Err(Error::file(&own, wanted, "another file"));
+            }
+        } else if needed || path.exists() {
             let part = to.join(format!("{name}.part"));
             std::fs::copy(&path, &part).map_err(|e| Error::io(&path, e))?;
             std::fs::rename(&part, to.join(name)).map_err(|e| Error::io(&part, e))?;
