@@ -6,7 +6,7 @@ use super::subject::{Subject, memory_of};
 use super::update::{before, moved};
 use super::{Trouble, Verdict};
 use crate::checkpoint::Writer;
-use crate::incident::{self, Incident};
+use crate::incident::{self, Cause, Incident};
 use crate::run::{Run, drop_after};
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::GuardRecipe;
@@ -275,6 +275,10 @@ fn record_back<S: Subject>(
     memory.rollbacks = before.rollbacks + 1;
     memory.eases = before.eases;
     memory.left_out = before.left_out;
+    memory.fallen = match trouble.cause {
+        Cause::RouterCollapse => Some(trouble.from[0]),
+        _ => before.fallen,
+    };
     memory.history = before.history.clone();
     let samples = [trouble.from[1], end];
     let mut action = format!("went back to step {step}");

@@ -103,6 +103,9 @@ pub struct Memory {
     /// Step (from 0) and sample that those began with.
     #[serde(default)]
     pub collapsed_from: [u64; 2],
+    /// Step (from 0) at which the routers of a layer fell last, where training has gone back for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallen: Option<u64>,
     /// Samples of a step that was well, and its loss then.
     pub healthy: Option<([u64; 2], f64)>,
     /// What is still to be told.

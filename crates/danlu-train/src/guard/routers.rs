@@ -60,6 +60,9 @@ pub(super) fn judge(
     if memory.collapsed < LASTS && !alarm {
         return None;
     }
+    // What passed by does not come again when the same steps are taken again, and a lower rate would cost
+    // what it does not save; what comes again is of the training's own making.
+    let again = memory.fallen.is_some_and(|at| memory.collapsed_from[0] <= at + SPAN);
     let usual = worst.chosen as f64 + usual * (worst.experts - worst.chosen) as f64;
     Some(Trouble {
         cause: Cause::RouterCollapse,
@@ -70,7 +73,7 @@ pub(super) fn judge(
              the least",
             worst.used, worst.experts, worst.layer, worst.chosen
         )],
-        factor: r.lower,
+        factor: if again { r.lower } else { 1.0 },
         leave_out: false,
     })
 }
@@ -119,6 +122,14 @@ mod tests {
         assert_eq!((found.cause, found.from), (Cause::RouterCollapse, [102, 1020]));
         assert_eq!(found.layer.as_deref(), Some("model.layers.1"));
         assert!(found.evidence[0].contains("2.2 of the 8 experts"), "{:?}", found.evidence);
+        // Once it may have passed by; where it comes again, or soon after, the rate is lowered.
+        let lower = GuardRecipe::default().lower;
+        for (fell, factor) in [(None, 1.0), (Some(102), lower), (Some(60), lower), (Some(40), 1.0)]
+        {
+            let mut memory = Memory { fallen: fell, ..memory.clone() };
+            let found = step(&mut memory, 2.2, 104, false).expect("it goes on");
+            assert_eq!(found.factor, factor, "after {fell:?}");
+        }
         // With an alarm it is at once; without a usual spread never.
         assert!(step(&mut memory.clone(), 2.1, 104, true).is_some());
         assert_eq!(step(&mut Memory::default(), 2.0, 1, true), None);
