@@ -1,6 +1,7 @@
 //! Mixtures of experts: which rows go to which experts, and the sum of what comes back (Shazeer et
 //! al., arXiv 1701.06538; the gates of the chosen are a softmax among themselves, as in Mixtral,
-//! arXiv 2401.04088, and Qwen3).
+//! arXiv 2401.04088, and Qwen3, or their shares of the softmax of all, as in Switch Transformer,
+//! arXiv 2101.03961).
 //!
 //! A layer goes: [`Routing::new`] of the router's scores, [`crate::embedding()`] with
 //! [`Routing::rows`] for the inputs in the order of experts, [`crate::grouped_linear`] with
@@ -37,6 +38,18 @@ pub struct Routing {
     places: Arc<[u32]>,
     /// Those experts: `[rows, chosen]`.
     experts: Arc<[u32]>,
+    /// What the gates of a row sum to.
+    among: Among,
+}
+
+/// The scores that gates are a softmax of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Among {
+    /// Those of the chosen experts: the gates of a row sum to 1.
+    #[default]
+    Chosen,
+    /// Those of all experts: the gates of a row sum to what the chosen have of it.
+    All,
 }
 
 /// The `chosen` largest of `scores`, ascending by index; of equal ones those that come first.
@@ -49,12 +62,27 @@ pub fn choose(scores: &[f32], chosen: usize, into: &mut Vec<u32>) {
     into.sort_unstable();
 }
 
-/// The gates of an expert's scores among those chosen: their softmax, in place.
-pub fn gates(scores: &mut [f32]) {
+/// The softmax of scores, in place.
+fn normalise(scores: &mut [f32]) {
     let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     scores.iter_mut().for_each(|s| *s = (*s - most).exp());
     let sum: f32 = scores.iter().sum();
     scores.iter_mut().for_each(|s| *s /= sum);
+}
+
+/// The gates of the `chosen` experts of one row, after what is in `into`, from the scores of all.
+pub fn gates(scores: &[f32], chosen: &[u32], among: Among, into: &mut Vec<f32>) {
+    let first = into.len();
+    match among {
+        Among::Chosen => into.extend(chosen.iter().map(|&e| scores[e as usize])),
+        Among::All => into.extend_from_slice(scores),
+    }
+    normalise(&mut into[first..]);
+    if among == Among::All {
+        // They ascend, so none is overwritten before it was read.
+        chosen.iter().enumerate().for_each(|(i, &e)| into[first + i] = into[first + e as usize]);
+        into.truncate(first + chosen.len());
+    }
 }
 
 impl Routing {
@@ -62,7 +90,7 @@ impl Routing {
     ///
     /// # Panics
     /// If `chosen` is 0 or more than there are experts.
-    pub fn new(scores: &[f32], experts: usize, chosen: usize) -> Self {
+    pub fn new(scores: &[f32], experts: usize, chosen: usize, among: Among) -> Self {
         assert!((1..=experts).contains(&chosen), "Routing: {chosen} of {experts} experts");
         let n = scores.len() / experts;
         let mut picked = Vec::with_capacity(n * chosen);
@@ -89,6 +117,7 @@ impl Routing {
             offsets: offsets.into(),
             places: places.into(),
             experts: picked.into(),
+            among,
         }
     }
 
@@ -130,7 +159,11 @@ pub(crate) fn composed(y: Tensor<2>, scores: Tensor<2>, routing: &Routing) -> Te
     let whole = |v: &[u32]| v.iter().map(|&i| i as i32).collect::<Vec<i32>>();
     let experts = TensorData::new(whole(&routing.experts), [n, chosen]);
     let places = TensorData::new(whole(&routing.places), [n * chosen]);
-    let gates = softmax(scores.gather(1, Tensor::<2, Int>::from_data(experts, &device)), 1);
+    let experts = Tensor::<2, Int>::from_data(experts, &device);
+    let gates = match routing.among {
+        Among::Chosen => softmax(scores.gather(1, experts), 1),
+        Among::All => softmax(scores, 1).gather(1, experts),
+    };
     let y = y.select(0, Tensor::<1, Int>::from_data(places, &device)).reshape([n, chosen, width]);
     (y * gates.reshape([n, chosen, 1])).sum_dim(1).reshape([n, width])
 }
@@ -138,7 +171,8 @@ pub(crate) fn composed(y: Tensor<2>, scores: Tensor<2>, routing: &Routing) -> Te
 impl ExpertsOp for Flex {
     fn danlu_mix_experts(y: FlexTensor, scores: FlexTensor, routing: Routing) -> FlexTensor {
         let scores = scores.to_contiguous();
-        forward(&y.to_contiguous(), &gates_of(&scores, &routing), &routing, cpu::dims(&scores))
+        let gates = gates_of(cpu::values(&scores), cpu::dims(&scores), &routing);
+        forward(&y.to_contiguous(), &gates, &routing, cpu::dims(&scores))
     }
 }
 
@@ -152,25 +186,25 @@ impl<C: CheckpointStrategy> ExpertsOp for Autodiff<Flex, C> {
             "mix_experts",
             [y, scores],
             |[y, scores], tracked| {
-                let gates = gates_of(&scores, &routing);
                 let size = cpu::dims::<2>(&scores);
+                let gates = gates_of(cpu::values(&scores), size, &routing);
                 let out = forward(&y, &gates, &routing, size);
-                (out, tracked.then_some((y, gates, routing, size)))
+                (out, tracked.then_some((y, scores, routing)))
             },
-            |(y, gates, routing, size), up, _| {
-                backward(&y, &gates, &routing, size, &up.grad).map(Some)
-            },
+            |(y, scores, routing), up, _| backward(&y, &scores, &routing, &up.grad).map(Some),
         )
     }
 }
 
 /// The gate of each place in the order of [`Routing::places`], `[rows, chosen]`.
-fn gates_of(scores: &FlexTensor, routing: &Routing) -> Vec<f32> {
-    let [n, experts] = cpu::dims(scores);
-    let (scores, chosen) = (cpu::values(scores), routing.chosen(n).max(1));
-    let each = routing.experts.iter().enumerate();
-    let mut all: Vec<f32> = each.map(|(i, &e)| scores[i / chosen * experts + e as usize]).collect();
-    all.chunks_exact_mut(chosen).for_each(gates);
+fn gates_of(scores: &[f32], [n, experts]: [usize; 2], routing: &Routing) -> Vec<f32> {
+    let chosen = routing.chosen(n).max(1);
+    let mut all = Vec::with_capacity(routing.experts.len() + experts);
+    for (scores, mine) in
+        scores.chunks_exact(experts.max(1)).zip(routing.experts.chunks_exact(chosen))
+    {
+        gates(scores, mine, routing.among, &mut all);
+    }
     all
 }
 
@@ -202,15 +236,16 @@ fn forward(y: &FlexTensor, gates: &[f32], routing: &Routing, [n, _]: [usize; 2])
 /// Gradients of what the experts gave and of the scores.
 fn backward(
     y: &FlexTensor,
-    gates: &[f32],
+    scores: &FlexTensor,
     routing: &Routing,
-    [n, experts]: [usize; 2],
     grad: &FlexTensor,
 ) -> [FlexTensor; 2] {
-    let ([places, width], chosen) = (cpu::dims(y), routing.chosen(n).max(1));
-    let (y, grad) = (cpu::values(y), cpu::values(grad));
+    let ([places, width], [n, experts]) = (cpu::dims(y), cpu::dims(scores));
+    let chosen = routing.chosen(n).max(1);
+    let (y, scores, grad) = (cpu::values(y), cpu::values(scores), cpu::values(grad));
+    let gates = gates_of(scores, [n, experts], routing);
     let mut gate_at = vec![0.0; places];
-    routing.places.iter().zip(gates).for_each(|(&p, &g)| gate_at[p as usize] = g);
+    routing.places.iter().zip(&gates).for_each(|(&p, &g)| gate_at[p as usize] = g);
     let (mut dy, mut dots) = (Buffer::any(places * width), vec![0.0f32; places]);
     let tasks = dy.par_chunks_mut((ROWS * width).max(1)).zip(dots.par_chunks_mut(ROWS));
     tasks.enumerate().for_each(|(task, (dy, dots))| {
@@ -235,8 +270,15 @@ fn backward(
         let mine = row * chosen..(row + 1) * chosen;
         let dot = |i: usize| dots[routing.places[i] as usize];
         let mean: f32 = mine.clone().map(|i| gates[i] * dot(i)).sum();
+        if routing.among == Among::All {
+            // Scores of the others count in every gate.
+            ds.copy_from_slice(&scores[row * experts..][..experts]);
+            normalise(ds);
+            ds.iter_mut().for_each(|p| *p *= -mean);
+        }
         for i in mine {
-            ds[routing.experts[i] as usize] = gates[i] * (dot(i) - mean);
+            let of = &mut ds[routing.experts[i] as usize];
+            *of = gates[i] * (dot(i) - mean);
         }
     }
     [tensor(dy, [places, width]), tensor(ds, [n, experts])]
@@ -249,26 +291,35 @@ mod tests {
     #[test]
     fn rows_go_to_their_largest_scores_and_the_first_of_equal_ones() {
         let scores = [0.1, 0.9, 0.5, 0.5, 0.5, 0.5, 0.3, 0.2, 0.1];
-        let r = Routing::new(&scores, 3, 2);
+        let r = Routing::new(&scores, 3, 2, Among::Chosen);
         assert_eq!(r.experts[..], [1, 2, 0, 1, 0, 1]);
         assert_eq!(r.offsets[..], [0, 2, 5, 6]);
         assert_eq!(r.rows[..], [1, 2, 0, 1, 2, 0]);
         assert_eq!(r.places[..], [2, 5, 0, 3, 1, 4]);
         assert_eq!(r.load().collect::<Vec<_>>(), [2, 3, 1]);
         // What is no number is sent somewhere, and the guard is told elsewhere.
-        assert_eq!(Routing::new(&[f32::NAN; 3], 3, 1).rows.len(), 1);
+        assert_eq!(Routing::new(&[f32::NAN; 3], 3, 1, Among::All).rows.len(), 1);
     }
 
     #[test]
-    fn gates_of_the_chosen_sum_to_one() {
-        let mut all = [2.0, 2.0, 2.0 + std::f32::consts::LN_2];
-        gates(&mut all);
-        assert!(all.iter().zip([0.25, 0.25, 0.5]).all(|(a, b)| (a - b).abs() < 1e-6), "{all:?}");
+    fn gates_are_of_the_chosen_or_of_all() {
+        let scores = [2.0, 2.0, 9.0, 2.0 + std::f32::consts::LN_2];
+        let of = |chosen: &[u32], among| {
+            let mut all = vec![7.0];
+            gates(&scores, chosen, among, &mut all);
+            all
+        };
+        let near = |a: &[f32], b: &[f32]| {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6)
+        };
+        assert!(near(&of(&[0, 1, 3], Among::Chosen), &[7.0, 0.25, 0.25, 0.5]));
+        let rest = 4.0 + 7f32.exp();
+        assert!(near(&of(&[1, 2], Among::All), &[7.0, 1.0 / rest, 7f32.exp() / rest]));
     }
 
     #[test]
     #[should_panic(expected = "Routing: 4 of 3 experts")]
     fn more_than_there_are_cannot_be_chosen() {
-        Routing::new(&[0.0; 3], 3, 4);
+        Routing::new(&[0.0; 3], 3, 4, Among::Chosen);
     }
 }

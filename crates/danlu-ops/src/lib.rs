@@ -58,7 +58,7 @@ pub use conv::{ConvShape, conv1d, conv2d};
 pub use cpu::{Transposed, fma_peak, gemm_rate};
 pub use embedding::embedding;
 pub use entropy::attention_entropy;
-pub use experts::{Routing, choose, gates, mix_experts};
+pub use experts::{Among, Routing, choose, gates, mix_experts};
 pub use frozen::{frozen_linear, frozen_rows, thaw};
 pub use grouped::{batched_linear, grouped_linear};
 pub use head_loss::{HeadLoss, head_loss};

@@ -4,7 +4,7 @@
 use crate::activation::Activation;
 use crate::attention::{self, AttentionShape, Rotary};
 use crate::conv::{self, ConvShape};
-use crate::experts::{self, Routing};
+use crate::experts::{self, Among, Routing};
 use crate::head_loss::{self, HeadLoss};
 use crate::linear::{self, Fused};
 use crate::muon::{self, Muon};
@@ -111,8 +111,16 @@ pub const ALL: &[Op] = &[
         form: "two of four",
         differentiable: true,
         shapes: |n, w| vec![[2 * n, w], [n, 4]],
-        fused: |v| experts::mix_experts(v[0].clone(), v[1].clone(), &routing(&v[1])),
-        composed: |v| experts::composed(v[0].clone(), v[1].clone(), &routing(&v[1])),
+        fused: |v| mixed(v, experts::mix_experts, Among::Chosen),
+        composed: |v| mixed(v, experts::composed, Among::Chosen),
+    },
+    Op {
+        name: "mix_experts",
+        form: "two of four, gates among all",
+        differentiable: true,
+        shapes: |n, w| vec![[2 * n, w], [n, 4]],
+        fused: |v| mixed(v, experts::mix_experts, Among::All),
+        composed: |v| mixed(v, experts::composed, Among::All),
     },
     Op {
         name: "attention",
@@ -319,10 +327,14 @@ fn groups(v: &[Tensor<2>]) -> Arc<[u32]> {
 }
 
 /// Two experts for each row, whatever its scores are: a choice has no gradient.
-fn routing(scores: &Tensor<2>) -> Routing {
-    let [n, experts] = scores.dims();
+fn mixed(
+    v: &[Tensor<2>],
+    op: fn(Tensor<2>, Tensor<2>, &Routing) -> Tensor<2>,
+    among: Among,
+) -> Tensor<2> {
+    let [n, experts] = v[1].dims();
     let fixed: Vec<f32> = (0..n * experts).map(|i| (i * i % 7) as f32).collect();
-    Routing::new(&fixed, experts, 2)
+    op(v[0].clone(), v[1].clone(), &Routing::new(&fixed, experts, 2, among))
 }
 
 /// Two matrices one under the other as a batch.

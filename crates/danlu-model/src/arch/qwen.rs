@@ -1,7 +1,7 @@
 //! The decoder-only transformer of the Qwen3 family: RMSNorm before each part, rotary positions,
 //! grouped queries, normalised queries and keys, SwiGLU, tied embeddings. Without the norms of queries
 //! and keys it is Llama (and Mistral; SmolLM3 where some layers have no positions), with biases of queries,
-//! keys and values Qwen2.
+//! keys and values Qwen2; Llama and Qwen3 may have biases of more.
 
 use super::RopeScaling;
 use crate::layers::{Block, Cache, RmsNorm};
@@ -45,6 +45,13 @@ pub struct TransformerConfig {
     /// Whether queries, keys and values have biases (Qwen2).
     #[serde(default)]
     pub qkv_bias: bool,
+    /// Whether the last projection of the attention has a bias as well (Llama and Qwen3 with
+    /// `attention_bias`).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub out_bias: bool,
+    /// Whether the projections of the feed-forward have biases (Llama with `mlp_bias`).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mlp_bias: bool,
     /// How the rotary angles are scaled for a context longer than the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RopeScaling>,
@@ -58,9 +65,17 @@ pub struct TransformerConfig {
     /// How many of them a token is sent to.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub experts_per_token: usize,
+    /// Whether their gates are shares of the softmax over all experts, which sum to less than 1, rather
+    /// than over those that a token is sent to (Qwen3-MoE without `norm_topk_prob`).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub gates_of_all: bool,
     /// Weight in the training loss of how unevenly they are used ([`crate::layers::Experts::forward`]).
     #[serde(default, skip_serializing_if = "is_zero_weight")]
     pub balance: f32,
+}
+
+fn is_false(b: &bool) -> bool {
+    !b
 }
 
 fn is_zero(n: &usize) -> bool {
@@ -101,10 +116,13 @@ impl TransformerConfig {
             qk_norm: r.qk_norm,
             tied: r.tied,
             qkv_bias: false,
+            out_bias: false,
+            mlp_bias: false,
             rope_scaling: None,
             no_rope: Vec::new(),
             experts: r.experts,
             experts_per_token: chosen,
+            gates_of_all: false,
             balance: if r.experts > 0 { r.balance } else { 0.0 },
         };
         config.check()?;
@@ -161,6 +179,16 @@ impl TransformerConfig {
         if !(0.0..=1.0).contains(&self.balance) {
             return Err(Error::parameter("model.balance", "0 to 1", self.balance));
         }
+        if !self.known_biases() {
+            let wanted = "biases as Llama, Qwen2 or Qwen3 have them: of queries, keys and values; of all \
+                          four projections of the attention; without norms of queries and keys and \
+                          without experts also of the feed-forward";
+            let found = format!(
+                "queries, keys and values {}, output {}, feed-forward {}",
+                self.qkv_bias, self.out_bias, self.mlp_bias
+            );
+            return Err(Error::parameter("model.qkv_bias, out_bias, mlp_bias", wanted, found));
+        }
         if !self.head_dim.is_multiple_of(2) {
             return Err(Error::parameter("model.head_dim", "an even number", self.head_dim));
         }
@@ -172,6 +200,18 @@ impl TransformerConfig {
             return Err(Error::parameter("model.no_rope", wanted, found));
         }
         self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.check(self.head_dim))
+    }
+
+    /// Whether some kind of model of others has these biases.
+    fn known_biases(&self) -> bool {
+        let (norms, mixes) = (self.qk_norm, self.experts > 0);
+        match [self.qkv_bias, self.out_bias, self.mlp_bias] {
+            [false, false, false] => true,
+            [true, false, false] => !norms && !mixes,
+            [true, true, false] => norms || !mixes,
+            [qkv, out, true] => qkv == out && !norms && !mixes,
+            [false, true, false] => false,
+        }
     }
 
     /// The angles of the positions of every layer; layers have the same tables.

@@ -8,6 +8,7 @@
 use super::Packed;
 use crate::arch::{Transformer, TransformerConfig};
 use crate::layers::FeedForward;
+use crate::params::Parameter;
 use burn::tensor::Tensor;
 use danlu_core::{Error, Result};
 use danlu_ops::Activation;
@@ -177,6 +178,7 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
         }
         let out = &from.attention.out.weight;
         to.attention.out.weight.set(take_columns(&out.values(), out.shape[1], &out_columns));
+        same(&mut to.attention.out.bias, &from.attention.out.bias);
         match (&mut to.mlp, &from.mlp) {
             (FeedForward::Dense(to), FeedForward::Dense(from)) => {
                 let channels = largest(&seen.channels, c.hidden - cut.channels);
@@ -184,8 +186,12 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
                 let gate_up: Vec<usize> = channels.iter().copied().chain(up).collect();
                 let values = from.gate_up.weight.values();
                 to.gate_up.weight.set(take_rows(&values, c.width, &gate_up));
+                if let (Some(to), Some(from)) = (&mut to.gate_up.bias, &from.gate_up.bias) {
+                    to.set(take_rows(&from.values(), 1, &gate_up));
+                }
                 let values = from.down.weight.values();
                 to.down.weight.set(take_columns(&values, c.hidden, &channels));
+                same(&mut to.down.bias, &from.down.bias);
             }
             (to, from) => {
                 for (to, from) in to.parameters_mut().into_iter().zip(from.parameters()) {
@@ -200,10 +206,15 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
     }
     small.embedding.set(model.embedding.values());
     small.norm.weight.set(model.norm.weight.values());
-    if let (Some(to), Some(from)) = (&mut small.head, &model.head) {
+    same(&mut small.head, &model.head);
+    Ok(small)
+}
+
+/// Takes over what not every model has.
+fn same(to: &mut Option<Parameter>, from: &Option<Parameter>) {
+    if let (Some(to), Some(from)) = (to, from) {
         to.set(from.values());
     }
-    Ok(small)
 }
 
 fn take_rows(values: &[f32], width: usize, rows: &[usize]) -> Vec<f32> {

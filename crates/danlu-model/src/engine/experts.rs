@@ -2,8 +2,8 @@
 
 use super::decoder::{Projection, sized};
 use crate::layers::Experts;
-use danlu_ops::Team;
 use danlu_ops::quant::{Activations, Arena, Into, WeightFormat};
+use danlu_ops::{Among, Team};
 
 /// The experts of a layer with weights in tiles.
 #[derive(Debug)]
@@ -12,6 +12,7 @@ pub(super) struct Mixture {
     /// Gate-up and down of each.
     each: Vec<[Projection; 2]>,
     chosen: usize,
+    among: Among,
     hidden: usize,
 }
 
@@ -39,6 +40,7 @@ impl Mixture {
             hidden: experts.each.first().map_or(0, |m| m.down.weight.shape[1]),
             each,
             chosen: experts.chosen,
+            among: experts.among,
         }
     }
 
@@ -70,8 +72,7 @@ impl Mixture {
         for (row, scores) in scores.chunks_exact(experts).enumerate() {
             danlu_ops::choose(scores, self.chosen, &mut chosen);
             gates.clear();
-            gates.extend(chosen.iter().map(|&e| scores[e as usize]));
-            danlu_ops::gates(&mut gates);
+            danlu_ops::gates(scores, &chosen, self.among, &mut gates);
             chosen.iter().zip(&gates).for_each(|(&e, &g)| s.sent[e as usize].push((row, g)));
         }
         for ([gate_up, down], sent) in self.each.iter().zip(&s.sent) {

@@ -47,7 +47,7 @@ pub struct HfConfig {
     /// Hidden width of an expert; Mixtral has it as that of the feed-forward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moe_intermediate_size: Option<usize>,
-    /// Whether the gates of a token's experts sum to 1.
+    /// Whether the gates of a token's experts sum to 1; Qwen3-MoE's do not if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub norm_topk_prob: Option<bool>,
     /// Weight in the training loss of how unevenly experts are used.
@@ -80,9 +80,12 @@ pub struct HfConfig {
     pub tie_word_embeddings: bool,
     /// Activation of the feed-forward.
     pub hidden_act: String,
-    /// Whether all four projections of the attention have biases (not supported).
-    #[serde(default)]
-    pub attention_bias: bool,
+    /// Whether all four projections of the attention have biases; Qwen2, which has three, does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention_bias: Option<bool>,
+    /// Whether the projections of the feed-forward have biases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlp_bias: Option<bool>,
     /// Precision of the weights, as PyTorch names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
@@ -109,8 +112,6 @@ type Limit = (&'static str, &'static str, fn(&Value) -> bool);
 /// What of a `config.json` would change what the model computes.
 const LIMITS: &[Limit] = &[
     ("hidden_act", "silu", |v| v == "silu"),
-    ("attention_bias", "false", |v| v == false),
-    ("mlp_bias", "false", |v| v == false),
     ("partial_rotary_factor", "1", |v| v.as_f64() == Some(1.0)),
     ("n_routed_experts", "no experts beside shared ones", |v| v == 0),
     ("decoder_sparse_step", "1: experts in every layer", |v| v == 1),
@@ -151,8 +152,6 @@ impl HfConfig {
         for (key, wanted, right) in LIMITS {
             match file.get(key) {
                 None | Some(Value::Null) => {}
-                // Qwen2 has biases of its own, whatever this key says.
-                Some(_) if *key == "attention_bias" && file["model_type"] == "qwen2" => {}
                 Some(value) if right(value) => {}
                 Some(value) => return Err(Error::file(path, format!("`{key}`: {wanted}"), value)),
             }
@@ -165,13 +164,15 @@ impl HfConfig {
     /// The file of our configuration.
     pub fn from_ours(c: &TransformerConfig, vocabulary: Option<Vocabulary>) -> Self {
         let mixes = c.experts > 0;
-        let (class, kind) = match (c.qk_norm, c.qkv_bias) {
-            (true, _) if mixes => ("Qwen3MoeForCausalLM", "qwen3_moe"),
-            (false, false) if mixes => ("MixtralForCausalLM", "mixtral"),
-            (true, _) => ("Qwen3ForCausalLM", "qwen3"),
-            (false, true) => ("Qwen2ForCausalLM", "qwen2"),
-            (false, false) if !c.no_rope.is_empty() => ("SmolLM3ForCausalLM", "smollm3"),
-            (false, false) => ("LlamaForCausalLM", "llama"),
+        // Of queries, keys and values alone.
+        let three = c.qkv_bias && !c.out_bias;
+        let (class, kind) = match c.qk_norm {
+            true if mixes => ("Qwen3MoeForCausalLM", "qwen3_moe"),
+            true => ("Qwen3ForCausalLM", "qwen3"),
+            false if mixes => ("MixtralForCausalLM", "mixtral"),
+            false if three => ("Qwen2ForCausalLM", "qwen2"),
+            false if !c.no_rope.is_empty() => ("SmolLM3ForCausalLM", "smollm3"),
+            false => ("LlamaForCausalLM", "llama"),
         };
         let ends = vocabulary.as_ref().map(Vocabulary::ends).unwrap_or_default();
         let pad = vocabulary.as_ref().map(|v| v.control_id(danlu_core::Control::Pad));
@@ -189,7 +190,7 @@ impl HfConfig {
             num_local_experts: (mixes && !c.qk_norm).then_some(c.experts),
             num_experts_per_tok: mixes.then_some(c.experts_per_token),
             moe_intermediate_size: (mixes && c.qk_norm).then_some(c.hidden),
-            norm_topk_prob: (mixes && c.qk_norm).then_some(true),
+            norm_topk_prob: (mixes && c.qk_norm).then_some(!c.gates_of_all),
             router_aux_loss_coef: mixes.then_some(c.balance),
             max_position_embeddings: c.context,
             rope_theta: Some(c.rope_theta),
@@ -205,7 +206,8 @@ impl HfConfig {
             rms_norm_eps: c.norm_eps,
             tie_word_embeddings: c.tied,
             hidden_act: "silu".into(),
-            attention_bias: false,
+            attention_bias: Some(c.out_bias),
+            mlp_bias: c.mlp_bias.then_some(true),
             dtype: None,
             bos_token_id: Value::Null,
             eos_token_id: match ends[..] {
@@ -244,6 +246,7 @@ impl HfConfig {
             return Err(Error::file(path, format!("`architectures` {class}"), other));
         }
         let (experts, chosen) = self.experts(path)?;
+        let [attention_bias, mlp_bias] = self.biases(path)?;
         let places = [&self.rope_parameters, &self.rope_scaling];
         let rope = rope::of_config(path, places, self.max_position_embeddings)?;
         let shorter = [self.window, rope.context].into_iter().flatten().min();
@@ -274,9 +277,12 @@ impl HfConfig {
             norm_eps: self.rms_norm_eps,
             qk_norm: *qk_norm,
             tied: self.tie_word_embeddings,
-            qkv_bias: *qkv_bias,
+            qkv_bias: *qkv_bias || attention_bias,
+            out_bias: attention_bias,
+            mlp_bias,
             experts,
             experts_per_token: chosen,
+            gates_of_all: self.model_type == "qwen3_moe" && self.norm_topk_prob != Some(true),
             balance: match experts {
                 0 => 0.0,
                 _ => self.router_aux_loss_coef.unwrap_or_default(),
@@ -308,6 +314,24 @@ impl HfConfig {
         Ok((0..depth).filter(|&layer| all[layer] == 0).collect())
     }
 
+    /// Whether all projections of the attention have biases, and those of the feed-forward.
+    fn biases(&self, path: &Path) -> Result<[bool; 2]> {
+        let has = |key, said: Option<bool>, kinds: &[&str]| match said {
+            Some(true) if !kinds.contains(&self.model_type.as_str()) => {
+                let wanted = format!("`{key}` false in a model of type `{}`", self.model_type);
+                Err(Error::file(path, wanted, true))
+            }
+            said => Ok(said.unwrap_or_default()),
+        };
+        // Qwen2 has three of its own, whatever this key says.
+        let said = self.attention_bias.filter(|_| self.model_type != "qwen2");
+        let attention = ["llama", "smollm3", "qwen3", "qwen3_moe"];
+        Ok([
+            has("attention_bias", said, &attention)?,
+            has("mlp_bias", self.mlp_bias, &["llama", "smollm3"])?,
+        ])
+    }
+
     /// Experts of a layer and how many a token is sent to, as the kind of model has them.
     fn experts(&self, path: &Path) -> Result<(usize, usize)> {
         // What the classes of transformers take where a file says nothing.
@@ -337,10 +361,6 @@ impl HfConfig {
         };
         if hidden.is_none() {
             return Err(Error::file(path, "a number under `moe_intermediate_size`", "none"));
-        }
-        if self.model_type == "qwen3_moe" && self.norm_topk_prob != Some(true) {
-            // Without, transformers takes false.
-            return Err(Error::file(path, "`norm_topk_prob`: true", "false"));
         }
         Ok((experts, self.num_experts_per_tok.unwrap_or(chosen)))
     }

@@ -13,7 +13,7 @@ use std::path::Path;
 struct Architecture {
     name: &'static str,
     qk_norm: bool,
-    qkv_bias: bool,
+    biases: Biases,
     /// Whether llama.cpp turns neighbouring elements of a head, and files keep the rows of queries
     /// and keys in that order. We turn element `i` with `i + half`, as Hugging Face does.
     interleaved: bool,
@@ -23,26 +23,36 @@ struct Architecture {
     no_rope: bool,
 }
 
+/// The biases that llama.cpp reads for an architecture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Biases {
+    None,
+    /// Of queries, keys and values.
+    Queries,
+    /// Any: each is there if its tensor is.
+    Any,
+}
+
 #[rustfmt::skip]
 const ARCHITECTURES: [Architecture; 5] = [
     Architecture {
-        name: "llama", qk_norm: false, qkv_bias: false, interleaved: true, experts: [true, true],
+        name: "llama", qk_norm: false, biases: Biases::Any, interleaved: true, experts: [true, true],
         no_rope: false,
     },
     Architecture {
-        name: "qwen2", qk_norm: false, qkv_bias: true, interleaved: false, experts: [false, true],
+        name: "qwen2", qk_norm: false, biases: Biases::Queries, interleaved: false, experts: [false, true],
         no_rope: false,
     },
     Architecture {
-        name: "qwen3", qk_norm: true, qkv_bias: false, interleaved: false, experts: [false, true],
+        name: "qwen3", qk_norm: true, biases: Biases::None, interleaved: false, experts: [false, true],
         no_rope: false,
     },
     Architecture {
-        name: "qwen3moe", qk_norm: true, qkv_bias: false, interleaved: false, experts: [true, false],
+        name: "qwen3moe", qk_norm: true, biases: Biases::None, interleaved: false, experts: [true, false],
         no_rope: false,
     },
     Architecture {
-        name: "smollm3", qk_norm: false, qkv_bias: false, interleaved: true, experts: [false, true],
+        name: "smollm3", qk_norm: false, biases: Biases::None, interleaved: true, experts: [false, true],
         no_rope: true,
     },
 ];
@@ -125,7 +135,7 @@ fn turned(name: &str) -> bool {
 
 /// Values of a tensor as GGUF wants them for an architecture of ours.
 pub fn to_gguf_order(c: &TransformerConfig, name: &str, rows: usize, values: Vec<f32>) -> Vec<f32> {
-    if architecture_of(c).interleaved && turned(name) {
+    if architecture_of(c).is_some_and(|a| a.interleaved) && turned(name) {
         reorder(&values, rows, c.head_dim, true)
     } else {
         values
@@ -139,26 +149,49 @@ fn every_fourth(depth: usize) -> Vec<usize> {
 
 /// Refuses a configuration that no architecture of GGUF has; `path` is the file that was asked for.
 pub fn check_architecture(c: &TransformerConfig, path: &Path) -> Result<()> {
-    if c.no_rope.is_empty() || (architecture_of(c).no_rope && c.no_rope == every_fourth(c.depth)) {
+    if architecture_of(c).is_some() {
         return Ok(());
     }
-    let wanted = "positions in every layer, or (without norms and biases of queries and keys) in all \
-                  but each fourth, for GGUF";
-    Err(Error::file(path, wanted, format!("none in layers {:?}", c.no_rope)))
+    let (wanted, found) = if c.gates_of_all {
+        ("gates of experts that sum to 1, for GGUF", "shares of all experts".into())
+    } else if c.out_bias || c.mlp_bias {
+        let found = "norms, experts or layers without positions, and biases";
+        (
+            "no norms of queries and keys, experts or layers without positions beside biases, for GGUF",
+            found.into(),
+        )
+    } else {
+        let wanted = "positions in every layer, or (without norms and biases of queries and keys) in all \
+                      but each fourth, for GGUF";
+        (wanted, format!("none in layers {:?}", c.no_rope))
+    };
+    Err(Error::file(path, wanted, found))
 }
 
-fn architecture_of(c: &TransformerConfig) -> &'static Architecture {
+fn architecture_of(c: &TransformerConfig) -> Option<&'static Architecture> {
     let fits = |a: &&Architecture| {
+        let biases = match a.biases {
+            Biases::None => !(c.qkv_bias || c.out_bias || c.mlp_bias),
+            Biases::Queries => c.qkv_bias && !c.out_bias && !c.mlp_bias,
+            // Those of queries alone are another's.
+            Biases::Any => c.qkv_bias == c.out_bias,
+        };
+        let positions = match a.no_rope {
+            false => c.no_rope.is_empty(),
+            true => !c.no_rope.is_empty() && c.no_rope == every_fourth(c.depth),
+        };
         let mixes = a.experts[usize::from(c.experts == 0)];
-        let turned = c.no_rope.is_empty();
-        (a.qk_norm, a.qkv_bias, mixes, !a.no_rope) == (c.qk_norm, c.qkv_bias, true, turned)
+        a.qk_norm == c.qk_norm && biases && positions && mixes && !c.gates_of_all
     };
-    ARCHITECTURES.iter().find(fits).unwrap_or(&ARCHITECTURES[2])
+    ARCHITECTURES.iter().find(fits)
 }
 
 /// The keys of GGUF for a configuration.
+///
+/// # Panics
+/// If no architecture has it ([`check_architecture`]).
 pub fn architecture_keys(c: &TransformerConfig) -> Vec<(String, Value)> {
-    let name = architecture_of(c).name;
+    let name = architecture_of(c).expect("an architecture that was checked").name;
     let key = |part: &str, value: Value| (format!("{name}.{part}"), value);
     let mut keys = vec![
         ("general.architecture".into(), name.into()),
@@ -249,6 +282,11 @@ impl GgufWeights {
         let window = file.maybe_size(&key("attention.sliding_window"))?.filter(|&w| w > 0);
         let context = file.size(&key("context_length"))?;
         let depth = file.size(&key("block_count"))?;
+        let has = |bias: &str| match a.biases {
+            Biases::None => false,
+            Biases::Queries => bias == "attn_q",
+            Biases::Any => file.info(&format!("blk.0.{bias}.bias")).is_some(),
+        };
         let config = TransformerConfig {
             vocabulary: table.shape[0],
             width,
@@ -264,9 +302,12 @@ impl GgufWeights {
             norm_eps,
             qk_norm: a.qk_norm,
             tied: file.info("output.weight").is_none(),
-            qkv_bias: a.qkv_bias,
+            qkv_bias: has("attn_q"),
+            out_bias: has("attn_output"),
+            mlp_bias: has("ffn_up"),
             experts,
             experts_per_token: if experts > 0 { chosen } else { 0 },
+            gates_of_all: false,
             balance: 0.0,
         };
         config.check().map_err(|e| Error::file(path, "sizes that can work", e))?;

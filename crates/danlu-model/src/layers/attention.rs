@@ -39,9 +39,10 @@ impl Attention {
             Parameter::constant(format!("{name}.{part}.weight"), &[c.head_dim], 1.0, device)
         };
         let qkv = normal("qkv_proj", [shape.projection(), c.width], c.init_std(), rng);
+        let out = normal("o_proj", [c.width, shape.output()], c.residual_std(), rng);
         Self {
             qkv: if c.qkv_bias { qkv.biased(device) } else { qkv },
-            out: normal("o_proj", [c.width, shape.output()], c.residual_std(), rng),
+            out: if c.out_bias { out.biased(device) } else { out },
             q_norm: ones("q_norm"),
             k_norm: ones("k_norm"),
             shape,

@@ -3,13 +3,13 @@ use crate::arch::TransformerConfig;
 use crate::params::Parameter;
 use burn::tensor::{Device, Tensor, TensorData, activation::softmax};
 use danlu_core::Rng;
-use danlu_ops::Routing;
+use danlu_ops::{Among, Routing};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A mixture of experts (Shazeer et al., arXiv 1701.06538): several feed-forwards, of which a router
 /// sends each token to a few and sums what they give, weighted by the softmax of its scores among
-/// those few, as in Qwen3-MoE and Mixtral.
+/// those few, as in Mixtral and Qwen3-MoE, or among all, as Qwen3-MoE may.
 #[derive(Debug, Clone)]
 pub struct Experts {
     /// `[experts, width]`.
@@ -18,6 +18,8 @@ pub struct Experts {
     pub each: Vec<Mlp>,
     /// How many of them a token is sent to.
     pub chosen: usize,
+    /// What their weights are a softmax of.
+    pub among: Among,
     /// Tokens that each was sent since [`take_load`](Self::take_load); clones count together.
     load: Arc<[AtomicU64]>,
     /// The weights one under the other, where a block that is run again has been given them so.
@@ -35,6 +37,7 @@ impl Experts {
             router,
             each: (0..c.experts).map(one).collect(),
             chosen: c.experts_per_token,
+            among: if c.gates_of_all { Among::All } else { Among::Chosen },
             load: (0..c.experts).map(|_| AtomicU64::new(0)).collect(),
             stacked: None,
         }
@@ -50,7 +53,7 @@ impl Experts {
     pub(crate) fn route(&self, x: Tensor<2>) -> (Tensor<2>, Routing) {
         let scores = danlu_ops::linear(x, self.router.tensor.clone());
         let values: Vec<f32> = scores.to_data().try_into_vec().expect("f32");
-        let routing = Routing::new(&values, self.each.len(), self.chosen);
+        let routing = Routing::new(&values, self.each.len(), self.chosen, self.among);
         (scores, routing)
     }
 

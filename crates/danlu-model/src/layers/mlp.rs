@@ -18,9 +18,11 @@ impl Mlp {
     pub fn new(name: &str, c: &TransformerConfig, rng: &mut Rng, device: &Device) -> Self {
         let (inner, outer) = (c.init_std(), c.residual_std());
         let (up, down) = (format!("{name}.gate_up_proj"), format!("{name}.down_proj"));
-        Self {
-            gate_up: Linear::new(&up, [2 * c.hidden, c.width], inner, rng, device),
-            down: Linear::new(&down, [c.width, c.hidden], outer, rng, device),
+        let gate_up = Linear::new(&up, [2 * c.hidden, c.width], inner, rng, device);
+        let down = Linear::new(&down, [c.width, c.hidden], outer, rng, device);
+        match c.mlp_bias {
+            true => Self { gate_up: gate_up.biased(device), down: down.biased(device) },
+            false => Self { gate_up, down },
         }
     }
 

@@ -1,8 +1,7 @@
 //! Mixtures of experts of others (golden/make_experts.py): logits, what comes back after export, what is
 //! kept in few bits, and what is refused.
 
-use super::{came_back, computes, in_eight_bits, temporary};
-use danlu_model::engine::{CacheFormat, EngineOptions, Event, Job, Scheduler, WeightFormat};
+use super::{came_back, computes, engine_computes, in_eight_bits, temporary};
 use danlu_model::io::{Dtype, HfConfig, Packing, load_tensors};
 use danlu_model::{Model, export, import};
 use danlu_ops::HeadLoss;
@@ -27,33 +26,8 @@ fn mixtures_compute_what_transformers_does() {
     for name in NAMES {
         let model = imported(name);
         let tail = computes(name, &model, &ids, &file[name].values);
-
         // The engine has experts of its own, of which each takes its rows of a batch.
-        let options = EngineOptions {
-            weights: WeightFormat::F32,
-            cache: CacheFormat::F32,
-            batch: 3,
-            ..Default::default()
-        };
-        let mut scheduler = Scheduler::new(&model.transformer, &options).unwrap();
-        let size = model.transformer.config.vocabulary;
-        let job = || Job { top_logprobs: Some(size), ..Job::new(ids.clone(), 1) };
-        for _ in 0..3 {
-            scheduler.add(job()).unwrap();
-        }
-        let total = tail.iter().map(|l| l.exp()).sum::<f32>().ln();
-        let mut seen = 0;
-        while scheduler.usage().running + scheduler.usage().waiting > 0 {
-            for event in scheduler.step() {
-                let Event::Token { logprob, .. } = event else { continue };
-                for (token, found) in logprob.into_iter().flat_map(|l| l.top) {
-                    let want = tail[token as usize] - total;
-                    assert!((found - want).abs() < 2e-4, "{name}, engine: {found}, {want}");
-                    seen += 1;
-                }
-            }
-        }
-        assert_eq!(seen, 3 * size, "{name}");
+        engine_computes(name, &model, &ids, tail);
 
         // What is added to the loss in training is what transformers adds, layer by layer.
         let n = ids.len();
@@ -105,7 +79,6 @@ fn what_a_mixture_is_not_is_refused_by_name() {
     let path = golden("qwen3_moe").join("config.json");
     let whole: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     for (key, value, wanted) in [
-        ("norm_topk_prob", json!(false), "norm_topk_prob"),
         ("mlp_only_layers", json!([1]), "mlp_only_layers"),
         ("decoder_sparse_step", json!(2), "decoder_sparse_step"),
         ("num_local_experts", json!(0), "num_experts"),

@@ -96,8 +96,11 @@ pub fn shape(name: &str) -> Result<TransformerConfig> {
         qk_norm: false,
         tied: true,
         qkv_bias: false,
+        out_bias: false,
+        mlp_bias: false,
         experts: 0,
         experts_per_token: 0,
+        gates_of_all: false,
         balance: 0.0,
     })
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Distribution, Tensor};
 use danlu_ops::quant::{Arena, WeightFormat, Weights};
 use danlu_ops::{
-    Activation, AdamW, AttentionShape, ConvShape, Fused, HeadLoss, Last, Muon, Norm, Rotary,
+    Activation, AdamW, Among, AttentionShape, ConvShape, Fused, HeadLoss, Last, Muon, Norm, Rotary,
     Routing,
 };
 use serde::Serialize;
@@ -287,7 +287,7 @@ const CASES: &[Case] = &[
 /// Two experts of eight for each row.
 static TWO_OF_EIGHT: LazyLock<Routing> = LazyLock::new(|| {
     let scores: Vec<f32> = (0..8 * N).map(|i| (i * 2_654_435_761 % 1009) as f32).collect();
-    Routing::new(&scores, 8, 2)
+    Routing::new(&scores, 8, 2, Among::Chosen)
 });
 
 fn ids() -> Arc<[u32]> {
