@@ -167,6 +167,15 @@ fn stops(value: Option<Value>) -> Answer<Vec<String>> {
         .collect()
 }
 
+/// How a prompt is told again, with the log probabilities of its tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Echo {
+    /// Ids that stand before the prompt as it was asked.
+    pub(crate) before: usize,
+    /// Nothing is to follow it.
+    pub(crate) alone: bool,
+}
+
 /// A request for replies.
 pub(crate) struct Ask {
     pub(crate) chosen: Chosen,
@@ -177,6 +186,8 @@ pub(crate) struct Ask {
     pub(crate) to: Option<Modality>,
     pub(crate) drawing: Drawing,
     pub(crate) top_logprobs: Option<usize>,
+    /// Tell those of the prompt as well.
+    pub(crate) echo: Option<Echo>,
     /// Keep to this schema.
     pub(crate) schema: Option<(&'static str, Arc<Grammars>, Arc<Value>)>,
     /// A reply of text goes on where the prompt ends, without the template.
@@ -248,6 +259,7 @@ impl Ask {
                     speculate: lookup && self.to == Some(Modality::Text),
                     stop_ids: model.vocabulary.ends(),
                     top_logprobs: self.top_logprobs,
+                    score_prompt: self.echo.is_some(),
                     mask: self.mask(room)?,
                     adapter: self.chosen.adapter.clone(),
                     guidance: guided.then(|| Guidance {

@@ -3,7 +3,7 @@
 use crate::engine::{Engine, Limits, ModelThread};
 use crate::metrics::Metrics;
 use crate::schema::Grammars;
-use danlu_core::{Error, Result, Vocabulary};
+use danlu_core::{Error, Result, TokenKind, Vocabulary};
 use danlu_model::Tokenisers;
 use std::sync::{Arc, OnceLock};
 
@@ -90,6 +90,14 @@ impl Hosted {
     /// Bytes of a text entry.
     pub(crate) fn bytes(&self, text: u32) -> &[u8] {
         self.entries.get(text as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// How a token is shown: codes by the names that an exported model has for them.
+    pub(crate) fn shown(&self, id: u32) -> Vec<u8> {
+        match self.vocabulary.kind(id) {
+            Some(TokenKind::Text(text)) => self.bytes(text).to_vec(),
+            kind => kind.and_then(TokenKind::name).unwrap_or_default().into_bytes(),
+        }
     }
 
     /// Bytes of text beyond which no prompt can fit, so that it need not be tokenised to know.

@@ -1,7 +1,7 @@
 //! A reply as it comes: tokens of the engine to text, pictures and sounds.
 
 use crate::app::App;
-use crate::ask::Ask;
+use crate::ask::{Ask, Echo};
 use crate::catalogue::Hosted;
 use crate::detokenise::Detokeniser;
 use crate::engine::{Event, FinishReason, Logprob, Running};
@@ -82,6 +82,12 @@ pub(crate) struct Reply {
     deadline: Instant,
     text: Detokeniser,
     logprobs: Vec<Value>,
+    /// The prompt, as far as it is told again and its log probabilities were not come by yet.
+    echoed: std::vec::IntoIter<u32>,
+    /// Those of what stands before.
+    scored: Vec<Value>,
+    /// Nothing follows the prompt.
+    alone: bool,
     /// Ids of the picture or sound that is open.
     open: Vec<u32>,
     usage: Usage,
@@ -98,7 +104,8 @@ pub(crate) struct Reply {
 
 impl Reply {
     pub(crate) fn new(running: Running, app: &Arc<App>, model: Arc<Hosted>, ask: &Ask) -> Self {
-        Self {
+        let told = |echo: Echo| ask.prompt[echo.before..].to_vec();
+        let mut reply = Self {
             blank: model.leads_with_blank && !ask.raw,
             running,
             deadline: Instant::now() + app.options.reply_time,
@@ -106,13 +113,38 @@ impl Reply {
             model,
             text: Detokeniser::new(ask.drawing.stops.clone()),
             logprobs: Vec::new(),
+            echoed: ask.echo.map(told).unwrap_or_default().into_iter(),
+            scored: Vec::new(),
+            alone: ask.echo.is_some_and(|echo| echo.alone),
             open: Vec::new(),
             usage: Usage { prompt: ask.prompt.len(), completion: 0, cached: 0 },
             ended: false,
             next: None,
             room: ask.room().unwrap_or(usize::MAX),
             short: false,
+        };
+        if ask.echo.is_some_and(|echo| echo.before == 0) {
+            reply.score(None);
         }
+        reply
+    }
+
+    /// The next token of the prompt that is told again; nothing is known of the first.
+    fn score(&mut self, logprob: Option<&Logprob>) {
+        let Some(id) = self.echoed.next() else { return };
+        let bytes = self.shown(id);
+        let value = match logprob {
+            Some(logprob) => self.logprob(&bytes, logprob),
+            None => json!({"token": String::from_utf8_lossy(&bytes), "logprob": null}),
+        };
+        self.scored.push(value);
+    }
+
+    /// The log probabilities of what was told last.
+    fn take_logprobs(&mut self) -> Vec<Value> {
+        let mut all = std::mem::take(&mut self.scored);
+        all.append(&mut self.logprobs);
+        all
     }
 
     /// The next piece; `None` after the last.
@@ -130,6 +162,10 @@ impl Reply {
                 None => return Err(ApiError::internal("the model's thread has ended")),
                 Some(Err(message)) => return Err(ApiError::internal(message)),
                 Some(Ok(Event::Token { token, logprob, .. })) => self.token(token, logprob).await?,
+                Some(Ok(Event::Scored { logprobs, .. })) => {
+                    logprobs.iter().for_each(|logprob| self.score(Some(logprob)));
+                    None
+                }
                 Some(Ok(Event::Done {
                     reason,
                     prompt_tokens,
@@ -139,9 +175,10 @@ impl Reply {
                 })) => {
                     // What the engine made behind a stop string is no part of the reply.
                     let cut = self.text.stopped();
-                    let completion = if cut { self.usage.completion } else { completion_tokens };
+                    let told = cut || self.alone;
+                    let completion = if told { self.usage.completion } else { completion_tokens };
                     self.usage = Usage { prompt: prompt_tokens, completion, cached: cached_tokens };
-                    let full = reason == FinishReason::Length || self.short;
+                    let full = reason == FinishReason::Length || self.short || self.alone;
                     let reason = if full { "length" } else { "stop" };
                     self.end(reason)
                 }
@@ -159,15 +196,16 @@ impl Reply {
         let cut = self.text.stopped();
         let reason = if cut { "stop" } else { reason };
         let end = Piece::End(End { reason, cut, usage: self.usage });
-        if text.is_empty() && self.logprobs.is_empty() {
+        let logprobs = self.take_logprobs();
+        if text.is_empty() && logprobs.is_empty() {
             return Some(end);
         }
         self.next = Some(end);
-        Some(Piece::Text { text, logprobs: std::mem::take(&mut self.logprobs) })
+        Some(Piece::Text { text, logprobs })
     }
 
     async fn token(&mut self, id: u32, logprob: Option<Logprob>) -> Answer<Option<Piece>> {
-        if self.text.stopped() {
+        if self.text.stopped() || self.alone {
             return Ok(None);
         }
         self.usage.completion += 1;
@@ -206,7 +244,7 @@ impl Reply {
         if text.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Piece::Text { text, logprobs: std::mem::take(&mut self.logprobs) }))
+        Ok(Some(Piece::Text { text, logprobs: self.take_logprobs() }))
     }
 
     async fn media(&mut self) -> Answer<Piece> {
@@ -244,12 +282,8 @@ impl Reply {
         own
     }
 
-    /// How a token is shown: codes by the names that an exported model has for them.
     fn shown(&self, id: u32) -> Vec<u8> {
-        match self.model.vocabulary.kind(id) {
-            Some(TokenKind::Text(text)) => self.model.bytes(text).to_vec(),
-            kind => kind.and_then(TokenKind::name).unwrap_or_default().into_bytes(),
-        }
+        self.model.shown(id)
     }
 }
 

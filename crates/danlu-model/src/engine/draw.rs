@@ -31,15 +31,7 @@ impl Drawing {
         mask: Option<&BitMask>,
         scan: &mut Scan,
     ) -> (u32, Option<Logprob>) {
-        let before = self.logprobs.map(|n| {
-            scan.run(logits, 1.0);
-            let log_total = scan.peak() + scan.total().ln();
-            let mut top = scan.above(logits, scan.reached_by(n.max(1)));
-            best_first(&mut top);
-            top.truncate(n);
-            top.iter_mut().for_each(|(_, l)| *l -= log_total);
-            (log_total, top)
-        });
+        let before = self.logprobs.map(|n| likeliest(logits, n, scan));
         // What the model said of the ids whose logits are changed here.
         let mut changed: HashMap<u32, f32> = HashMap::new();
         let edit = |id: u32,
@@ -80,6 +72,23 @@ impl Drawing {
             before.map(|(total, top)| Logprob { chosen: original(id, logits) - total, top });
         (id, logprob)
     }
+}
+
+/// What is taken off logits to make them logarithms of probabilities, and those of the `n` likeliest ids.
+fn likeliest(logits: &[f32], n: usize, scan: &mut Scan) -> (f32, Vec<(u32, f32)>) {
+    scan.run(logits, 1.0);
+    let log_total = scan.peak() + scan.total().ln();
+    let mut top = scan.above(logits, scan.reached_by(n.max(1)));
+    best_first(&mut top);
+    top.truncate(n);
+    top.iter_mut().for_each(|(_, l)| *l -= log_total);
+    (log_total, top)
+}
+
+/// The log probability of an id that stands after what `logits` came from, and those of the `n` likeliest.
+pub(super) fn score(id: u32, logits: &[f32], n: usize, scan: &mut Scan) -> Logprob {
+    let (log_total, top) = likeliest(logits, n, scan);
+    Logprob { chosen: logits[id as usize] - log_total, top }
 }
 
 /// The greatest logit first; among equals the smallest id.

@@ -63,7 +63,7 @@ impl Iterator for Generator<'_> {
             let events = self.scheduler.step();
             self.ready.extend(events.into_iter().filter_map(|event| match event {
                 Event::Token { token, .. } => Some(token),
-                Event::Done { .. } => None,
+                Event::Scored { .. } | Event::Done { .. } => None,
             }));
         }
         self.ready.pop_front()
@@ -93,6 +93,7 @@ pub fn generate(
         for event in scheduler.step() {
             match event {
                 Event::Token { id, token, .. } => replies[numbers[&id]].push(token),
+                Event::Scored { .. } => {}
                 Event::Done { .. } => finished += 1,
             }
         }

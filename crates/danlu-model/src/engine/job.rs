@@ -101,6 +101,9 @@ pub struct Job {
     pub stop_ids: Vec<u32>,
     /// `None`: no log probabilities. `Some(n)`: those of the token and of the n likeliest.
     pub top_logprobs: Option<usize>,
+    /// Tell the same of the prompt's ids, from the second on ([`Event::Scored`]). Nothing of the prompt is
+    /// taken over from earlier ones then.
+    pub score_prompt: bool,
     /// What may come next; without, anything.
     pub mask: Option<Box<dyn Mask>>,
     /// Adapter to answer with, by name; without, the base model.
@@ -122,6 +125,7 @@ impl Job {
             media: None,
             stop_ids: Vec::new(),
             top_logprobs: None,
+            score_prompt: false,
             mask: None,
             adapter: None,
             guidance: None,
@@ -227,7 +231,7 @@ pub trait Mask: Send {
 /// temperature, penalties and cuts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logprob {
-    /// Of the token that was drawn.
+    /// Of the token that was drawn, or stands there.
     pub chosen: f32,
     /// The likeliest ids, the best first.
     pub top: Vec<(u32, f32)>,
@@ -255,6 +259,13 @@ pub enum Event {
         token: u32,
         /// If asked for.
         logprob: Option<Logprob>,
+    },
+    /// The next ids of a prompt that is scored: the first event of a job begins with the prompt's second id.
+    Scored {
+        /// Whose.
+        id: JobId,
+        /// One for each of them, in their order.
+        logprobs: Vec<Logprob>,
     },
     /// A reply is complete.
     Done {
@@ -307,6 +318,7 @@ pub fn run_all(
                         replies[at].push(token);
                     }
                 }
+                Event::Scored { .. } => {}
                 Event::Done { .. } => left -= 1,
             }
         }

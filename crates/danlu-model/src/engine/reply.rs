@@ -2,7 +2,7 @@
 
 use super::additions::Additions;
 use super::cache::{Cache, Sequence};
-use super::draw::Drawing;
+use super::draw::{Drawing, score};
 use super::job::{BitMask, Event, FinishReason, Job, JobId, Sampler};
 use super::lookup::Guessing;
 use danlu_ops::Scan;
@@ -20,6 +20,8 @@ pub(super) struct Waiting {
     pub(super) id: JobId,
     pub(super) job: Job,
     pub(super) adapter: Option<Named>,
+    /// What its sequences begin under in the cache.
+    pub(super) root: u64,
     /// What there is of its reply already, if it had to make room for others.
     pub(super) begun: Option<Begun>,
 }
@@ -33,14 +35,10 @@ pub(super) struct Begun {
     drafting: Guessing,
     cached: usize,
     said: usize,
+    scored: usize,
 }
 
 impl Waiting {
-    /// What its sequences begin under.
-    pub(super) fn root(&self) -> u64 {
-        self.adapter.as_ref().map_or(0, |(root, _)| *root)
-    }
-
     /// Every id that is to be read.
     pub(super) fn ids(&self) -> &[u32] {
         self.begun.as_ref().map_or(&self.job.prompt, |begun| &begun.ids)
@@ -68,7 +66,7 @@ impl Waiting {
 
     /// The reply, with pages for its ids.
     pub(super) fn start(self, own: Sequence, blank: Option<Sequence>) -> Reply {
-        let Self { id, job, adapter, begun } = self;
+        let Self { id, job, adapter, root, begun } = self;
         let begun = begun.unwrap_or_else(|| Begun {
             ids: Vec::new(),
             blank: None,
@@ -77,9 +75,23 @@ impl Waiting {
             drafting: Guessing::default(),
             cached: own.read,
             said: 0,
+            scored: 0,
         });
-        let Begun { drawing, guessing, drafting, cached, said, .. } = begun;
-        Reply { id, job, own, blank, drawing, guessing, drafting, adapter, cached, said }
+        let Begun { drawing, guessing, drafting, cached, said, scored, .. } = begun;
+        Reply {
+            id,
+            job,
+            own,
+            blank,
+            drawing,
+            guessing,
+            drafting,
+            adapter,
+            root,
+            cached,
+            said,
+            scored,
+        }
     }
 }
 
@@ -95,9 +107,12 @@ pub(super) struct Reply {
     /// The same of what a small model guesses.
     pub(super) drafting: Guessing,
     pub(super) adapter: Option<Named>,
+    root: u64,
     /// Tokens of the prompt that did not have to be read.
     pub(super) cached: usize,
     pub(super) said: usize,
+    /// Tokens of the prompt whose successors' log probabilities were told.
+    scored: usize,
 }
 
 /// The logits of a pass, and memory for drawing.
@@ -141,8 +156,10 @@ impl Reply {
             guessing,
             drafting,
             adapter,
+            root,
             cached,
             said,
+            scored,
         } = self;
         let ids = std::mem::take(&mut own.ids);
         let blank_ids = blank.as_mut().map(|blank| std::mem::take(&mut blank.ids));
@@ -150,8 +167,31 @@ impl Reply {
         if let Some(blank) = blank {
             cache.close(blank);
         }
-        let begun = Begun { ids, blank: blank_ids, drawing, guessing, drafting, cached, said };
-        Waiting { id, job, adapter, begun: Some(begun) }
+        let begun =
+            Begun { ids, blank: blank_ids, drawing, guessing, drafting, cached, said, scored };
+        Waiting { id, job, adapter, root, begun: Some(begun) }
+    }
+
+    /// The places of the prompt, of the next `rows` that are read, whose successors are to be scored.
+    pub(super) fn to_score(&self, rows: usize) -> std::ops::Range<usize> {
+        let last = if self.job.score_prompt { self.job.prompt.len() - 1 } else { 0 };
+        self.own.read.max(self.scored).min(last)..(self.own.read + rows).min(last)
+    }
+
+    /// Tells of the successors of `places` of the prompt, whose logits begin at a row.
+    pub(super) fn score(
+        &mut self,
+        from: &mut Drawn<'_>,
+        row: usize,
+        places: std::ops::Range<usize>,
+    ) -> Event {
+        let n = self.job.top_logprobs.unwrap_or(0);
+        self.scored = places.end;
+        let rows = from.logits.chunks_exact(from.vocabulary).skip(row);
+        let each = places.zip(rows);
+        let one =
+            |(at, logits): (usize, &[f32])| score(self.job.prompt[at + 1], logits, n, from.scan);
+        Event::Scored { id: self.id, logprobs: each.map(one).collect() }
     }
 
     /// Draws the next token from a row of the logits; returns why the reply ends, if it does.

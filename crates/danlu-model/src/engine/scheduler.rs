@@ -12,6 +12,7 @@ use crate::arch::Transformer;
 use danlu_core::{Error, Result};
 use danlu_ops::{PAGE, Pages, Scan, Span};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Makes the replies of several jobs with one model. One thread owns it and calls
@@ -63,9 +64,21 @@ struct Part {
     guesses: usize,
     /// Whether the guesses are the small model's.
     drafted: bool,
+    /// Places of the prompt whose successors are scored, and the first row of their logits.
+    scored: (Range<usize>, usize),
     /// First row of its logits, if it has read all.
     logits: Option<usize>,
 }
+
+impl Part {
+    /// One without guesses.
+    fn new(reply: usize, blank: bool, ids: Vec<u32>) -> Self {
+        Self { reply, blank, ids, guesses: 0, drafted: false, scored: (0..0, 0), logits: None }
+    }
+}
+
+/// Most rows of a pass that a prompt is scored of: each has logits of the whole vocabulary.
+const SCORED: usize = 32;
 
 impl Scheduler {
     /// A scheduler for the weights of `model`.
@@ -189,7 +202,16 @@ impl Scheduler {
         let id = JobId(self.next);
         self.next += 1;
         let adapter = job.adapter.as_ref().and_then(|name| self.adapters.get(name)).cloned();
-        self.waiting.push_back(Waiting { id, job, adapter, begun: None });
+        let root = match &adapter {
+            // One of its own: what is known of a prompt is not read, and could not be scored.
+            _ if job.score_prompt => {
+                self.roots += 1;
+                self.roots
+            }
+            Some((root, _)) => *root,
+            None => 0,
+        };
+        self.waiting.push_back(Waiting { id, job, adapter, root, begun: None });
         Ok(id)
     }
 
@@ -291,6 +313,12 @@ impl Scheduler {
             let sequence = if part.blank { reply.blank.as_ref() } else { Some(&reply.own) };
             let fresh = sequence.map_or(0, |s| s.fresh().len());
             let rows = part.ids.len();
+            if !part.blank {
+                let places = reply.to_score(rows);
+                let first = ids.len() + places.start.saturating_sub(reply.own.read);
+                part.scored = (places.clone(), wanted.len());
+                wanted.extend(first..first + places.len());
+            }
             if rows - part.guesses == fresh {
                 part.logits = Some(wanted.len());
                 let first = ids.len() + rows - 1 - part.guesses;
@@ -334,6 +362,18 @@ impl Scheduler {
         let mut done = Vec::new();
         let mut blank_row = None;
         for part in &parts {
+            let (places, first) = part.scored.clone();
+            if !places.is_empty() {
+                let mut drawn = Drawn {
+                    logits,
+                    vocabulary,
+                    blank: None,
+                    mask: &mut self.mask,
+                    scan: &mut self.scan,
+                    pushed: &mut self.pushed,
+                };
+                events.push(self.running[part.reply].score(&mut drawn, first, places));
+            }
             let Some(row) = part.logits else { continue };
             if part.blank {
                 // It stands before the part of its own reply.
@@ -381,7 +421,7 @@ impl Scheduler {
     fn admit(&mut self) {
         while self.running.len() < self.options.batch {
             let Some(first) = self.waiting.front() else { return };
-            let (root, ids, blank) = (first.root(), first.ids(), first.blank());
+            let (root, ids, blank) = (first.root, first.ids(), first.blank());
             // Those that run will want more pages soon, in two places if they are guided.
             let spare = 2 * self.running.len();
             let Some(own) = self.cache.open(root, ids, ids.len() + 1, spare) else { return };
@@ -419,7 +459,9 @@ impl Scheduler {
         let most = (lookup::TOGETHER / self.running.len().max(1)).saturating_sub(1);
         for (i, reply) in self.running.iter_mut().enumerate() {
             let fresh = reply.own.fresh();
-            let take = if fresh.len() == 1 { 1 } else { fresh.len().min(left) };
+            let most_read =
+                if reply.to_score(fresh.len()).is_empty() { left } else { left.min(SCORED) };
+            let take = if fresh.len() == 1 { 1 } else { fresh.len().min(most_read) };
             if take == 0 {
                 continue;
             }
@@ -427,15 +469,7 @@ impl Scheduler {
             let all = take == fresh.len();
             // The blank prompt is short: it is read whole, beside the end of the own one.
             if let (Some(blank), true) = (&reply.blank, all) {
-                let ids = blank.fresh().to_vec();
-                parts.push(Part {
-                    reply: i,
-                    blank: true,
-                    ids,
-                    guesses: 0,
-                    drafted: false,
-                    logits: None,
-                });
+                parts.push(Part::new(i, true, blank.fresh().to_vec()));
             }
             let mut ids = fresh[..take].to_vec();
             // Guidance mixes two passes: nothing is guessed there.
@@ -447,7 +481,7 @@ impl Scheduler {
             };
             let guesses = guess.len();
             ids.extend(guess);
-            parts.push(Part { reply: i, blank: false, ids, guesses, drafted: false, logits: None });
+            parts.push(Part { guesses, ..Part::new(i, false, ids) });
         }
         self.ask_draft(&mut parts, most);
         parts

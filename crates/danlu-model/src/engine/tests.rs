@@ -103,6 +103,56 @@ fn log_probabilities_are_those_of_the_full_forward_in_every_format() {
     }
 }
 
+#[test]
+fn prompts_are_scored_as_the_full_forward_does() {
+    let model = model(true, true);
+    // Room for two of them: one has to wait, be put back, and go on where it was.
+    let small = EngineOptions { cache_tokens: Some(144), ..options(WeightFormat::F32) };
+    let mut scheduler = Scheduler::new(&model, &small).expect("fits");
+    // One is known, a part of another; one is of a single id.
+    let prompts = [ids(50, 1), ids(50, 1), [&ids(50, 1)[..32], &ids(9, 2)].concat(), ids(1, 3)];
+    run_all(&mut scheduler, [Job::new(prompts[0].clone(), 1)]).expect("runs");
+    let jobs: Vec<JobId> = prompts
+        .iter()
+        .map(|prompt| {
+            let job =
+                Job { top_logprobs: Some(2), score_prompt: true, ..Job::new(prompt.clone(), 70) };
+            scheduler.add(job).expect("fits")
+        })
+        .collect();
+    let beside = scheduler.add(Job::new(ids(20, 4), 40)).expect("fits");
+    let mut scored: Vec<Vec<Logprob>> = vec![Vec::new(); prompts.len()];
+    let mut said = vec![0; prompts.len()];
+    while scheduler.usage().running + scheduler.usage().waiting > 0 {
+        for event in scheduler.step() {
+            match event {
+                Event::Scored { id, logprobs } => {
+                    let at = jobs.iter().position(|j| *j == id).expect("one that asked");
+                    assert_eq!(said[at], 0, "before what follows");
+                    scored[at].extend(logprobs);
+                }
+                Event::Token { id, .. } if id != beside => {
+                    said[jobs.iter().position(|j| *j == id).expect("ours")] += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(said, [70; 4]);
+    for (prompt, scored) in prompts.iter().zip(&scored) {
+        assert_eq!(scored.len(), prompt.len() - 1);
+        let logits = full(&model, prompt);
+        for (i, found) in scored.iter().enumerate() {
+            let row = &logits[i * VOCABULARY..][..VOCABULARY];
+            let total = row.iter().map(|l| l.exp()).sum::<f32>().ln();
+            let want = row[prompt[i + 1] as usize] - total;
+            assert!((found.chosen - want).abs() < 1e-3, "{i}: {} and {want}", found.chosen);
+            assert_eq!(found.top.len(), 2);
+            assert!((found.top[0].1 - (row[best(row) as usize] - total)).abs() < 1e-3);
+        }
+    }
+}
+
 fn hot(seed: u64) -> Sampler {
     Sampler { temperature: 1.0, top_k: 40, top_p: 0.95, seed, ..Default::default() }
 }
@@ -154,6 +204,7 @@ fn guesses_are_right_where_a_reply_repeats_itself() {
         for event in scheduler.step() {
             match event {
                 Event::Token { token, .. } => tokens.push(token),
+                Event::Scored { .. } => unreachable!("nothing is scored"),
                 Event::Done { completion_tokens, reason, .. } => {
                     assert_eq!((completion_tokens, reason), (60, FinishReason::Length));
                 }

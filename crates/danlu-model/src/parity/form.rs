@@ -142,6 +142,7 @@ fn decoded(engine: &mut Scheduler, adapter: Option<String>, ids: &[u32]) -> Resu
                         values[row + id as usize] = l;
                     }
                 }
+                Event::Scored { .. } => {}
                 Event::Done { .. } => return Ok(Rows { first: half - 1, values }),
             }
         }

@@ -123,7 +123,9 @@ impl ModelThread {
         let places = self.places(jobs.len())?;
         let mut out = Vec::with_capacity(jobs.len());
         for (job, place) in jobs.into_iter().zip(places) {
-            let (sender, events) = mpsc::channel(job.max_tokens + 2);
+            // A prompt is scored in as many events as it has ids, at the most.
+            let scored = if job.score_prompt { job.prompt.len() } else { 0 };
+            let (sender, events) = mpsc::channel(job.max_tokens + scored + 2);
             let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
             let job = Box::new(job);
             self.commands
@@ -280,7 +282,7 @@ impl Loop {
 
     fn tell(&mut self, event: Event) {
         let now = Instant::now();
-        let (Event::Token { id, .. } | Event::Done { id, .. }) = event;
+        let (Event::Token { id, .. } | Event::Scored { id, .. } | Event::Done { id, .. }) = event;
         let Some(waiting) = self.jobs.get_mut(&id) else { return };
         match &event {
             Event::Token { .. } => {
@@ -291,6 +293,7 @@ impl Loop {
                 // There is room; if the client has gone, its cancellation is on the way.
                 let _ = waiting.events.try_send(Ok(event));
             }
+            Event::Scored { .. } => _ = waiting.events.try_send(Ok(event)),
             Event::Done { reason, prompt_tokens, cached_tokens, completion_tokens, .. } => {
                 self.metrics.finished(*reason);
                 self.metrics.tokens(*prompt_tokens, *cached_tokens, *completion_tokens);

@@ -116,8 +116,17 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Answe
     });
     let (prompt, schema) = work.await?;
     let top_logprobs = logprobs.then(|| top.unwrap_or(0) as usize);
-    let ask =
-        Ask { chosen, prompt, param: "messages", to, drawing, top_logprobs, schema, raw: false };
+    let ask = Ask {
+        chosen,
+        prompt,
+        param: "messages",
+        to,
+        drawing,
+        top_logprobs,
+        echo: None,
+        schema,
+        raw: false,
+    };
     let replies = ask.start(&app).await?;
     if stream { Ok(wanted.stream(replies)) } else { wanted.answer(replies).await }
 }

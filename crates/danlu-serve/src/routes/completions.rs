@@ -3,7 +3,7 @@
 use super::chat::unique;
 use super::embeddings::text_or_ids;
 use crate::app::{App, now};
-use crate::ask::{Ask, Drawing, IGNORED, model, start, streamed};
+use crate::ask::{Ask, Drawing, Echo, IGNORED, model, start, streamed};
 use crate::conversation::check_length;
 use crate::http::body;
 use crate::http::error::{Answer, ApiError, json_response};
@@ -36,7 +36,13 @@ struct Wanted {
 /// The handler.
 pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -> Answer {
     let (head, body) = request.into_parts();
-    let (map, share) = body::json(&app, &head.headers, body).await?;
+    let (mut map, share) = body::json(&app, &head.headers, body).await?;
+    // A prompt alone may be asked for, if it is told again: to score it. A token is drawn and dropped.
+    let alone = map.get("echo") == Some(&Value::Bool(true))
+        && map.get("max_tokens").and_then(Value::as_i64) == Some(0);
+    if alone {
+        map.insert("max_tokens".into(), 1.into());
+    }
     let name = map.get("model").and_then(Value::as_str).unwrap_or_default().to_string();
     let mut fields = Fields::new(map);
     let chosen = model(&app, &mut fields)?;
@@ -50,43 +56,47 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
     fields.pass_over(&IGNORED);
     fields.finish()?;
     let prompts = each(prompts)?;
-    if echo && !prompts.iter().all(Value::is_string) {
-        return Err(ApiError::bad("echo", "`echo` needs prompts of text"));
-    }
-    let mut echoes = Vec::new();
-    for prompt in &prompts {
-        let text = prompt.as_str().filter(|_| echo).unwrap_or_default();
-        echoes.extend(std::iter::repeat_n(text.to_string(), drawing.replies));
-    }
     let host = chosen.model.clone();
     let ids = app.work(move || {
         let _share = share;
         prompts
-            .iter()
+            .into_iter()
             .map(|value| {
                 let mut ids = Vec::new();
                 // A document of plain text begins as in training: with what the tokeniser of an
-                // imported model puts there, or as one ends.
-                match host.tokenisers.text.begin() {
-                    Some(begin) if value.is_string() => ids.push(begin),
-                    None if host.vocabulary.has_controls() => {
-                        ids.push(host.vocabulary.control_id(Control::End));
-                    }
-                    _ => {}
-                }
-                ids.extend(text_or_ids(&host, "prompt", value)?);
+                // imported model puts there, or as one ends. Ids are as they are.
+                let end = || host.vocabulary.control_id(Control::End);
+                let controls = host.vocabulary.has_controls();
+                let begin = host.tokenisers.text.begin().or_else(|| controls.then(end));
+                ids.extend(begin.filter(|_| value.is_string()));
+                let before = ids.len();
+                ids.extend(text_or_ids(&host, "prompt", &value)?);
                 check_length(&host, "prompt", ids.len())?;
-                Ok(ids)
+                let text = match value {
+                    _ if !echo => String::new(),
+                    Value::String(text) => text,
+                    _ => {
+                        let bytes: Vec<u8> =
+                            ids[before..].iter().flat_map(|&id| host.shown(id)).collect();
+                        String::from_utf8_lossy(&bytes).into_owned()
+                    }
+                };
+                Ok((ids, before, text))
             })
             .collect::<Answer<Vec<_>>>()
     });
-    let asks = ids.await?.into_iter().map(|prompt| Ask {
+    let prompts = ids.await?;
+    let echoes =
+        prompts.iter().flat_map(|(_, _, text)| std::iter::repeat_n(text.clone(), drawing.replies));
+    let echoes = echoes.collect();
+    let asks = prompts.into_iter().map(|(prompt, before, _)| Ask {
         chosen: chosen.clone(),
         prompt,
         param: "prompt",
         to: Some(Modality::Text),
         drawing: drawing.clone(),
         top_logprobs: logprobs.map(|n| n as usize),
+        echo: (echo && (alone || logprobs.is_some())).then_some(Echo { before, alone }),
         schema: None,
         raw: true,
     });
@@ -124,7 +134,7 @@ fn each(value: Value) -> Answer<Vec<Value>> {
     Ok(list)
 }
 
-/// Log probabilities in the older shape.
+/// Log probabilities in the older shape; the first token of a prompt has none.
 fn older(list: &[Value], mut offset: usize) -> Value {
     let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
     for one in list {
@@ -133,10 +143,10 @@ fn older(list: &[Value], mut offset: usize) -> Value {
         offset += token.chars().count();
         tokens.push(token);
         values.push(one["logprob"].clone());
-        let top = one["top_logprobs"].as_array().into_iter().flatten();
-        let top = top
-            .map(|t| (t["token"].as_str().unwrap_or_default().to_string(), t["logprob"].clone()));
-        tops.push(top.collect::<Map<_, _>>());
+        let shown =
+            |t: &Value| (t["token"].as_str().unwrap_or_default().to_string(), t["logprob"].clone());
+        let top = one["top_logprobs"].as_array();
+        tops.push(top.map(|top| top.iter().map(shown).collect::<Map<_, _>>()));
     }
     json!({
         "tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets,
@@ -168,7 +178,7 @@ impl Wanted {
         for (i, whole) in wholes(replies).await?.into_iter().enumerate() {
             usages.push(whole.usage);
             let echo = &self.echo[i];
-            let logprobs = self.logprobs.then(|| older(&whole.logprobs, echo.chars().count()));
+            let logprobs = self.logprobs.then(|| older(&whole.logprobs, 0));
             choices.push(json!({
                 "index": i,
                 "text": format!("{echo}{}", whole.text),
@@ -221,11 +231,10 @@ impl Wanted {
                 Piece::End(end) => (String::new(), vec![], Some(end.reason), Some(end.usage)),
                 Piece::Picture(_) | Piece::Sound(_) => continue,
             };
-            offset += echo.chars().count();
+            let text = std::mem::take(&mut echo) + &text;
             let logprobs =
                 (self.logprobs && !logprobs.is_empty()).then(|| older(&logprobs, offset));
             offset += text.chars().count();
-            let text = std::mem::take(&mut echo) + &text;
             let chunk = self.chunk(vec![json!({
                 "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason,
             })]);

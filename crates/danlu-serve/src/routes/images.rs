@@ -54,6 +54,7 @@ pub(super) async fn images(State(app): State<Arc<App>>, request: Request) -> Ans
         to: Some(Modality::Image),
         drawing,
         top_logprobs: None,
+        echo: None,
         schema: None,
         raw: false,
     };

@@ -105,6 +105,7 @@ pub(super) async fn speech(State(app): State<Arc<App>>, request: Request) -> Ans
         to: Some(Modality::Audio),
         drawing: drawing.once(),
         top_logprobs: None,
+        echo: None,
         schema: None,
         raw: false,
     };

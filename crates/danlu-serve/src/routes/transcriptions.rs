@@ -199,6 +199,7 @@ async fn hear(
         to: Some(Modality::Text),
         drawing,
         top_logprobs: None,
+        echo: None,
         schema: None,
         raw: false,
     };

@@ -177,7 +177,9 @@ fn completions_go_on_where_a_text_ends() {
     let logprobs = &value["choices"][0]["logprobs"];
     let tokens = logprobs["tokens"].as_array().expect("tokens").len();
     assert_eq!(logprobs["token_logprobs"].as_array().expect("values").len(), tokens);
-    assert_eq!(logprobs["text_offset"][0], 2);
+    // Those of the prompt come first; before it stands what documents begin with.
+    assert_eq!((&logprobs["text_offset"][0], &logprobs["tokens"][0]), (&json!(0), &json!("ok")));
+    assert!(logprobs["token_logprobs"][0].is_number(), "{logprobs}");
     let mut streamed = body;
     streamed["stream"] = json!(true);
     streamed["prompt"] = json!("ok");
@@ -186,6 +188,38 @@ fn completions_go_on_where_a_text_ends() {
         streamed.iter().filter_map(|e| e["choices"][0]["logprobs"]["text_offset"].as_array());
     let offsets: Vec<&Value> = offsets.flatten().collect();
     assert_eq!((offsets[0], offsets.len()), (&logprobs["text_offset"][0], tokens));
+    // A prompt alone, of ids: nothing stands before, and nothing follows.
+    let body = json!({
+        "model": "tiny", "prompt": [[71, 72, 0], [78]], "max_tokens": 0, "logprobs": 1, "echo": true,
+    });
+    let value = post(server.address, "/v1/completions", &body).json();
+    let choice = &value["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("hi!"), &json!("length")));
+    let told = &choice["logprobs"];
+    assert_eq!(told["tokens"], json!(["h", "i", "!"]));
+    assert_eq!(told["text_offset"], json!([0, 1, 2]));
+    assert_eq!(
+        (&told["token_logprobs"][0], &told["top_logprobs"][0]),
+        (&Value::Null, &Value::Null)
+    );
+    assert!(told["token_logprobs"][2].as_f64().is_some_and(|p| p < 0.0), "{told}");
+    assert_eq!(told["top_logprobs"][2].as_object().expect("by token").len(), 1);
+    assert_eq!(value["choices"][1]["logprobs"]["token_logprobs"], json!([null]));
+    assert_eq!(
+        (&value["usage"]["prompt_tokens"], &value["usage"]["completion_tokens"]),
+        (&json!(4), &json!(0))
+    );
+    // The same in a stream, in one piece.
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    let streamed = events(&post(server.address, "/v1/completions", &streamed));
+    let of_first = streamed.iter().map(|e| &e["choices"][0]).filter(|c| c["index"] == 0);
+    let of_first: Vec<&Value> = of_first.filter(|c| c["logprobs"].is_object()).collect();
+    assert_eq!(
+        (of_first.len(), &of_first[0]["logprobs"], &of_first[0]["text"]),
+        (1, told, &json!("hi!"))
+    );
+
     let body = json!({"model": "tiny", "prompt": [1, 2], "max_tokens": 5, "stream": true});
     let streamed = events(&post(server.address, "/v1/completions", &body));
     assert!(streamed.last().is_some_and(|e| e["choices"][0]["finish_reason"].is_string()));
