@@ -65,7 +65,10 @@ pub struct DataRecipe {
     /// Sample files (`.jsonl`); task name `file` in the mixture.
     #[serde(default)]
     pub files: Vec<PathBuf>,
-    /// How many unusable rows of `files` are skipped before the run refuses to go on.
+    /// Sample files that are never learnt from: what they cost is measured at every validation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_out: Vec<PathBuf>,
+    /// How many unusable rows of `files`, and of `held_out`, are skipped before the run refuses to go on.
     #[serde(default = "default_bad_rows")]
     pub max_bad_rows: usize,
     /// Scenes composed of several pictures, for the grounding tasks.
@@ -645,10 +648,10 @@ impl Recipe {
     /// Every file and folder that it names.
     pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let data = self.data.packs.iter_mut().chain(&mut self.data.files);
-        data.chain(&mut self.model.from)
+        data.chain(&mut self.data.held_out).chain(&mut self.model.from)
     }
 
-    /// The recipe with the default evaluation and checkpoints, and without recomputation, which
+    /// The recipe with the default evaluation and checkpoints, and without recomputation and held-out files, which
     /// change no number, nor the folders that its data lies in: what a trained model depends on.
     pub fn for_training(&self) -> Recipe {
         let train = TrainRecipe { recompute: Recompute::None, ..self.train.clone() };
@@ -657,6 +660,7 @@ impl Recipe {
             checkpoint: CheckpointRecipe::default(),
             track: TrackRecipe::default(),
             train,
+            data: DataRecipe { held_out: Vec::new(), ..self.data.clone() },
             ..self.clone()
         };
         bare.paths_mut().for_each(without_folder);
@@ -718,6 +722,10 @@ impl Recipe {
         at_least("train.validate", self.train.validate, 1)?;
         self.checkpoint.check()?;
         at_least("data.stretch", self.data.stretch, 32)?;
+        if let Some(both) = self.data.held_out.iter().find(|p| self.data.files.contains(p)) {
+            let wanted = "files that are not learnt from (`data.files`)";
+            return Err(Error::parameter("data.held_out", wanted, both.display()));
+        }
         if self.data.variants > MOST_VARIANTS {
             let wanted = format!("at most {MOST_VARIANTS}");
             return Err(Error::parameter("data.variants", wanted, self.data.variants));

@@ -643,6 +643,7 @@ mod tests {
         let recipe = DataRecipe {
             packs: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packs/sample")],
             files: Vec::new(),
+            held_out: Vec::new(),
             max_bad_rows: 0,
             scenes: 50,
             variants: 0,

@@ -1,11 +1,12 @@
 //! Looks at machine, files, recipe and data before a run, and reckons what it will take.
 
 use crate::checkpoint;
+use crate::held_out;
 use crate::lesson::{Held, Lessons};
 use crate::memory;
 use crate::pretrain::codes_fingerprint;
 use crate::run::Run;
-use crate::session::load;
+use crate::session::{self, load};
 use crate::watch::{Event, Watcher};
 use crate::{CodeTable, pretrain, tune};
 use danlu_core::recipe::{GuardRecipe, Optimiser};
@@ -92,10 +93,31 @@ pub fn examine(path: &Path, folder: &Path) -> Vec<Finding> {
         }
     };
     data(&mut out, &recipe, &corpus);
+    match held_out::load(&recipe) {
+        Ok((held, ends)) if !ends.is_empty() => {
+            let rows = held.samples.len() + held.texts.len();
+            out.good("data", format!("{rows} rows are held out of learning"));
+        }
+        Ok(_) => {}
+        Err(e) => out.bad("data", e.to_string()),
+    }
     let run = Run { folder: folder.to_path_buf() };
     let vocabulary = match lengths(&mut out, &recipe, &run, &mut corpus) {
-        Ok(Some(vocabulary)) => vocabulary,
-        Ok(None) => expected_vocabulary(&recipe, &corpus),
+        Ok(Some(vocabulary)) => {
+            if let Err(e) = session::check_brief(&recipe, &vocabulary) {
+                out.bad("recipe", e.to_string());
+            }
+            vocabulary
+        }
+        Ok(None) => {
+            let vocabulary = expected_vocabulary(&recipe, &corpus);
+            if let (Err(e), None) = (session::check_brief(&recipe, &vocabulary), &recipe.model.from)
+            {
+                // They may come with `--tokenizers`.
+                out.careful("recipe", format!("{e}, unless the tokenisers are another model's"));
+            }
+            vocabulary
+        }
         Err(e) => {
             out.bad("data", e.to_string());
             return out.0;
@@ -343,10 +365,11 @@ fn expected_vocabulary(recipe: &Recipe, corpus: &Corpus) -> Vocabulary {
 }
 
 /// Refuses a training before its tokenisers are learnt, which takes minutes: an object store that
-/// this build cannot open, sizes that make no model, and more memory than there is, by the vocabulary
-/// that the tokenisers will have.
+/// this build cannot open, held-out files that cannot be read, sizes that make no model, and more memory than
+/// there is, by the vocabulary that the tokenisers will have.
 pub fn early(recipe: &Recipe, corpus: &Corpus) -> Result<()> {
     checkpoint::can_copy(&recipe.checkpoint)?;
+    held_out::load(recipe)?;
     let (_, prediction, would_help) = reckoned(recipe, &expected_vocabulary(recipe, corpus))?;
     memory::check(&prediction, memory::available(), &would_help).map(drop)
 }
@@ -365,6 +388,7 @@ fn reckoned(
             TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), recipe.train.window)?
         }
     };
+    session::check_window(recipe, &config)?;
     let sizes = memory::Sizes::from(&config);
     let load = load(recipe, config.depth)?;
     let prediction = memory::predict(&sizes, &load);

@@ -408,7 +408,7 @@ impl Held {
     /// expected.
     pub fn read(recipe: &TuneRecipe, model: &Model, watcher: &mut dyn Watcher) -> Result<Self> {
         let sets = read_sets(recipe, &recipe.held_out, model, &Objective::Reply, watcher)?;
-        let mut out: Vec<(String, Vec<Batch>)> = Vec::new();
+        let mut out: Vec<(String, Vec<Document>)> = Vec::new();
         for (set, items) in recipe.held_out.iter().zip(sets) {
             let documents: Vec<Document> = items
                 .into_iter()
@@ -421,9 +421,16 @@ impl Held {
                 return Err(Error::file(&set.file, "at least one usable row", "none"));
             }
             let name = data_name(&set.file, |name| out.iter().any(|(n, _)| n == name));
-            out.push((name, documents.chunks(HELD_OUT).map(side_by_side).collect()));
+            out.push((name, documents));
         }
-        Ok(Self(out))
+        Ok(Self::of(out))
+    }
+
+    /// Of documents, by the name of their file.
+    pub(crate) fn of(sets: Vec<(String, Vec<Document>)>) -> Self {
+        let batches =
+            |documents: Vec<Document>| documents.chunks(HELD_OUT).map(side_by_side).collect();
+        Self(sets.into_iter().map(|(name, documents)| (name, batches(documents))).collect())
     }
 
     /// Cross-entropy in nats a token of what counts, by file.

@@ -82,6 +82,19 @@ pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
             }
             chart(&mut page, &format!("Loss of {}", m.name()), "nats a token", series);
         }
+        let known = |name: &String| Modality::ALL.iter().any(|m| m.name() == name);
+        let files = log.iter().rev().find(|l| !l.validation.is_empty());
+        let files = files.into_iter().flat_map(|l| l.validation.keys()).filter(|name| !known(name));
+        let series: Vec<Series> = files
+            .map(|name| Series {
+                name: name.clone(),
+                points: points(&|l| l.validation.get(name).copied()),
+                dashed: false,
+            })
+            .collect();
+        if !series.is_empty() {
+            chart(&mut page, "Held-out files", "nats a token", series);
+        }
         let languages = log.iter().rev().find(|l| !l.text.is_empty()).map(|l| l.text.keys());
         let series: Vec<Series> = languages
             .into_iter()

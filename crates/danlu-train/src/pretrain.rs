@@ -44,7 +44,7 @@ pub struct LogLine {
     pub modality: Losses,
     /// Training cross-entropy by task.
     pub task: Losses,
-    /// Validation cross-entropy by modality, where it was measured.
+    /// Validation cross-entropy by modality, and of each file of `data.held_out`, where it was measured.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub validation: Losses,
     /// Nats a byte of held-out plain text, by language and of `all`, where it was measured.
@@ -396,6 +396,7 @@ fn steps(
     let json = serde_json::to_string(&marginals).map_err(|e| Error::Other(e.to_string()))?;
     write_atomically(&run.folder.join("marginals.json"), json.as_bytes())?;
     let validation = validation_batches(&session.source, &session.packer)?;
+    let files = crate::held_out::read(recipe, &tokenisers, watcher)?;
     let held_out = |session: &Session<'_>, limit| {
         let learns =
             |(name, &share): (&String, &f32)| PLAIN.contains(&name.as_str()) && share > 0.0;
@@ -474,6 +475,7 @@ fn steps(
             line.upkeep = Some(session.state.upkeep);
             let frozen = frozen(&session.model, session.average.as_deref());
             line.validation = validate(&frozen, &validation, &session.vocabulary);
+            line.validation.extend(files.measure(&frozen));
             let all = line.validation.values();
             if !line.validation.is_empty() {
                 writer.rate(done as u64, all.sum::<f64>() / line.validation.len() as f64)?;
@@ -519,7 +521,16 @@ fn steps(
     let (state, ancestor) = (session.state, session.ancestor);
     let result = format!("{} tokens in {:.0} s", state.tokens, state.seconds);
     watcher.tell(Event::PhaseDone { result: state.upkeep.after(result) });
-    let info = ModelInfo {
+    let info = info(recipe, &state, ancestor)?;
+    let model = Model { transformer, tokenisers, info };
+    model.save(&run.model(), Dtype::F32)?;
+    Ok(model)
+}
+
+/// What is written with the model of a training that stands at `state`; `ancestor` is the hash of the weights that it
+/// began with, if it did.
+pub(crate) fn info(recipe: &Recipe, state: &State, ancestor: Option<String>) -> Result<ModelInfo> {
+    Ok(ModelInfo {
         name: recipe.name.clone(),
         steps: state.step,
         tokens: state.tokens,
@@ -527,10 +538,7 @@ fn steps(
         data: manifests(recipe)?,
         from: ancestor.into_iter().chain(state.from.clone()).collect(),
         ..Default::default()
-    };
-    let model = Model { transformer, tokenisers, info };
-    model.save(&run.model(), Dtype::F32)?;
-    Ok(model)
+    })
 }
 
 /// What is seen inside the model after a step.

@@ -76,6 +76,26 @@ impl Pass {
     }
 }
 
+/// Refuses a window that is longer than what the model can read.
+pub(crate) fn check_window(recipe: &Recipe, config: &TransformerConfig) -> Result<()> {
+    let window = recipe.train.window;
+    if config.context < window {
+        let wanted = format!("at least train.window ({window})");
+        return Err(Error::parameter("model.context", wanted, config.context));
+    }
+    Ok(())
+}
+
+/// Refuses brief prompts where no recogniser has a word for what they leave out.
+pub(crate) fn check_brief(recipe: &Recipe, vocabulary: &Vocabulary) -> Result<()> {
+    let brief = recipe.train.brief;
+    if brief > 0.0 && (vocabulary.image_semantic == 0 || vocabulary.audio_semantic == 0) {
+        let wanted = "0 for tokenisers without both recognisers";
+        return Err(Error::parameter("train.brief", wanted, brief));
+    }
+    Ok(())
+}
+
 impl<'a> Session<'a> {
     /// Opens the training of a run with this fingerprint at its newest checkpoint that is whole and not
     /// after step `until`, or before its first step. Refuses what cannot fit into memory.
@@ -110,13 +130,7 @@ impl<'a> Session<'a> {
                 config.vocabulary,
             ));
         }
-        if config.context < r.window {
-            return Err(Error::parameter(
-                "model.context",
-                format!("at least train.window ({})", r.window),
-                config.context,
-            ));
-        }
+        check_window(recipe, &config)?;
         let source = Source {
             recipe,
             corpus,
@@ -126,13 +140,7 @@ impl<'a> Session<'a> {
             classes: [picture_classes(corpus), sound_classes(corpus)],
             too_long: Default::default(),
         };
-        if r.brief > 0.0 && (vocabulary.image_semantic == 0 || vocabulary.audio_semantic == 0) {
-            return Err(Error::parameter(
-                "train.brief",
-                "0 for tokenisers without both recognisers",
-                r.brief,
-            ));
-        }
+        check_brief(recipe, &vocabulary)?;
         let packer =
             Packer { rows: r.rows, window: r.window, pad: vocabulary.control_id(Control::Pad) };
         let load = load(recipe, config.depth)?;

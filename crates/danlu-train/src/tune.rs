@@ -4,7 +4,7 @@
 //! tries. Each is a batch whose positions have weights, so the loop does not know which.
 
 use crate::audit;
-use crate::checkpoint::{self, Facts, Writer};
+use crate::checkpoint::{self, Facts, State, Writer};
 use crate::distil::Teacher;
 use crate::guard::{self, Done, Pace};
 use crate::lesson::{Held, Lessons};
@@ -245,9 +245,14 @@ impl Base {
     ) -> Facts {
         let mut data = self.learnt_from(teacher);
         data.extend(lessons.contents());
+        let fingerprint = fingerprint(recipe, &self.hash, &self.parents, &data);
+        let beneath = self.parents.iter().enumerate();
+        let beneath = beneath.map(|(i, hash)| (format!("adapter {} beneath", i + 1), hash.clone()));
+        let weights = beneath.chain([("the base".to_string(), self.hash.clone())]);
+        data.extend(weights.map(|(of, hash)| (format!("{}{of}", checkpoint::WEIGHTS), hash)));
         Facts {
             seed: recipe.seed,
-            recipe: fingerprint(recipe, &self.hash, &self.parents, &data),
+            recipe: fingerprint,
             data,
             tokenisers: self.model.info.tokenisers.clone(),
         }
@@ -367,9 +372,26 @@ fn steps(
     let Tuning { learner, state, .. } = tuning;
     let result = format!("{} tokens in {:.0} s", state.tokens, state.seconds);
     watcher.tell(Event::PhaseDone { result: state.upkeep.after(result) });
+    let to = match recipe.lora {
+        Some(_) => adapter_folder(run),
+        None => run.model(),
+    };
+    publish(recipe, base, teacher.as_ref(), &learner, &state, &to)?;
+    Ok(to)
+}
+
+/// Writes what was learnt into `to`: the adapter, or the model if all weights learn.
+pub(crate) fn publish(
+    recipe: &TuneRecipe,
+    base: Base,
+    teacher: Option<&Teacher>,
+    learner: &Learner,
+    state: &State,
+    to: &Path,
+) -> Result<()> {
     let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
     let recipe_hash = hash(&recipe.to_toml());
-    let data = base.learnt_from(teacher.as_ref());
+    let data = base.learnt_from(teacher);
     let Base { model, hash: base, parents, .. } = base;
     match &recipe.lora {
         Some(config) => {
@@ -385,8 +407,7 @@ fn steps(
             };
             let deltas = learner.plain().newest_deltas(config);
             let adapter = Adapter { config: config.clone(), info, deltas };
-            adapter.publish(&adapter_folder(run), &model.info)?;
-            Ok(adapter_folder(run))
+            adapter.publish(to, &model.info)
         }
         None => {
             let mut from = model.info.from.clone();
@@ -405,8 +426,7 @@ fn steps(
             {
                 transformer.merge()?;
             }
-            Model { transformer, info, ..model }.save(&run.model(), Dtype::F32)?;
-            Ok(run.model())
+            Model { transformer, info, ..model }.save(to, Dtype::F32)
         }
     }
 }

@@ -155,7 +155,7 @@ impl<'a> Tuning<'a> {
 }
 
 /// What learns, before its first step.
-fn fresh(recipe: &TuneRecipe, model: &Model) -> Result<Learner> {
+pub(crate) fn fresh(recipe: &TuneRecipe, model: &Model) -> Result<Learner> {
     Learner::new(&model.transformer, recipe.lora.as_ref(), recipe.base, recipe.seed)
 }
 

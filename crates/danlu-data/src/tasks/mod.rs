@@ -557,6 +557,7 @@ pub(crate) mod tests {
             let recipe = DataRecipe {
                 packs: vec![folder.0.clone()],
                 files: vec![rows],
+                held_out: Vec::new(),
                 max_bad_rows: 0,
                 scenes: 20,
                 variants: 0,

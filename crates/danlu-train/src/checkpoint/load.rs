@@ -107,6 +107,7 @@ pub fn load_until(
 pub fn same_data(folder: &Path, facts: &Facts) -> Result<()> {
     let newest = folder::list(folder).into_iter().rev().find_map(|p| Manifest::read(&p).ok());
     let Some(Manifest { facts: before, .. }) = newest else { return Ok(()) };
+    same_beginning(&before, facts)?;
     for (name, hash) in &before.data {
         let found = facts.data.get(name).map_or("no such file", String::as_str);
         if found != hash {
@@ -120,6 +121,30 @@ pub fn same_data(folder: &Path, facts: &Facts) -> Result<()> {
     Ok(())
 }
 
+/// Refuses other tokenisers, and other weights than those that a tuning began with: what was learnt means nothing
+/// with them, whatever the data is.
+fn same_beginning(before: &Facts, now: &Facts) -> Result<()> {
+    let began = |f: &Facts| {
+        let weights = f.data.iter().filter(|(name, _)| name.starts_with(WEIGHTS));
+        let weights = weights.map(|(name, hash)| (name.clone(), hash.clone()));
+        weights
+            .chain([("tokenisers".to_string(), f.tokenisers.clone())])
+            .collect::<BTreeMap<_, _>>()
+    };
+    let now = began(now);
+    for (name, hash) in began(before).into_iter().filter(|(_, hash)| !hash.is_empty()) {
+        let found = now.get(&name).map_or("none", String::as_str);
+        if found != hash {
+            let wanted = format!("what this run began with, BLAKE3 {hash}");
+            return Err(Error::file(name, wanted, found));
+        }
+    }
+    Ok(())
+}
+
+/// How the names of the weights that a tuning begins with start, in [`Facts::data`].
+pub(crate) const WEIGHTS: &str = "weights of ";
+
 /// Lets a run go on with data that has changed: its checkpoints, those that the guard may go back to
 /// among them, are written anew as of this fingerprint and these facts. Those that cannot be read stay
 /// as they are, for [`load`] to tell of.
@@ -130,6 +155,7 @@ pub fn accept_data(folder: &Path, fingerprint: &str, facts: &Facts) -> Result<()
         if state.fingerprint == fingerprint && before.data == facts.data {
             continue;
         }
+        same_beginning(&before, facts)?;
         if state.fingerprint != fingerprint {
             let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
             state.from.push(before);
@@ -157,6 +183,18 @@ pub fn load_step(
     average: Option<&mut Vec<Tensor<2>>>,
 ) -> Result<State> {
     load_one(&folder.join(folder::name(step)), fingerprint, module, optimiser, average)
+}
+
+/// Fills a module with the weights of the checkpoint in `path`: their average, where one is kept.
+pub fn weights(path: &Path, module: &mut dyn Module) -> Result<State> {
+    let (state, _, mut tensors) = read_whole(path)?;
+    for p in module.parameters() {
+        if let Some(average) = tensors.remove(&format!("average.{}", p.name)) {
+            tensors.insert(p.name.clone(), average);
+        }
+    }
+    load_parameters(module, &mut tensors, path)?;
+    Ok(state)
 }
 
 type Tensors = BTreeMap<String, NamedTensor>;

@@ -13,7 +13,8 @@ mod shards;
 mod store;
 mod writer;
 
-pub use load::{accept_data, adopt, load, load_step, load_until, newest_state, same_data};
+pub(crate) use load::WEIGHTS;
+pub use load::{accept_data, adopt, load, load_step, load_until, newest_state, same_data, weights};
 pub use manifest::{Facts, Manifest};
 pub use shards::Shard;
 pub use writer::Writer;

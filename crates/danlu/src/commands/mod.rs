@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod checkpoint;
 mod completions;
 mod compress;
 mod debug;
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     Doctor(doctor::Args),
     /// Look into a training run: take a step again exactly, check its samples
     Debug(debug::Args),
+    /// List the checkpoints of a run, or make a model of one
+    Checkpoint(checkpoint::Args),
     /// Reply once, in text, image or sound
     Generate(generate::Args),
     /// Talk to a model in the terminal
@@ -81,6 +84,7 @@ pub(crate) fn run(command: Command, cli: &mut clap::Command) -> Result<()> {
         Command::Compress(args) => compress::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Debug(args) => debug::run(args),
+        Command::Checkpoint(args) => checkpoint::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Serve(args) => serve::run(args),

@@ -32,6 +32,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let data = DataRecipe {
         packs: args.packs,
         files: vec![],
+        held_out: Vec::new(),
         max_bad_rows: 0,
         scenes: 500,
         variants: 0,
