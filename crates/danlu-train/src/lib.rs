@@ -25,6 +25,7 @@ pub mod optim;
 mod page;
 pub mod pick;
 pub mod pretrain;
+mod rehearsal;
 pub mod run;
 mod session;
 mod text_loss;

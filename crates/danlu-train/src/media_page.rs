@@ -2,7 +2,9 @@
 
 use crate::run::Run;
 use danlu_core::{Error, Picture, Result, Sound};
-use danlu_data::{Corpus, Held, PictureAsset, SoundAsset, Split, picture_classes, sound_classes};
+use danlu_data::{
+    Classes, Corpus, Held, PictureAsset, SoundAsset, Split, picture_classes, sound_classes,
+};
 use danlu_media::{encode_png, encode_wav, mel_distance, psnr, ssim};
 use danlu_model::Tokenisers;
 use danlu_model::io::write_atomically;
@@ -101,9 +103,11 @@ fn pictures(
     page.section("Pictures");
     let mut rows = Vec::new();
     let mut cards = Vec::new();
-    let classes = picture_classes(corpus).of;
+    let Classes { of: classes, count } = picture_classes(corpus);
+    // One that was learnt on other data has other classes, under the same numbers.
+    let recogniser = tokenisers.image_semantic.as_ref().filter(|r| r.classes() as usize == count);
     for (of, all_assets) in picture_kinds(corpus) {
-        let recognised = tokenisers.image_semantic.as_ref().and_then(|r| {
+        let recognised = recogniser.and_then(|r| {
             let (pictures, wanted): (Vec<&Picture>, Vec<u32>) = some(&all_assets, MOST_RECOGNISED)
                 .filter_map(|&(i, a)| Some((a.picture.as_ref(), classes[i]?)))
                 .unzip();
@@ -165,9 +169,10 @@ fn sounds(
     page.section("Sounds");
     let mut rows = Vec::new();
     let mut cards = Vec::new();
-    let classes = sound_classes(corpus).of;
+    let Classes { of: classes, count } = sound_classes(corpus);
+    let recogniser = tokenisers.audio_semantic.as_ref().filter(|r| r.classes() as usize == count);
     for (of, all_assets) in sound_kinds(corpus) {
-        let recognised = tokenisers.audio_semantic.as_ref().and_then(|r| {
+        let recognised = recogniser.and_then(|r| {
             let (rows, wanted): (Vec<Vec<f32>>, Vec<u32>) = some(&all_assets, MOST_RECOGNISED)
                 .filter_map(|&(i, a)| Some((audio.rows(&a.sound.samples), classes[i]?)))
                 .unzip();

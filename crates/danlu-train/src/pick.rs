@@ -5,11 +5,12 @@ use crate::checkpoint::{self, folder};
 use crate::distil::Teacher;
 use crate::pretrain;
 use crate::run::Run;
+use crate::session::sizes;
 use crate::tune::{self, Base};
 use crate::tuning::fresh;
 use crate::watch::Watcher;
 use danlu_core::{Error, Recipe, Result, TuneRecipe};
-use danlu_model::{Model, Tokenisers, Transformer, TransformerConfig};
+use danlu_model::{Model, Tokenisers, Transformer};
 use std::path::{Path, PathBuf};
 
 /// A checkpoint of a run.
@@ -62,22 +63,12 @@ pub fn find(run: &Run, which: &str) -> Result<Picked> {
 /// If the checkpoint is damaged, or not of this recipe.
 pub fn trained(recipe: &Recipe, run: &Run, picked: &Picked) -> Result<Model> {
     let device = danlu_ops::cpu_device();
-    let (config, foreign, ancestor) = match &recipe.model.from {
-        Some(base) => {
-            let foreign = Model::vocabulary(base)?.foreign;
-            let config = Model::load(base, &device)?.transformer.config;
-            (Some(config), foreign, Some(Model::weights_hash(base)?))
-        }
-        None => (None, None, None),
+    let (foreign, ancestor) = match &recipe.model.from {
+        Some(base) => (Model::vocabulary(base)?.foreign, Some(Model::weights_hash(base)?)),
+        None => (None, None),
     };
     let tokenisers = Tokenisers::load(&run.tokenisers(), foreign, &device)?;
-    let config = match config {
-        Some(config) => config,
-        None => {
-            let vocabulary = tokenisers.vocabulary().size();
-            TransformerConfig::from_recipe(&recipe.model, vocabulary, recipe.train.window)?
-        }
-    };
+    let config = sizes(recipe, tokenisers.vocabulary().size())?;
     let mut transformer = Transformer::blank(config, &device);
     let state = checkpoint::weights(&picked.folder, &mut transformer)?;
     let info = pretrain::info(recipe, &state, ancestor)?;

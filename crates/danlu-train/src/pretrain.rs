@@ -8,7 +8,7 @@ use crate::learn::hash_numbers;
 use crate::marginal::Marginals;
 use crate::page::run_page;
 use crate::run::{Run, append, data_name};
-use crate::session::{Pass, Session};
+use crate::session::{Pass, Session, sizes};
 use crate::text_loss::{HeldOut, nats_per_byte};
 use crate::track::{self, About, Trackers, to_value};
 use crate::upkeep::Upkeep;
@@ -93,12 +93,13 @@ pub fn fingerprint(recipe: &Recipe, run: &Run, corpus: &Corpus) -> Result<String
 }
 
 /// Takes over the newest checkpoint that is whole and the log of another run, unless `run` has checkpoints of its
-/// own already.
+/// own already, or its model is another with the recipe's sizes and a `vocabulary` of so many ids.
 pub fn take_over(
     from: &Run,
     recipe: &Recipe,
     run: &Run,
     corpus: &Corpus,
+    vocabulary: usize,
     watcher: &mut dyn Watcher,
 ) -> Result<State> {
     let print = fingerprint(recipe, run, corpus)?;
@@ -106,7 +107,8 @@ pub fn take_over(
     // It goes on with the data of its own recipe.
     let facts = facts(recipe, run, corpus)?;
     let (old, new) = (from.checkpoints(), run.checkpoints());
-    let state = checkpoint::adopt(&old, &new, &print, &facts, &mut faults)?;
+    let model = Transformer::blank(sizes(recipe, vocabulary)?, &danlu_ops::cpu_device());
+    let state = checkpoint::adopt(&old, &new, &model, &print, &facts, &mut faults)?;
     faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
     for name in ["train", "samples", audit::LOG] {
         let (old, new) = (from.log(name), run.log(name));
@@ -407,7 +409,8 @@ fn steps(
         HeldOut::of(corpus, &tokenisers.text, vocabulary, [r.rows, r.window], limit)
     };
     let some_text = held_out(&session, TEXT_BYTES)?;
-    let peak = danlu_ops::fma_peak(rayon::current_num_threads(), 0.15);
+    let measured = || danlu_ops::fma_peak(rayon::current_num_threads(), 0.15);
+    let mut peak = measured();
     watcher.tell(Event::Phase {
         name: match (session.model.size(), session.model.config.idle()) {
             (all, 0) => format!("base model, {:.1} M parameters", all as f64 / 1e6),
@@ -439,6 +442,11 @@ fn steps(
         audit::log(run, audit::LOG, &mut session.state.upkeep, line)?;
         guard::conclude(run, &mut session, watcher)?;
         let speed = pass.tokens as f64 / started.elapsed().as_secs_f64();
+        let work = speed * session.model.config.flops_per_token(pass.span);
+        if work > peak {
+            // It was measured while others had the machine.
+            peak = peak.max(measured());
+        }
         let looks_inside = recipe.guard.look > 0 && done.is_multiple_of(recipe.guard.look);
         let mut line = LogLine {
             step: done,
@@ -452,7 +460,7 @@ fn steps(
             norm: pass.norm,
             rate: share,
             speed,
-            utilisation: speed * session.model.config.flops_per_token(pass.span) / peak,
+            utilisation: work / peak,
             health: looks_inside.then(|| health(&mut session, &pass)),
             upkeep: None,
         };

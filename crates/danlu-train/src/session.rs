@@ -16,6 +16,7 @@ use danlu_core::recipe::{Optimiser as Kind, Recipe};
 use danlu_core::{Batch, Control, Document, Error, Result, Vocabulary};
 use danlu_data::{Corpus, Mixture, Packer, picture_classes, sound_classes};
 use danlu_model::arch::LayerView;
+use danlu_model::io::HfConfig;
 use danlu_model::layers::experts_used;
 use danlu_model::prompt::Template;
 use danlu_model::{Model, Module, Tokenisers, Transformer, TransformerConfig};
@@ -73,6 +74,17 @@ impl Pass {
     /// First digits of the hash of the token ids.
     pub(crate) fn content(&self) -> String {
         content(&self.batches)
+    }
+}
+
+/// The sizes of a recipe's model with so many token ids.
+pub(crate) fn sizes(recipe: &Recipe, vocabulary: usize) -> Result<TransformerConfig> {
+    match &recipe.model.from {
+        Some(base) => {
+            let path = base.join("config.json");
+            HfConfig::read(&path)?.to_ours(&path)
+        }
+        None => TransformerConfig::from_recipe(&recipe.model, vocabulary, recipe.train.window),
     }
 }
 

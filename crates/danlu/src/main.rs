@@ -47,7 +47,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Cli {
     /// Threads to use (default: all processors). Results do not depend on it.
     #[arg(long, global = true, value_name = "N")]
-    threads: Option<usize>,
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     #[command(subcommand)]
     command: commands::Command,
 }
@@ -71,7 +72,7 @@ fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     if let Some(threads) = cli.threads {
         // The pool can be set once; nothing has used it yet.
-        if rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().is_err() {
+        if rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().is_err() {
             eprintln!(
                 "error: `--threads`: expected a number that this machine can start, found {threads}"
             );

@@ -89,6 +89,9 @@ fn the_best_of_a_run_can_be_had_after_it_got_worse() {
     assert_eq!(file("plain/model"), file("run/model"));
     fails(&["checkpoint", &path("plain"), "--step", "best", "--out", &path("x")], &["best = true"]);
 
+    let said = works(&["doctor", &kept, "--out", &path("run")]);
+    assert!(said.contains("for 60 steps of") && said.contains("1 rows are held out"), "{said}");
+
     // What cannot be measured is told before anything is learnt.
     let both = write(&at, "both.toml", &recipe("steps = 2").replace("other.jsonl", "learnt.jsonl"));
     fails(&["train", &both, "--out", &path("y")], &["data.held_out", "learnt.jsonl"]);
@@ -97,6 +100,28 @@ fn the_best_of_a_run_can_be_had_after_it_got_worse() {
         fails(&[command, &lost, "--out", &path("y")], &["lost.jsonl"]);
     }
     assert!(!at.join("y/tokenisers").exists());
+    std::fs::remove_dir_all(&at).unwrap();
+}
+
+#[test]
+fn another_run_is_gone_on_from_if_it_has_the_same_model() {
+    let at = folder("from");
+    let path = |name: &str| at.join(name).to_str().unwrap().to_string();
+    write(&at, "learnt.jsonl", "{\"text\":\"red green\"}\n");
+    write(&at, "other.jsonl", "{\"text\":\"grey\"}\n");
+    let first = write(&at, "first.toml", &recipe("steps = 3"));
+    works(&["train", &first, "--out", &path("first")]);
+    let deep = write(&at, "deep.toml", &recipe("steps = 5").replace("depth = 1", "depth = 2"));
+    let (first, refused, second) = (path("first"), path("refused"), path("second"));
+    fails(
+        &["train", &deep, "--from", &first, "--out", &refused],
+        &["model.layers.1.", "step-00000003"],
+    );
+    assert!(!at.join("refused/checkpoints").exists(), "nothing was taken over");
+    let longer = write(&at, "longer.toml", &recipe("steps = 5"));
+    let said = works(&["train", &longer, "--from", &first, "--out", &second]);
+    assert!(said.contains("going on from step 3"), "{said}");
+    assert_eq!(lines(&at.join("second/train.jsonl")).len(), 5, "the log goes on, too");
     std::fs::remove_dir_all(&at).unwrap();
 }
 

@@ -212,8 +212,10 @@ fn a_tuning_is_looked_at_before_tracked_and_refused_what_cannot_fit() {
     let more = "[lora]\nrank = 4\n[track]\ntensorboard = true\nprometheus = \"danlu.prom\"\n\
                 [[held_out]]\nfile = \"colours.jsonl\"\n";
     let good = recipe(&at, "good", "colours.jsonl", 6, more);
-    let said = works(&["doctor", &good, "--out", &path("good")]);
+    let said = works(&["doctor", &good, "--out", &path("good"), "--per-hour", "3600"]);
     for wanted in [
+        "for 6 steps of",
+        "at 3600 an hour ",
         "the base, ",
         "memory: about",
         "colours.jsonl: 3 to learn from",

@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Takes over the newest checkpoint in `from` that is whole for a run of another fingerprint, whose
-/// checkpoints are in `to` and must be none yet, and which is of `facts`. What could not be read is reported
-/// in `faults`.
+/// checkpoints are in `to` and must be none yet, and which is of `facts`; its weights must have the shapes of
+/// `module`'s. What could not be read is reported in `faults`.
 pub fn adopt(
     from: &Path,
     to: &Path,
+    module: &dyn Module,
     fingerprint: &str,
     facts: &Facts,
     faults: &mut Vec<String>,
@@ -25,12 +26,26 @@ pub fn adopt(
         return Err(Error::file(to, "a run without checkpoints to take one over", found.display()));
     }
     let mut newest = folder::list(from).into_iter().rev();
-    let whole =
-        newest.find_map(|path| read_whole(&path).map_err(|e| faults.push(e.to_string())).ok());
-    let Some((mut state, _, tensors)) = whole else {
+    let whole = newest.find_map(|path| match read_whole(&path) {
+        Ok(whole) => Some((path, whole)),
+        Err(e) => {
+            faults.push(e.to_string());
+            None
+        }
+    });
+    let Some((path, (mut state, _, tensors))) = whole else {
         let found = faults.first().map_or("none", String::as_str);
         return Err(Error::file(from, "a checkpoint to go on from", found));
     };
+    for p in module.parameters() {
+        let found = tensors.get(&p.name).map(|t| &t.shape);
+        if found != Some(&p.shape) {
+            let wanted =
+                format!("`{}` of shape {:?}, as this recipe's model has it", p.name, p.shape);
+            let found = found.map_or("none".into(), |shape| format!("{shape:?}"));
+            return Err(Error::file(path, wanted, found));
+        }
+    }
     let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
     state.from.push(before);
     // What other tasks cost under another recipe says nothing here.

@@ -208,7 +208,12 @@ fn another_training_is_refused_and_can_be_taken_over() {
     assert!(found.expect_err("of another recipe").to_string().contains("(other)"));
     let facts =
         Facts { data: [("rows".to_string(), "another".to_string())].into(), ..Facts::default() };
-    let take = || adopt(&a.0, &b.0, "other", &facts, &mut Vec::new());
+    let of = |module: &dyn Module| adopt(&a.0, &b.0, module, "other", &facts, &mut Vec::new());
+    let wide = Parameter::constant("a", &[3, 9], 0.0, &danlu_ops::cpu_device());
+    let error = of(&Two(vec![wide])).expect_err("of another width").to_string();
+    assert!(error.contains("[3, 9]") && error.contains("step-00000003"), "{error}");
+    assert!(list(&b.0).is_empty(), "nothing was taken over");
+    let take = || of(&two(0).0);
     let state = take().expect("takes over");
     assert_eq!((state.step, state.from), (3, vec!["print".to_string()]));
     load(&b.0, "other", &mut module, &mut optimiser, None, &mut Vec::new()).expect("loads");

@@ -65,6 +65,20 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.html.is_some() && args.data.is_empty() {
         return Err(Error::parameter("--html", "--data, whose replies the page shows", "none"));
     }
+    for (name, value) in [("--temperature", args.temperature), ("--guidance", args.guidance)] {
+        if !(0.0..=100.0).contains(&value) {
+            return Err(Error::parameter(name, "0 to 100", value));
+        }
+    }
+    // What cannot be written at the end is told at the beginning.
+    for (name, path) in [("--json", &args.json), ("--html", &args.html)] {
+        let Some(path) = path else { continue };
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+        if path.is_dir() || parent.is_some_and(|p| !p.is_dir()) {
+            let wanted = "a file in a folder that there is";
+            return Err(Error::parameter(name, wanted, path.display()));
+        }
+    }
     let folder = model_folder(args.model)?;
     let model = crate::answer::adapted(&folder, args.adapters)?;
     let (mut passages, mut sets) = (Vec::new(), Vec::new());

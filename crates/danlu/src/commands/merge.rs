@@ -26,12 +26,12 @@ pub(crate) struct Args {
     /// Weight of each adapter, with --combine (default: 1 each)
     #[arg(long, value_delimiter = ',', requires = "combine")]
     weights: Vec<f32>,
-    /// Share of its changes that each adapter keeps (ties, dare)
-    #[arg(long, default_value_t = 0.5, requires = "combine")]
-    density: f32,
-    /// Seed of what is dropped (dare)
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Share of its changes that each adapter keeps (ties, dare; default: 0.5)
+    #[arg(long, requires = "combine")]
+    density: Option<f32>,
+    /// Seed of what is dropped (dare; default: 1)
+    #[arg(long, requires = "combine")]
+    seed: Option<u64>,
     /// Folder of the merged model
     #[arg(long)]
     out: PathBuf,
@@ -82,12 +82,23 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 check_named(adapter, path, &folder, &base)?;
             }
             let pairs: Vec<_> = adapters.iter().zip(weights).collect();
+            let given = [("--density", args.density.is_some()), ("--seed", args.seed.is_some())];
+            let used = match how {
+                How::Linear => 0,
+                How::Ties => 1,
+                How::Dare => 2,
+            };
+            if let Some((name, _)) = given[used..].iter().find(|(_, given)| *given) {
+                let wanted = "nothing: this way to combine does not use it";
+                return Err(Error::parameter(*name, wanted, "a value"));
+            }
+            let (density, seed) = (args.density.unwrap_or(0.5), args.seed.unwrap_or(1));
             let how = match how {
                 How::Linear => Combine::Linear,
                 How::Ties => Combine::Ties,
                 How::Dare => Combine::Dare,
             };
-            combine(&mut model.transformer, &pairs, how, args.density, args.seed)?;
+            combine(&mut model.transformer, &pairs, how, density, seed)?;
             let hashes = adapters.iter().map(Adapter::hash).collect();
             (model, base, hashes, None)
         }

@@ -42,7 +42,7 @@ pub(crate) enum Command {
     Merge(merge::Args),
     /// Make a model smaller: fewer bits, fewer parts, healed by its own teaching; with a report
     Compress(compress::Args),
-    /// Look at machine, files, recipe and data before a run, and reckon its memory
+    /// Look at machine, files, recipe and data before a run, and reckon its memory and time
     Doctor(doctor::Args),
     /// Look into a training run: take a step again exactly, check its samples
     Debug(debug::Args),

@@ -111,7 +111,9 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Mod
     };
     if let Some(from) = from {
         let from = Run { folder: from };
-        let state = pretrain::take_over(&from, recipe, run, &corpus, &mut Terminal::new())?;
+        let vocabulary = tokenisers.vocabulary().size();
+        let state =
+            pretrain::take_over(&from, recipe, run, &corpus, vocabulary, &mut Terminal::new())?;
         eprintln!("going on from step {}", state.step);
     }
     pretrain::check_lengths(recipe, &mut corpus, &tokenisers, &codes)?;
