@@ -351,6 +351,11 @@ impl TuneRecipe {
         table.is_some_and(|t| t.get("model").is_some_and(toml::Value::is_str))
     }
 
+    /// The same of a file; one that cannot be read is none.
+    pub fn is_at(path: &Path) -> bool {
+        std::fs::read_to_string(path).is_ok_and(|text| Self::is_meant(&text))
+    }
+
     /// Reads a recipe file.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;

@@ -428,6 +428,12 @@ impl Model {
             .ok_or_else(|| Error::file(&path, "`danlu_vocabulary` (see danlu import)", "none"))
     }
 
+    /// The sizes of the model in a folder.
+    pub fn config(folder: &Path) -> Result<crate::TransformerConfig> {
+        let path = folder.join("config.json");
+        HfConfig::read(&path)?.to_ours(&path)
+    }
+
     /// What a model folder says of itself, if the tokenisers and templates in it are those that the
     /// model was trained with. Reads no weights.
     pub fn check_files(folder: &Path) -> Result<ModelInfo> {

@@ -38,15 +38,14 @@ pub struct Routing {
     places: Arc<[u32]>,
     /// Those experts: `[rows, chosen]`.
     experts: Arc<[u32]>,
-    /// What the gates of a row sum to.
+    /// What the gates are a softmax of.
     among: Among,
 }
 
 /// The scores that gates are a softmax of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Among {
     /// Those of the chosen experts: the gates of a row sum to 1.
-    #[default]
     Chosen,
     /// Those of all experts: the gates of a row sum to what the chosen have of it.
     All,
@@ -277,8 +276,7 @@ fn backward(
             ds.iter_mut().for_each(|p| *p *= -mean);
         }
         for i in mine {
-            let of = &mut ds[routing.experts[i] as usize];
-            *of = gates[i] * (dot(i) - mean);
+            ds[routing.experts[i] as usize] = gates[i] * (dot(i) - mean);
         }
     }
     [tensor(dy, [places, width]), tensor(ds, [n, experts])]

@@ -132,7 +132,7 @@ impl Reply {
     /// The next token of the prompt that is told again; nothing is known of the first.
     fn score(&mut self, logprob: Option<&Logprob>) {
         let Some(id) = self.echoed.next() else { return };
-        let bytes = self.shown(id);
+        let bytes = self.model.shown(id);
         let value = match logprob {
             Some(logprob) => self.logprob(&bytes, logprob),
             None => json!({"token": String::from_utf8_lossy(&bytes), "logprob": null}),
@@ -271,7 +271,7 @@ impl Reply {
         };
         let mut own = one(bytes, of.chosen);
         let top = of.top.iter().map(|&(id, value)| {
-            let mut shown = one(&self.shown(id), value);
+            let mut shown = one(&self.model.shown(id), value);
             if !matches!(self.model.vocabulary.kind(id), Some(TokenKind::Text(_))) {
                 // No text becomes such a token.
                 shown["bytes"] = Value::Null;
@@ -280,10 +280,6 @@ impl Reply {
         });
         own["top_logprobs"] = Value::Array(top.collect());
         own
-    }
-
-    fn shown(&self, id: u32) -> Vec<u8> {
-        self.model.shown(id)
     }
 }
 

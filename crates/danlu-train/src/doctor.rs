@@ -13,7 +13,6 @@ use crate::{CodeTable, pretrain, rehearsal, tune};
 use danlu_core::recipe::{GuardRecipe, Optimiser};
 use danlu_core::{Recipe, Result, TuneRecipe, Vocabulary};
 use danlu_data::{Corpus, LoadOptions, Mixture, Split, picture_classes, sound_classes};
-use danlu_model::io::HfConfig;
 use danlu_model::modality::PLACES;
 use danlu_model::{Model, Tokenisers};
 use std::path::Path;
@@ -52,6 +51,11 @@ impl Findings {
         Self { all: Vec::new(), price }
     }
 
+    /// Whether nothing is bad so far: what does not fit, or is no training, is not tried.
+    fn works(&self) -> bool {
+        self.all.iter().all(|f| f.level != Level::Bad)
+    }
+
     /// What so many steps of so many seconds take, and cost.
     fn time(&mut self, seconds: f64, steps: usize, beside: &str) {
         let all = seconds * steps as f64;
@@ -87,7 +91,7 @@ impl Findings {
 pub fn examine(path: &Path, folder: &Path, price: Option<f64>) -> Vec<Finding> {
     let mut out = Findings::new(price);
     machine(&mut out);
-    if std::fs::read_to_string(path).is_ok_and(|text| TuneRecipe::is_meant(&text)) {
+    if TuneRecipe::is_at(path) {
         if let Err((of, e)) = tuning(&mut out, path, folder) {
             out.bad(of, e.to_string());
         }
@@ -148,8 +152,7 @@ pub fn examine(path: &Path, folder: &Path, price: Option<f64>) -> Vec<Finding> {
     if let Err(e) = memory_fits(&mut out, &recipe, folder, &vocabulary) {
         out.bad("memory", e.to_string());
     }
-    // What does not fit, or is no training, is not tried.
-    if out.all.iter().all(|f| f.level != Level::Bad) {
+    if out.works() {
         let seconds = session::sizes(&recipe, vocabulary.size())
             .and_then(|config| rehearsal::pretraining(&recipe, config));
         match seconds {
@@ -186,11 +189,7 @@ fn tuning(
     let found = tune::resume(folder).ok();
     folder_works(out, folder, found.map(|f| f.1.for_training() == recipe.for_training()));
     let base = Model::folder(&recipe.model);
-    let config = || {
-        let path = base.join("config.json");
-        HfConfig::read(&path)?.to_ours(&path)
-    };
-    let config = config().map_err(|e| ("files", e))?;
+    let config = Model::config(&base).map_err(|e| ("files", e))?;
     Model::check_files(&base).map_err(|e| ("files", e))?;
     out.good("files", format!("the base, {}, is whole", base.display()));
     // Before the base is read, which takes memory too.
@@ -215,7 +214,7 @@ fn tuning(
         let words = format!("{n} left out (bad rows allowed: {limit}); the first: {first}");
         out.careful("data", words);
     }
-    if out.all.iter().all(|f| f.level != Level::Bad) {
+    if out.works() {
         let teacher = Teacher::of(&recipe, &model, &mut told).map_err(|e| ("files", e))?;
         let seconds = rehearsal::tuning(&recipe, &model, &lessons, teacher.as_ref());
         out.time(seconds.map_err(|e| ("recipe", e))?, r.steps, "");

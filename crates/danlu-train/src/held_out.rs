@@ -37,8 +37,7 @@ pub(crate) fn read(
 ) -> Result<Held> {
     let (data, window) = (&recipe.data, recipe.train.window);
     let (corpus, ends) = load(recipe)?;
-    let tell = |words: &String, watcher: &mut dyn Watcher| watcher.tell(Event::Note(words.clone()));
-    corpus.skipped.iter().take(5).for_each(|words| tell(words, watcher));
+    corpus.skipped.iter().take(5).for_each(|words| watcher.tell(Event::Note(words.clone())));
     let codes = match corpus.pictures.len() + corpus.sounds.len() {
         0 => CodeTable::default(),
         _ => CodeTable::make(&corpus, tokenisers, 0, recipe.seed, watcher)?,
@@ -87,7 +86,7 @@ pub(crate) fn read(
             (left, "rows or pieces of texts are over what is measured of a file"),
         ] {
             if count > 0 {
-                tell(&format!("{name} (held out): {count} {words}"), watcher);
+                watcher.tell(Event::Note(format!("{name} (held out): {count} {words}")));
             }
         }
         sets.push((name, documents));

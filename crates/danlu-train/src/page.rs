@@ -82,31 +82,26 @@ pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
             }
             chart(&mut page, &format!("Loss of {}", m.name()), "nats a token", series);
         }
-        let known = |name: &String| Modality::ALL.iter().any(|m| m.name() == name);
-        let files = log.iter().rev().find(|l| !l.validation.is_empty());
-        let files = files.into_iter().flat_map(|l| l.validation.keys()).filter(|name| !known(name));
-        let series: Vec<Series> = files
-            .map(|name| Series {
-                name: name.clone(),
-                points: points(&|l| l.validation.get(name).copied()),
-                dashed: false,
-            })
-            .collect();
-        if !series.is_empty() {
-            chart(&mut page, "Held-out files", "nats a token", series);
-        }
-        let languages = log.iter().rev().find(|l| !l.text.is_empty()).map(|l| l.text.keys());
-        let series: Vec<Series> = languages
-            .into_iter()
-            .flatten()
-            .map(|name| Series {
-                name: name.clone(),
-                points: points(&|l| l.text.get(name).copied()),
-                dashed: name == "all",
-            })
-            .collect();
-        if !series.is_empty() {
-            chart(&mut page, "Held-out plain text", "nats a byte", series);
+        // What was measured last, but for what stands in charts of its own.
+        let measured = |of: fn(&LogLine) -> &Losses, own: &dyn Fn(&str) -> bool| -> Vec<Series> {
+            let last = log.iter().rev().map(of).find(|all| !all.is_empty());
+            let names = last.into_iter().flat_map(Losses::keys).filter(|name| !own(name));
+            names
+                .map(|name| Series {
+                    name: name.clone(),
+                    points: points(&|l| of(l).get(name).copied()),
+                    dashed: name == "all",
+                })
+                .collect()
+        };
+        let modality = |name: &str| Modality::ALL.iter().any(|m| m.name() == name);
+        for (title, unit, series) in [
+            ("Held-out files", "nats a token", measured(|l| &l.validation, &modality)),
+            ("Held-out plain text", "nats a byte", measured(|l| &l.text, &|_| false)),
+        ] {
+            if !series.is_empty() {
+                chart(&mut page, title, unit, series);
+            }
         }
         let tasks: Vec<&String> = log.iter().rev().take(50).flat_map(|l| l.task.keys()).collect();
         let mut names: Vec<&String> = tasks;

@@ -3,9 +3,7 @@
 use crate::distil::Teacher;
 use crate::lesson::Lessons;
 use crate::optim::{Optimiser, gradients};
-use crate::run::Run;
 use crate::tuning::Tuning;
-use crate::watch::Silent;
 use danlu_core::recipe::Recipe;
 use danlu_core::{Result, Rng, TuneRecipe};
 use danlu_model::{Model, Module, Transformer, TransformerConfig};
@@ -62,10 +60,7 @@ pub(crate) fn tuning(
     lessons: &Lessons<'_>,
     teacher: Option<&Teacher>,
 ) -> Result<f64> {
-    // There are no checkpoints where it looks, so that it stands before the first step.
-    let nowhere = Run { folder: std::env::temp_dir().join("danlu-rehearsal-without-a-run") };
-    let of = (lessons, teacher);
-    let mut tuning = Tuning::open(recipe, &nowhere, model, of, "", 0, &mut Silent)?;
+    let mut tuning = Tuning::begin(recipe, model, (lessons, teacher))?;
     let mut seconds = 0.0;
     for _ in 0..2 {
         let begun = Instant::now();

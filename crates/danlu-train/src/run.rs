@@ -102,6 +102,15 @@ impl Run {
         Ok(file)
     }
 
+    /// A run that there is, of a training or a tuning.
+    pub fn at(folder: &Path) -> Result<Run> {
+        let run = Run { folder: folder.to_path_buf() };
+        match run.recipe().is_file() {
+            true => Ok(run),
+            false => Err(Error::file(run.recipe(), "the recipe of a run", "none")),
+        }
+    }
+
     /// The recipe that a run was started with.
     pub fn resume(folder: &Path) -> Result<(Run, Recipe)> {
         let run = Run { folder: folder.to_path_buf() };

@@ -16,7 +16,6 @@ use danlu_core::recipe::{Optimiser as Kind, Recipe};
 use danlu_core::{Batch, Control, Document, Error, Result, Vocabulary};
 use danlu_data::{Corpus, Mixture, Packer, picture_classes, sound_classes};
 use danlu_model::arch::LayerView;
-use danlu_model::io::HfConfig;
 use danlu_model::layers::experts_used;
 use danlu_model::prompt::Template;
 use danlu_model::{Model, Module, Tokenisers, Transformer, TransformerConfig};
@@ -80,10 +79,7 @@ impl Pass {
 /// The sizes of a recipe's model with so many token ids.
 pub(crate) fn sizes(recipe: &Recipe, vocabulary: usize) -> Result<TransformerConfig> {
     match &recipe.model.from {
-        Some(base) => {
-            let path = base.join("config.json");
-            HfConfig::read(&path)?.to_ours(&path)
-        }
+        Some(base) => Model::config(base),
         None => TransformerConfig::from_recipe(&recipe.model, vocabulary, recipe.train.window),
     }
 }
@@ -131,10 +127,7 @@ impl<'a> Session<'a> {
             }
             None => None,
         };
-        let config = match &base {
-            Some((base, _)) => base.transformer.config.clone(),
-            None => TransformerConfig::from_recipe(&recipe.model, vocabulary.size(), r.window)?,
-        };
+        let config = sizes(recipe, vocabulary.size())?;
         if config.vocabulary != vocabulary.size() {
             return Err(Error::parameter(
                 "model.from",

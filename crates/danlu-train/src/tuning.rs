@@ -61,35 +61,45 @@ impl Pass {
 }
 
 impl<'a> Tuning<'a> {
+    /// A tuning of `model` before its first step, which keeps nothing.
+    pub(crate) fn begin(
+        recipe: &'a TuneRecipe,
+        model: &'a Model,
+        (lessons, teacher): (&'a Lessons<'a>, Option<&'a Teacher>),
+    ) -> Result<Self> {
+        let r = &recipe.train;
+        let mut learner = fresh(recipe, model)?;
+        let optimiser =
+            Optimiser::new(&*learner.module(), [0.9, 0.999], 1e-8, r.weight_decay, r.clip);
+        let (state, checkpoints) = (State::new(String::new()), PathBuf::new());
+        Ok(Self { recipe, model, teacher, lessons, learner, optimiser, state, checkpoints })
+    }
+
     /// Opens a tuning of `model` at its newest checkpoint that is whole and not after step `until`, or
     /// before its first step.
     pub(crate) fn open(
         recipe: &'a TuneRecipe,
         run: &Run,
         model: &'a Model,
-        (lessons, teacher): (&'a Lessons<'a>, Option<&'a Teacher>),
+        of: (&'a Lessons<'a>, Option<&'a Teacher>),
         fingerprint: &str,
         until: u64,
         watcher: &mut dyn Watcher,
     ) -> Result<Self> {
-        let r = &recipe.train;
-        let mut learner = fresh(recipe, model)?;
-        let mut optimiser =
-            Optimiser::new(&*learner.module(), [0.9, 0.999], 1e-8, r.weight_decay, r.clip);
-        let checkpoints = run.checkpoints();
+        let mut tuning = Self { checkpoints: run.checkpoints(), ..Self::begin(recipe, model, of)? };
         let mut faults = Vec::new();
         let found = checkpoint::load_until(
-            &checkpoints,
+            &tuning.checkpoints,
             until,
             fingerprint,
-            &mut *learner.module(),
-            &mut optimiser,
+            &mut *tuning.learner.module(),
+            &mut tuning.optimiser,
             None,
             &mut faults,
         )?;
         faults.into_iter().for_each(|f| watcher.tell(Event::Note(f)));
-        let state = found.unwrap_or_else(|| State::new(fingerprint.into()));
-        Ok(Self { recipe, model, teacher, lessons, learner, optimiser, state, checkpoints })
+        tuning.state = found.unwrap_or_else(|| State::new(fingerprint.into()));
+        Ok(tuning)
     }
 
     /// Takes the items of the next step through the model and back.

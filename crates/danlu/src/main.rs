@@ -46,8 +46,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(name = "danlu", version, verbatim_doc_comment, arg_required_else_help = true)]
 struct Cli {
     /// Threads to use (default: all processors). Results do not depend on it.
-    #[arg(long, global = true, value_name = "N")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     #[command(subcommand)]
     command: commands::Command,

@@ -173,9 +173,7 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
         qkv.extend(rows(&heads, c.heads));
         qkv.extend(rows(&heads, c.heads + c.kv_heads));
         to.attention.qkv.weight.set(take_rows(&from.attention.qkv.weight.values(), c.width, &qkv));
-        if let (Some(to), Some(from)) = (&mut to.attention.qkv.bias, &from.attention.qkv.bias) {
-            to.set(take_rows(&from.values(), 1, &qkv));
-        }
+        some(&mut to.attention.qkv.bias, &from.attention.qkv.bias, &qkv);
         let out = &from.attention.out.weight;
         to.attention.out.weight.set(take_columns(&out.values(), out.shape[1], &out_columns));
         same(&mut to.attention.out.bias, &from.attention.out.bias);
@@ -186,9 +184,7 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
                 let gate_up: Vec<usize> = channels.iter().copied().chain(up).collect();
                 let values = from.gate_up.weight.values();
                 to.gate_up.weight.set(take_rows(&values, c.width, &gate_up));
-                if let (Some(to), Some(from)) = (&mut to.gate_up.bias, &from.gate_up.bias) {
-                    to.set(take_rows(&from.values(), 1, &gate_up));
-                }
+                some(&mut to.gate_up.bias, &from.gate_up.bias, &gate_up);
                 let values = from.down.weight.values();
                 to.down.weight.set(take_columns(&values, c.hidden, &channels));
                 same(&mut to.down.bias, &from.down.bias);
@@ -214,6 +210,13 @@ pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transforme
 fn same(to: &mut Option<Parameter>, from: &Option<Parameter>) {
     if let (Some(to), Some(from)) = (to, from) {
         to.set(from.values());
+    }
+}
+
+/// The same of some values of a bias.
+fn some(to: &mut Option<Parameter>, from: &Option<Parameter>, values: &[usize]) {
+    if let (Some(to), Some(from)) = (to, from) {
+        to.set(take_rows(&from.values(), 1, values));
     }
 }
 

@@ -66,7 +66,8 @@ impl Cache {
             idle: BTreeMap::new(),
             known: HashMap::new(),
             clock: 0,
-            // Below: the beginnings of sequences, one for each adapter.
+            // Below: the beginnings of sequences, one for each adapter. Those of prompts that are scored count
+            // down from the other end.
             contents: 1 << 32,
         }
     }

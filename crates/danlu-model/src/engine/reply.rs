@@ -20,8 +20,6 @@ pub(super) struct Waiting {
     pub(super) id: JobId,
     pub(super) job: Job,
     pub(super) adapter: Option<Named>,
-    /// What its sequences begin under in the cache.
-    pub(super) root: u64,
     /// What there is of its reply already, if it had to make room for others.
     pub(super) begun: Option<Begun>,
 }
@@ -30,15 +28,46 @@ pub(super) struct Waiting {
 pub(super) struct Begun {
     ids: Vec<u32>,
     blank: Option<Vec<u32>>,
+    so_far: Progress,
+}
+
+/// How far a reply has come, whether it runs or waits to go on.
+pub(super) struct Progress {
     drawing: Drawing,
-    guessing: Guessing,
-    drafting: Guessing,
+    pub(super) guessing: Guessing,
+    /// The same of what a small model guesses.
+    pub(super) drafting: Guessing,
+    /// Tokens of the prompt that did not have to be read.
     cached: usize,
-    said: usize,
+    pub(super) said: usize,
+    /// Tokens of the prompt whose successors' log probabilities were told.
     scored: usize,
 }
 
+impl Progress {
+    /// What the reply to a job came to.
+    fn done(&self, id: JobId, job: &Job, reason: FinishReason) -> Event {
+        Event::Done {
+            id,
+            reason,
+            prompt_tokens: job.prompt.len(),
+            cached_tokens: self.cached,
+            completion_tokens: self.said,
+        }
+    }
+}
+
 impl Waiting {
+    /// What its sequences begin under in the cache.
+    pub(super) fn root(&self) -> u64 {
+        match &self.adapter {
+            // One of its own, beyond all others: what is known of a prompt is not read, and could not be scored.
+            _ if self.job.score_prompt => u64::MAX - self.id.0,
+            Some((root, _)) => *root,
+            None => 0,
+        }
+    }
+
     /// Every id that is to be read.
     pub(super) fn ids(&self) -> &[u32] {
         self.begun.as_ref().map_or(&self.job.prompt, |begun| &begun.ids)
@@ -55,43 +84,24 @@ impl Waiting {
     /// What its reply came to, if it was begun.
     pub(super) fn done(&self, reason: FinishReason) -> Option<Event> {
         let begun = self.begun.as_ref()?;
-        Some(Event::Done {
-            id: self.id,
-            reason,
-            prompt_tokens: self.job.prompt.len(),
-            cached_tokens: begun.cached,
-            completion_tokens: begun.said,
-        })
+        Some(begun.so_far.done(self.id, &self.job, reason))
     }
 
     /// The reply, with pages for its ids.
     pub(super) fn start(self, own: Sequence, blank: Option<Sequence>) -> Reply {
-        let Self { id, job, adapter, root, begun } = self;
-        let begun = begun.unwrap_or_else(|| Begun {
-            ids: Vec::new(),
-            blank: None,
-            drawing: Drawing::new(&job.sampling, &job.prompt, job.top_logprobs),
-            guessing: Guessing::default(),
-            drafting: Guessing::default(),
-            cached: own.read,
-            said: 0,
-            scored: 0,
-        });
-        let Begun { drawing, guessing, drafting, cached, said, scored, .. } = begun;
-        Reply {
-            id,
-            job,
-            own,
-            blank,
-            drawing,
-            guessing,
-            drafting,
-            adapter,
-            root,
-            cached,
-            said,
-            scored,
-        }
+        let Self { id, job, adapter, begun } = self;
+        let so_far = match begun {
+            Some(begun) => begun.so_far,
+            None => Progress {
+                drawing: Drawing::new(&job.sampling, &job.prompt, job.top_logprobs),
+                guessing: Guessing::default(),
+                drafting: Guessing::default(),
+                cached: own.read,
+                said: 0,
+                scored: 0,
+            },
+        };
+        Reply { id, job, own, blank, adapter, so_far }
     }
 }
 
@@ -102,17 +112,8 @@ pub(super) struct Reply {
     pub(super) own: Sequence,
     /// The prompt of guidance with the reply after it.
     pub(super) blank: Option<Sequence>,
-    drawing: Drawing,
-    pub(super) guessing: Guessing,
-    /// The same of what a small model guesses.
-    pub(super) drafting: Guessing,
     pub(super) adapter: Option<Named>,
-    root: u64,
-    /// Tokens of the prompt that did not have to be read.
-    pub(super) cached: usize,
-    pub(super) said: usize,
-    /// Tokens of the prompt whose successors' log probabilities were told.
-    scored: usize,
+    pub(super) so_far: Progress,
 }
 
 /// The logits of a pass, and memory for drawing.
@@ -129,69 +130,46 @@ pub(super) struct Drawn<'a> {
 impl Reply {
     /// Gives it pages for what it may read in the next passes; false if there are too few.
     pub(super) fn grow(&mut self, cache: &mut Cache) -> bool {
-        let ahead = AHEAD.min(self.job.max_tokens - self.said);
+        let ahead = AHEAD.min(self.job.max_tokens - self.so_far.said);
         let mut all = self.blank.iter_mut().chain([&mut self.own]);
         all.all(|s| cache.grow(s, s.ids.len() + ahead))
     }
 
     /// What it came to.
     pub(super) fn done(&self, reason: FinishReason) -> Event {
-        Event::Done {
-            id: self.id,
-            reason,
-            prompt_tokens: self.job.prompt.len(),
-            cached_tokens: self.cached,
-            completion_tokens: self.said,
-        }
+        self.so_far.done(self.id, &self.job, reason)
     }
 
     /// Gives its pages back. What it said is kept, for it to be read again and go on.
     pub(super) fn put_back(self, cache: &mut Cache) -> Waiting {
-        let Self {
-            id,
-            job,
-            mut own,
-            mut blank,
-            drawing,
-            guessing,
-            drafting,
-            adapter,
-            root,
-            cached,
-            said,
-            scored,
-        } = self;
+        let Self { id, job, mut own, mut blank, adapter, so_far } = self;
         let ids = std::mem::take(&mut own.ids);
         let blank_ids = blank.as_mut().map(|blank| std::mem::take(&mut blank.ids));
         cache.close(own);
         if let Some(blank) = blank {
             cache.close(blank);
         }
-        let begun =
-            Begun { ids, blank: blank_ids, drawing, guessing, drafting, cached, said, scored };
-        Waiting { id, job, adapter, root, begun: Some(begun) }
+        Waiting { id, job, adapter, begun: Some(Begun { ids, blank: blank_ids, so_far }) }
     }
 
     /// The places of the prompt, of the next `rows` that are read, whose successors are to be scored.
     pub(super) fn to_score(&self, rows: usize) -> std::ops::Range<usize> {
         let last = if self.job.score_prompt { self.job.prompt.len() - 1 } else { 0 };
-        self.own.read.max(self.scored).min(last)..(self.own.read + rows).min(last)
+        self.own.read.max(self.so_far.scored).min(last)..(self.own.read + rows).min(last)
     }
 
-    /// Tells of the successors of `places` of the prompt, whose logits begin at a row.
-    pub(super) fn score(
+    /// Tells of the successors of `places` of the prompt, of which `rows` are the logits.
+    pub(super) fn score<'a>(
         &mut self,
-        from: &mut Drawn<'_>,
-        row: usize,
         places: std::ops::Range<usize>,
+        rows: impl Iterator<Item = &'a [f32]>,
+        scan: &mut Scan,
     ) -> Event {
         let n = self.job.top_logprobs.unwrap_or(0);
-        self.scored = places.end;
-        let rows = from.logits.chunks_exact(from.vocabulary).skip(row);
+        self.so_far.scored = places.end;
         let each = places.zip(rows);
-        let one =
-            |(at, logits): (usize, &[f32])| score(self.job.prompt[at + 1], logits, n, from.scan);
-        Event::Scored { id: self.id, logprobs: each.map(one).collect() }
+        let logprobs = each.map(|(at, row)| score(self.job.prompt[at + 1], row, n, scan)).collect();
+        Event::Scored { id: self.id, logprobs }
     }
 
     /// Draws the next token from a row of the logits; returns why the reply ends, if it does.
@@ -228,8 +206,8 @@ impl Reply {
             _ => &self.job.sampling,
         };
         let allowed = mask.is_some().then_some(&*from.mask);
-        let (token, logprob) = self.drawing.draw(how, logits, allowed, from.scan);
-        self.said += 1;
+        let (token, logprob) = self.so_far.drawing.draw(how, logits, allowed, from.scan);
+        self.so_far.said += 1;
         self.own.ids.push(token);
         if let Some(blank) = &mut self.blank {
             blank.ids.push(token);
@@ -242,7 +220,7 @@ impl Reply {
         }
         match () {
             () if ended => Some(FinishReason::Stop),
-            () if self.said >= self.job.max_tokens => Some(FinishReason::Length),
+            () if self.so_far.said >= self.job.max_tokens => Some(FinishReason::Length),
             () => None,
         }
     }

@@ -202,16 +202,7 @@ impl Scheduler {
         let id = JobId(self.next);
         self.next += 1;
         let adapter = job.adapter.as_ref().and_then(|name| self.adapters.get(name)).cloned();
-        let root = match &adapter {
-            // One of its own: what is known of a prompt is not read, and could not be scored.
-            _ if job.score_prompt => {
-                self.roots += 1;
-                self.roots
-            }
-            Some((root, _)) => *root,
-            None => 0,
-        };
-        self.waiting.push_back(Waiting { id, job, adapter, root, begun: None });
+        self.waiting.push_back(Waiting { id, job, adapter, begun: None });
         Ok(id)
     }
 
@@ -364,15 +355,8 @@ impl Scheduler {
         for part in &parts {
             let (places, first) = part.scored.clone();
             if !places.is_empty() {
-                let mut drawn = Drawn {
-                    logits,
-                    vocabulary,
-                    blank: None,
-                    mask: &mut self.mask,
-                    scan: &mut self.scan,
-                    pushed: &mut self.pushed,
-                };
-                events.push(self.running[part.reply].score(&mut drawn, first, places));
+                let rows = logits.chunks_exact(vocabulary).skip(first);
+                events.push(self.running[part.reply].score(places, rows, &mut self.scan));
             }
             let Some(row) = part.logits else { continue };
             if part.blank {
@@ -407,7 +391,8 @@ impl Scheduler {
                 self.cache.advance(&mut reply.own, 1);
             }
             self.guessed[1] += right as u64;
-            let note = if part.drafted { &mut reply.drafting } else { &mut reply.guessing };
+            let note =
+                if part.drafted { &mut reply.so_far.drafting } else { &mut reply.so_far.guessing };
             note.note(guesses.len(), right);
         }
         for (at, reason) in done.into_iter().rev() {
@@ -421,7 +406,7 @@ impl Scheduler {
     fn admit(&mut self) {
         while self.running.len() < self.options.batch {
             let Some(first) = self.waiting.front() else { return };
-            let (root, ids, blank) = (first.root, first.ids(), first.blank());
+            let (root, ids, blank) = (first.root(), first.ids(), first.blank());
             // Those that run will want more pages soon, in two places if they are guided.
             let spare = 2 * self.running.len();
             let Some(own) = self.cache.open(root, ids, ids.len() + 1, spare) else { return };
@@ -474,8 +459,8 @@ impl Scheduler {
             let mut ids = fresh[..take].to_vec();
             // Guidance mixes two passes: nothing is guessed there.
             let guess = if reply.job.speculate && all && reply.blank.is_none() {
-                let room = reply.job.max_tokens - reply.said - 1;
-                lookup::guess(&reply.own.ids, reply.guessing.width(room.min(most)))
+                let room = reply.job.max_tokens - reply.so_far.said - 1;
+                lookup::guess(&reply.own.ids, reply.so_far.guessing.width(room.min(most)))
             } else {
                 Vec::new()
             };
@@ -497,8 +482,8 @@ impl Scheduler {
             if !reply.job.speculate || !read || part.guesses > 0 || reply.blank.is_some() {
                 continue;
             }
-            let room = reply.job.max_tokens - reply.said - 1;
-            let most = reply.drafting.width(room.min(most));
+            let room = reply.job.max_tokens - reply.so_far.said - 1;
+            let most = reply.so_far.drafting.width(room.min(most));
             if most > 0 {
                 widths.push((i, most));
             }

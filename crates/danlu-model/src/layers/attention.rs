@@ -41,8 +41,8 @@ impl Attention {
         let qkv = normal("qkv_proj", [shape.projection(), c.width], c.init_std(), rng);
         let out = normal("o_proj", [c.width, shape.output()], c.residual_std(), rng);
         Self {
-            qkv: if c.qkv_bias { qkv.biased(device) } else { qkv },
-            out: if c.out_bias { out.biased(device) } else { out },
+            qkv: qkv.biased_if(c.qkv_bias, device),
+            out: out.biased_if(c.out_bias, device),
             q_norm: ones("q_norm"),
             k_norm: ones("k_norm"),
             shape,

@@ -36,6 +36,11 @@ impl Linear {
         Self { bias: Some(bias), ..self }
     }
 
+    /// With a bias of zeros, if it is to have one.
+    pub fn biased_if(self, has: bool, device: &Device) -> Self {
+        if has { self.biased(device) } else { self }
+    }
+
     /// `[n, inputs]` to `[n, outputs]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         self.run(x, Activation::None, None)

@@ -20,9 +20,9 @@ impl Mlp {
         let (up, down) = (format!("{name}.gate_up_proj"), format!("{name}.down_proj"));
         let gate_up = Linear::new(&up, [2 * c.hidden, c.width], inner, rng, device);
         let down = Linear::new(&down, [c.width, c.hidden], outer, rng, device);
-        match c.mlp_bias {
-            true => Self { gate_up: gate_up.biased(device), down: down.biased(device) },
-            false => Self { gate_up, down },
+        Self {
+            gate_up: gate_up.biased_if(c.mlp_bias, device),
+            down: down.biased_if(c.mlp_bias, device),
         }
     }
 

@@ -1,6 +1,6 @@
 use crate::answer::model_folder;
 use crate::progress::Terminal;
-use danlu_core::{Error, Result, TuneRecipe};
+use danlu_core::{Result, TuneRecipe};
 use danlu_model::io::Dtype;
 use danlu_train::{Run, pick, tune};
 use std::path::PathBuf;
@@ -22,10 +22,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let run = Run { folder: args.run.clone() };
-    if !run.recipe().is_file() {
-        return Err(Error::file(run.recipe(), "the recipe of a run", "none"));
-    }
+    let run = Run::at(&args.run)?;
     let (Some(step), Some(out)) = (args.step, args.out) else {
         let all = pick::checkpoints(&run);
         if all.is_empty() {
@@ -41,9 +38,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return Ok(());
     };
     let picked = pick::find(&run, &step)?;
-    let tuning =
-        std::fs::read_to_string(run.recipe()).is_ok_and(|text| TuneRecipe::is_meant(&text));
-    if tuning {
+    if TuneRecipe::is_at(&run.recipe()) {
         let (_, recipe) = tune::resume(&args.run)?;
         let mark = if recipe.lora.is_some() { "adapter_config.json" } else { "danlu.json" };
         super::import::free("--out", &out, &[mark])?;

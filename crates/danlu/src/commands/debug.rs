@@ -27,10 +27,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let run = Run { folder: args.run.clone() };
-    if !run.recipe().is_file() {
-        return Err(Error::file(run.recipe(), "the recipe of a run", "none"));
-    }
+    let run = Run::at(&args.run)?;
     if args.step.is_none() && !args.audit {
         let all = incidents(&run)?;
         for i in &all {
@@ -47,7 +44,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         check(&run)?;
     }
     let Some(step) = args.step else { return Ok(()) };
-    if std::fs::read_to_string(run.recipe()).is_ok_and(|text| TuneRecipe::is_meant(&text)) {
+    if TuneRecipe::is_at(&run.recipe()) {
         let (run, recipe) = tune::resume(&args.run)?;
         let base = model_folder(Some(recipe.model.clone()))?;
         show(&replay_tuning(&recipe, &run, &base, step, &mut Terminal::new())?, args.samples);

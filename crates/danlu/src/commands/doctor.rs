@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 /// Look at machine, files, recipe and data before a run, and reckon the memory and the time it will take
 ///
-/// Prints a table of findings. The time is that of a step that is taken and thrown away. Ends with an error if one of them makes the run impossible, such as a
-/// longest batch that does not fit into memory.
+/// Prints a table of findings, the time by a step that is taken and thrown away. Ends with an error if one of
+/// them makes the run impossible, such as a longest batch that does not fit into memory.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Recipe file of a training or a tuning

@@ -1,3 +1,4 @@
+use super::generate::within;
 use crate::answer::{Asked, Style, model_folder, reconstructions};
 use crate::progress::{Terminal, Unkept};
 use crate::shrink::{read_choices, read_texts};
@@ -65,11 +66,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.html.is_some() && args.data.is_empty() {
         return Err(Error::parameter("--html", "--data, whose replies the page shows", "none"));
     }
-    for (name, value) in [("--temperature", args.temperature), ("--guidance", args.guidance)] {
-        if !(0.0..=100.0).contains(&value) {
-            return Err(Error::parameter(name, "0 to 100", value));
-        }
-    }
+    within("--temperature", args.temperature, 0.0..=100.0)?;
+    within("--guidance", args.guidance, 0.0..=100.0)?;
     // What cannot be written at the end is told at the beginning.
     for (name, path) in [("--json", &args.json), ("--html", &args.html)] {
         let Some(path) = path else { continue };

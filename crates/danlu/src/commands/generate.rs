@@ -2,6 +2,7 @@ use crate::answer::model_folder;
 use danlu_core::{Error, Media, Message, Modality, Part, Result, Role, Sample};
 use danlu_model::engine::{Generator, Request, Sampling};
 use danlu_model::prompt::{FileCodes, Template, Value};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// Reply once, in text, image or sound
@@ -70,6 +71,15 @@ pub(crate) enum To {
     Any,
 }
 
+/// Refuses a number that is none, or out of its range, by its option.
+pub(crate) fn within(name: &str, value: f32, range: RangeInclusive<f32>) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let wanted = format!("a number from {} to {}", range.start(), range.end());
+    Err(Error::parameter(name, wanted, value))
+}
+
 impl How {
     /// Refuses what cannot work, by name.
     pub(crate) fn check(&self) -> Result<()> {
@@ -79,10 +89,7 @@ impl How {
             ("--top-p", self.top_p, 1e-6..=1.0),
             ("--guidance", self.guidance, 0.0..=100.0),
         ] {
-            if !range.contains(&value) {
-                let wanted = format!("a number from {} to {}", range.start(), range.end());
-                return Err(Error::parameter(name, wanted, value));
-            }
+            within(name, value, range)?;
         }
         if self.max_tokens == 0 {
             return Err(Error::parameter("--max-tokens", "at least 1", 0));

@@ -65,6 +65,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
             (model, base, hashes, Some(apart))
         }
         Some(how) => {
+            // Which of the options below each way uses.
+            let (how, used) = match how {
+                How::Linear => (Combine::Linear, 0),
+                How::Ties => (Combine::Ties, 1),
+                How::Dare => (Combine::Dare, 2),
+            };
+            let given = [("--density", args.density.is_some()), ("--seed", args.seed.is_some())];
+            if let Some((name, _)) = given[used..].iter().find(|(_, given)| *given) {
+                let wanted = "nothing: this way to combine does not use it";
+                return Err(Error::parameter(*name, wanted, "a value"));
+            }
+            let (density, seed) = (args.density.unwrap_or(0.5), args.seed.unwrap_or(1));
             let weights = match args.weights.len() {
                 0 => vec![1.0; paths.len()],
                 n if n == paths.len() => args.weights,
@@ -82,22 +94,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 check_named(adapter, path, &folder, &base)?;
             }
             let pairs: Vec<_> = adapters.iter().zip(weights).collect();
-            let given = [("--density", args.density.is_some()), ("--seed", args.seed.is_some())];
-            let used = match how {
-                How::Linear => 0,
-                How::Ties => 1,
-                How::Dare => 2,
-            };
-            if let Some((name, _)) = given[used..].iter().find(|(_, given)| *given) {
-                let wanted = "nothing: this way to combine does not use it";
-                return Err(Error::parameter(*name, wanted, "a value"));
-            }
-            let (density, seed) = (args.density.unwrap_or(0.5), args.seed.unwrap_or(1));
-            let how = match how {
-                How::Linear => Combine::Linear,
-                How::Ties => Combine::Ties,
-                How::Dare => Combine::Dare,
-            };
             combine(&mut model.transformer, &pairs, how, density, seed)?;
             let hashes = adapters.iter().map(Adapter::hash).collect();
             (model, base, hashes, None)
