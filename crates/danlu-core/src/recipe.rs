@@ -436,6 +436,22 @@ pub struct EvalRecipe {
     pub guidance: f32,
 }
 
+impl DataRecipe {
+    /// Packs as they are: no scenes, nothing altered.
+    pub fn of_packs(packs: Vec<PathBuf>) -> Self {
+        Self {
+            packs,
+            files: Vec::new(),
+            held_out: Vec::new(),
+            max_bad_rows: 0,
+            scenes: 0,
+            variants: 0,
+            concepts: 0,
+            stretch: STRETCH,
+        }
+    }
+}
+
 impl Default for TextRecipe {
     fn default() -> Self {
         Self { vocabulary: 4096, train_bytes: 20_000_000 }

@@ -4,15 +4,21 @@
 use crate::modality::Tokenisers;
 use crate::model::Model;
 use crate::params::Parameter;
-use danlu_core::{Error, Result, Rng, Vocabulary};
+use danlu_core::{Error, Result, Rng, TokenKind, Vocabulary};
 
 /// Spread of a new row around the mean of the old ones, as a share of theirs.
 const SPREAD: f32 = 0.5;
 
 impl Model {
     /// Gives a model of text the tokens of `donor`'s pictures and sounds, and the places and
-    /// control tokens that come with them. A new row begins near the mean of the old ones.
-    pub fn extend(&mut self, donor: Tokenisers, seed: u64) -> Result<()> {
+    /// control tokens that come with them. A new row begins near the mean of the old ones; that of a
+    /// token in `meanings`, at the mean of the rows of the words beside it.
+    pub fn extend(
+        &mut self,
+        donor: Tokenisers,
+        meanings: &[(TokenKind, String)],
+        seed: u64,
+    ) -> Result<()> {
         if self.tokenisers.image.is_some() || self.tokenisers.audio.is_some() {
             return Err(Error::parameter("--model", "a model of text alone", &self.info.name));
         }
@@ -28,17 +34,40 @@ impl Model {
         (t.image, t.audio) = (donor.image, donor.audio);
         (t.image_semantic, t.audio_semantic) = (donor.image_semantic, donor.audio_semantic);
         let new = self.tokenisers.vocabulary();
+        let words: Vec<(u32, Vec<u32>)> = meanings
+            .iter()
+            .filter_map(|(kind, words)| {
+                // As they stand within a sentence.
+                let words = self.tokenisers.text.encode_later(&format!(" {words}"));
+                Some((new.id_of(*kind)?, words))
+            })
+            .filter(|(_, words)| !words.is_empty())
+            .collect();
         let device = danlu_ops::cpu_device();
         let mut rng = Rng::new(seed, 0x6578_7465);
         let model = &mut self.transformer;
         for table in std::iter::once(&mut model.embedding).chain(&mut model.head) {
-            let values = grown(table, &old, &new, &mut rng);
+            let mut values = grown(table, &old, &new, &mut rng);
+            for (id, words) in &words {
+                let row = mean_row(&values, table.shape[1], words);
+                values[*id as usize * row.len()..][..row.len()].copy_from_slice(&row);
+            }
             let shape = [new.size(), table.shape[1]];
             *table = Parameter::new(table.name.clone(), &shape, values, &device);
         }
         model.config.vocabulary = new.size();
         Ok(())
     }
+}
+
+/// The mean of some rows, whose ids are the same in the old table and the new: those of text come first.
+fn mean_row(values: &[f32], width: usize, ids: &[u32]) -> Vec<f32> {
+    let mut mean = vec![0.0; width];
+    for &id in ids {
+        let row = &values[id as usize * width..][..width];
+        mean.iter_mut().zip(row).for_each(|(m, v)| *m += v / ids.len() as f32);
+    }
+    mean
 }
 
 /// The rows of a table for the ids of `new`, row-major.
@@ -89,7 +118,7 @@ mod tests {
     fn text_stays_what_it_was_and_new_tokens_have_rows() {
         let before = text_model();
         let mut after = text_model();
-        after.extend(tiny_tokenisers(), 5).expect("extends");
+        after.extend(tiny_tokenisers(), &[], 5).expect("extends");
         let (old, new) = (before.tokenisers.vocabulary(), after.tokenisers.vocabulary());
         assert!(new.size() > old.size());
         let ids: Vec<u32> = vec![3, 7, old.place_id(5), 1];
@@ -109,7 +138,24 @@ mod tests {
             }
         }
         assert!(matches!(new.kind(new.image_id(0)), Some(TokenKind::Image(0))));
-        let error = after.extend(tiny_tokenisers(), 5).expect_err("has them").to_string();
+        let error = after.extend(tiny_tokenisers(), &[], 5).expect_err("has them").to_string();
         assert!(error.contains("text alone"), "{error}");
+    }
+    #[test]
+    fn what_a_token_means_is_where_its_row_begins() {
+        let mut model = text_model();
+        let donor = tiny_tokenisers();
+        let meant = TokenKind::ImageSemantic(0);
+        model.extend(donor, &[(meant, "ab".into())], 5).expect("extends");
+        let new = model.tokenisers.vocabulary();
+        let table = model.transformer.embedding.values();
+        let width = model.transformer.config.width;
+        let row = |id: u32| &table[id as usize * width..][..width];
+        let words = model.tokenisers.text.encode_later(" ab");
+        let at = row(new.id_of(meant).expect("known"));
+        for (i, value) in at.iter().enumerate() {
+            let sum: f32 = words.iter().map(|&id| row(id)[i]).sum();
+            assert!((value - sum / words.len() as f32).abs() < 1e-6);
+        }
     }
 }

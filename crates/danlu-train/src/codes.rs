@@ -1,12 +1,13 @@
 //! Codes of every picture and sound of a corpus, made once before training.
 
 use crate::watch::{Event, Watcher};
-use danlu_core::{AssetId, Error, Media, Result, Rng};
+use danlu_core::{AssetId, Error, Media, Result, Rng, TokenKind, Vocabulary};
 use danlu_data::{Corpus, Split};
 use danlu_media::{alter_picture, alter_sound};
 use danlu_model::io::write_atomically;
 use danlu_model::{Tokenisers, modality::ImageTokeniser};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Codes by asset: the original first, then altered copies of what is trained on.
@@ -98,6 +99,31 @@ impl CodeTable {
         Ok(own[which].iter().map(|&c| c as u32).collect())
     }
 
+    /// What semantic tokens stand for in words: what most of the training pictures that a recogniser gave one are
+    /// called (in English, where there is a choice), and what is said in most of the sounds. `vocabulary` is that of
+    /// the tokenisers which made the table; without recognisers there are none.
+    pub fn meanings(&self, corpus: &Corpus, vocabulary: &Vocabulary) -> Vec<(TokenKind, String)> {
+        let of_pictures = corpus.pictures.iter().zip(&self.images).filter_map(|(asset, codes)| {
+            let names = &corpus.concepts[asset.concept? as usize].names;
+            let name = names.get("en").or_else(|| names.values().next())?;
+            (asset.split == Split::Train).then_some((codes[0][0], name))
+        });
+        let of_sounds = corpus.sounds.iter().zip(&self.audios).filter_map(|(asset, codes)| {
+            let said = asset.split == Split::Train && !asset.text.is_empty();
+            said.then_some((codes[0][0], &asset.text))
+        });
+        let mut out = Vec::new();
+        if vocabulary.image_semantic > 0 {
+            let kind = |verdict| TokenKind::ImageSemantic(verdict);
+            out.extend(most(of_pictures).into_iter().map(|(v, name)| (kind(v), name)));
+        }
+        if vocabulary.audio_semantic > 0 {
+            let kind = |verdict| TokenKind::AudioSemantic(verdict);
+            out.extend(most(of_sounds).into_iter().map(|(v, text)| (kind(v), text)));
+        }
+        out
+    }
+
     /// Codes for rendering: prompts draw from the altered copies with `rng`, or never without.
     pub fn reader(&self, rng: Option<Rng>) -> Reader<'_> {
         Reader { table: self, rng, brief: None }
@@ -160,6 +186,19 @@ fn shrink(codes: Vec<u32>) -> Vec<u16> {
     codes.into_iter().map(|c| c as u16).collect()
 }
 
+/// For each verdict the words that come with it most often; the first in order where several do.
+fn most<'a>(all: impl Iterator<Item = (u16, &'a String)>) -> Vec<(u32, String)> {
+    let mut counts: BTreeMap<u16, BTreeMap<&String, usize>> = BTreeMap::new();
+    for (verdict, words) in all {
+        *counts.entry(verdict).or_default().entry(words).or_default() += 1;
+    }
+    let pick = |words: BTreeMap<&String, usize>| {
+        let best = words.iter().rev().max_by_key(|(_, count)| **count);
+        best.map(|(words, _)| (*words).clone()).unwrap_or_default()
+    };
+    counts.into_iter().map(|(verdict, words)| (verdict.into(), pick(words))).collect()
+}
+
 /// Reads a [`CodeTable`].
 #[derive(Debug)]
 pub struct Reader<'a> {
@@ -204,6 +243,7 @@ impl danlu_model::prompt::Codes for Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use danlu_data::{ConceptEntry, PictureAsset};
     use danlu_model::prompt::Codes;
 
     #[test]
@@ -244,5 +284,48 @@ mod tests {
         let without = [None];
         let mut long = table.reader(None).brief([&without, &[]]);
         assert_eq!(long.image(&media, true).expect("there").len(), ImageTokeniser::TOKENS);
+    }
+    #[test]
+    fn a_verdict_means_what_most_of_its_pictures_are_called() {
+        let concept = |name: &str| ConceptEntry {
+            pack: "p".into(),
+            id: name.into(),
+            names: [("zh".to_string(), "x".to_string()), ("en".into(), name.into())].into(),
+            captions: Default::default(),
+            group: String::new(),
+            split: Split::Train,
+            pictures: Vec::new(),
+            sounds: Vec::new(),
+            related: Vec::new(),
+        };
+        let picture = |concept, split| PictureAsset {
+            picture: danlu_core::Picture { width: 1, height: 1, rgb: vec![0; 3] }.into(),
+            concept: Some(concept),
+            style: "s".into(),
+            split,
+            held: None,
+        };
+        let mut corpus = Corpus::default();
+        corpus.concepts = vec![concept("cat"), concept("dog")];
+        corpus.pictures = [0, 1, 1, 0, 0].map(|c| picture(c, Split::Train)).to_vec();
+        corpus.pictures.extend([picture(0, Split::Test), picture(0, Split::Test)]);
+        // What is held out would tip the scales.
+        let verdicts = [7, 7, 7, 2, 2, 7, 7];
+        let images = verdicts.map(|v| vec![vec![v; 1 + ImageTokeniser::TOKENS]]).to_vec();
+        let table = CodeTable { images, audios: Vec::new() };
+        let mut vocabulary = Vocabulary {
+            text: 300,
+            image: 64,
+            audio: 64,
+            image_semantic: 9,
+            audio_semantic: 0,
+            places: 0,
+            foreign: None,
+        };
+        let named = [(2, "cat"), (7, "dog")];
+        let want = named.map(|(v, name)| (TokenKind::ImageSemantic(v), name.to_string()));
+        assert_eq!(table.meanings(&corpus, &vocabulary), want);
+        vocabulary.image_semantic = 0;
+        assert_eq!(table.meanings(&corpus, &vocabulary), []);
     }
 }

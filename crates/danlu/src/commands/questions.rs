@@ -29,16 +29,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let data = DataRecipe {
-        packs: args.packs,
-        files: vec![],
-        held_out: Vec::new(),
-        max_bad_rows: 0,
-        scenes: 500,
-        variants: 0,
-        concepts: 0,
-        stretch: danlu_core::recipe::STRETCH,
-    };
+    let data = DataRecipe { scenes: 500, ..DataRecipe::of_packs(args.packs) };
     let corpus = Corpus::load(&data, args.seed, &LoadOptions::default())?;
     let chosen = match args.task.is_empty() {
         true => danlu_data::TASKS.to_vec(),
