@@ -658,6 +658,8 @@ impl Recipe {
         let mut recipe = Self::parse(&text).map_err(|e| Error::file(path, "a recipe", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
         recipe.paths_mut().for_each(|p| *p = base.join(&*p));
+        // Only now two ways to write a path are one.
+        recipe.check()?;
         Ok(recipe)
     }
 
@@ -738,10 +740,12 @@ impl Recipe {
         at_least("train.validate", self.train.validate, 1)?;
         self.checkpoint.check()?;
         at_least("data.stretch", self.data.stretch, 32)?;
-        if let Some(both) = self.data.held_out.iter().find(|p| self.data.files.contains(p)) {
-            let wanted = "files that are not learnt from (`data.files`)";
-            return Err(Error::parameter("data.held_out", wanted, both.display()));
-        }
+        apart(self.data.files.iter(), self.data.held_out.iter(), ["data.files", "data.held_out"])?;
+        at_most("train.rows", self.train.rows, MOST_ROWS)?;
+        at_most("train.window", self.train.window, 1 << 28)?;
+        at_most("train.rows * train.window", self.train.rows * self.train.window, MOST_TOKENS)?;
+        at_most("train.accumulate", self.train.accumulate, MOST_ROWS)?;
+        at_most("data.scenes", self.data.scenes, MOST_SCENES)?;
         if self.data.variants > MOST_VARIANTS {
             let wanted = format!("at most {MOST_VARIANTS}");
             return Err(Error::parameter("data.variants", wanted, self.data.variants));
@@ -842,6 +846,38 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+}
+
+/// Most rows of a batch, and batches of a step: so many that what they take of memory is still a number.
+pub(crate) const MOST_ROWS: usize = 1 << 32;
+/// Most tokens of a batch.
+pub(crate) const MOST_TOKENS: usize = 1 << 36;
+/// Most scenes that are composed.
+const MOST_SCENES: usize = 10_000_000;
+
+/// Refuses a count that no machine has room for.
+pub(crate) fn at_most(name: &str, value: usize, most: usize) -> Result<()> {
+    match value <= most {
+        true => Ok(()),
+        false => Err(Error::parameter(name, format!("at most {most}"), value)),
+    }
+}
+
+/// Refuses a file that is learnt from and held out, however it is written.
+fn apart<'a>(
+    learnt: impl Iterator<Item = &'a PathBuf>,
+    held_out: impl Iterator<Item = &'a PathBuf>,
+    names: [&str; 2],
+) -> Result<()> {
+    let one = |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    let learnt: Vec<PathBuf> = learnt.map(one).collect();
+    match held_out.into_iter().find(|path| learnt.contains(&one(path))) {
+        None => Ok(()),
+        Some(both) => {
+            let wanted = format!("files that are not learnt from (`{}`)", names[0]);
+            Err(Error::parameter(names[1], wanted, both.display()))
+        }
     }
 }
 

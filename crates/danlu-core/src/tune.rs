@@ -1,8 +1,8 @@
 //! How a base is adapted, written as typed TOML: on what, with which adapter, towards what.
 
 use crate::recipe::{
-    CheckpointRecipe, GuardRecipe, Schedule, TrackRecipe, explain_unknown_key, is_default,
-    without_folder,
+    CheckpointRecipe, GuardRecipe, MOST_ROWS, MOST_TOKENS, Schedule, TrackRecipe, at_most,
+    explain_unknown_key, is_default, without_folder,
 };
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -300,6 +300,9 @@ impl LoraConfig {
     }
 }
 
+/// Most replies that are tried to a question.
+const MOST_REPLIES: usize = 4096;
+
 fn one() -> u64 {
     1
 }
@@ -371,6 +374,7 @@ impl TuneRecipe {
             Self::parse(&text).map_err(|e| Error::file(path, "a recipe of a tuning", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
         recipe.paths_mut().for_each(|p| *p = base.join(&*p));
+        recipe.check()?;
         Ok(recipe)
     }
 
@@ -400,6 +404,15 @@ impl TuneRecipe {
     pub fn parse(text: &str) -> Result<Self> {
         let recipe: Self =
             toml::from_str(text).map_err(|e| Error::Other(explain_unknown_key(&e.to_string())))?;
+        // The library passes over what a kind without settings is given.
+        let table = text.parse::<toml::Table>().unwrap_or_default();
+        let of = table.get("objective").and_then(toml::Value::as_table);
+        if let (Objective::Reply, Some(settings)) = (&recipe.objective, of)
+            && let Some(key) = settings.keys().find(|key| *key != "kind")
+        {
+            let name = format!("objective.{key}");
+            return Err(Error::parameter(name, "no such key where replies are learnt", "one"));
+        }
         recipe.check()?;
         Ok(recipe)
     }
@@ -429,6 +442,10 @@ impl TuneRecipe {
         }
         self.checkpoint.check()?;
         self.guard.check()?;
+        self.track.check()?;
+        at_most("train.rows", self.train.rows, MOST_ROWS)?;
+        at_most("train.window", self.train.window, 1 << 28)?;
+        at_most("train.rows * train.window", self.train.rows * self.train.window, MOST_TOKENS)?;
         if self.base.is_some() && self.lora.as_ref().is_none_or(|l| l.dora) {
             let wanted = "`[lora]` without `dora`, for weights of few bits do not learn";
             return Err(Error::parameter("base", wanted, "another"));
@@ -456,10 +473,13 @@ impl TuneRecipe {
             Objective::Dpo { beta, pairs } => {
                 counts.push(("objective.pairs", *pairs));
                 numbers.push(("objective.beta", *beta, 1e-6, 100.0));
+                at_most("objective.pairs", *pairs, MOST_ROWS)?;
             }
             Objective::Grpo { questions, replies, max_tokens, temperature, beta, .. } => {
                 counts.push(("objective.questions", *questions));
                 counts.push(("objective.max_tokens", *max_tokens));
+                at_most("objective.questions", *questions, MOST_ROWS)?;
+                at_most("objective.replies", *replies, MOST_REPLIES)?;
                 if *replies < 2 {
                     return Err(Error::parameter("objective.replies", "at least 2", replies));
                 }

@@ -36,7 +36,8 @@ pub fn read_tuning(path: &Path) -> Result<(Numbered, Vec<String>)> {
     for row in read_each(path)? {
         match row {
             Ok(row) => rows.push(row),
-            Err(e) => bad.push(e.to_string()),
+            Err(e @ Error::Row { .. }) => bad.push(e.to_string()),
+            Err(e) => return Err(e),
         }
     }
     Ok((rows, bad))
@@ -100,6 +101,9 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
         }
     };
     media.used_up()?;
+    if row == TuneRow::Text(String::new()) {
+        return Err("`text`: expected a text, found an empty one".into());
+    }
     if let TuneRow::Chat(sample) = &row {
         let spoken = sample.messages.iter().filter(|m| m.role == Role::Assistant).count();
         if spoken > 0 && spoken == sample.unlearnt.len() && sample.expected.is_none() {
@@ -108,6 +112,11 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
         if spoken == 0 && sample.expected.is_none() {
             return Err("expected an assistant's message (or `expected`), found none".into());
         }
+        let empty = |part: &Part| matches!(part, Part::Text(text) if text.is_empty());
+        let mut replies = sample.messages.iter().filter(|m| m.role == Role::Assistant);
+        if spoken > 0 && sample.expected.is_none() && replies.all(|m| m.parts.iter().all(empty)) {
+            return Err("expected an assistant that says something, found empty replies".into());
+        }
     }
     Ok(row)
 }
@@ -115,6 +124,8 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
 /// The columns `images` and `audios`: a path or a list of paths each, for the marks `<image>` and
 /// `<audio>` in the texts, or, without marks, before the first text of the user.
 struct Attached {
+    /// Whether the row has such columns at all: without, a mark is only text.
+    given: bool,
     images: std::collections::VecDeque<Part>,
     audios: std::collections::VecDeque<Part>,
 }
@@ -123,6 +134,8 @@ const MARKS: [&str; 2] = ["<image>", "<audio>"];
 
 impl Attached {
     fn take(map: &mut Map<String, Value>, base: &Path) -> Result<Self, String> {
+        let columns = ["images", "image", "audios", "audio"];
+        let given = columns.iter().any(|key| map.get(*key).is_some_and(|v| !v.is_null()));
         let mut paths = |keys: [&str; 2], make: fn(Media) -> Part| {
             let mut out = std::collections::VecDeque::new();
             for key in keys {
@@ -142,6 +155,7 @@ impl Attached {
             Ok(out)
         };
         Ok(Self {
+            given,
             images: paths(["images", "image"], Part::Image)?,
             audios: paths(["audios", "audio"], Part::Audio)?,
         })
@@ -160,8 +174,7 @@ impl Attached {
             let next = if which == 0 { &mut self.images } else { &mut self.audios }.pop_front();
             match next {
                 Some(part) => parts.push(part),
-                // Without such columns a mark is only text.
-                None if parts.is_empty() => return Ok(vec![Part::Text(text.to_string())]),
+                None if !self.given => return Ok(vec![Part::Text(text.to_string())]),
                 None => return Err(format!("more marks `{}` than files", MARKS[which])),
             }
             rest = &rest[at + MARKS[which].len()..];
@@ -174,7 +187,7 @@ impl Attached {
 
     /// Puts the files where the marks are, and what is left before the first user's message.
     fn fill(&mut self, messages: &mut [Message]) -> Result<(), String> {
-        if self.images.is_empty() && self.audios.is_empty() {
+        if !self.given {
             return Ok(());
         }
         for message in messages.iter_mut() {

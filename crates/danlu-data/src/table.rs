@@ -12,8 +12,9 @@ pub fn is_table(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
 }
 
-/// The rows of a Parquet file with their numbers, from 1. A row that cannot be decoded, or has what
-/// JSON has not, is an [`Error::Row`]; after one that cannot be decoded there are no more.
+/// The rows of a Parquet file with their numbers, from 1. A row that has what JSON has not is an
+/// [`Error::Row`]. Where the file is damaged it ends with an error of the whole file: how many rows are lost with the
+/// one is not known.
 pub(crate) fn objects(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Value)>> + use<>> {
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let reader = guarded(|| SerializedFileReader::new(file))
@@ -30,7 +31,11 @@ pub(crate) fn objects(path: &Path) -> Result<impl Iterator<Item = Result<(usize,
             Ok(Some(row)) => object(row.into_columns()),
             Err(e) => {
                 broken = true;
-                Err(format!("expected a row, found damage: {e}"))
+                let error = match e.contains("Disabled feature") {
+                    true => Error::file(&path, "pages in snappy, zstd or as they are", e),
+                    false => Error::file(&path, format!("a whole file; row {i} is damaged"), e),
+                };
+                return Some(Err(error));
             }
         };
         Some(object.map(|o| (i, o)).map_err(|message| Error::row(&path, i, message)))

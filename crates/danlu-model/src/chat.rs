@@ -9,7 +9,7 @@ use danlu_core::{Call, Error, Result, Role, Sample};
 use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig};
 use serde_json::{Map, Value as Json};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::ops::Range;
 
@@ -140,7 +140,7 @@ impl ChatTemplate {
         // A mark around replies that transformers reads for its loss mask; it renders as nothing.
         let text =
             replace_tag(&replace_tag(source, "generation", "if true"), "endgeneration", "endif");
-        environment.add_template_owned(NAME, text).map_err(refused)?;
+        environment.add_template_owned(NAME, as_jinja_reads(&text)).map_err(refused)?;
         let reads = environment.get_template(NAME).map_err(refused)?.undeclared_variables(false);
         let tells_tools = reads.contains("tools");
         Ok(Self { source: source.into(), specials, system, environment, tells_tools })
@@ -218,7 +218,8 @@ impl ChatTemplate {
 
     /// The ids of a conversation, `open` for the assistant to speak next; `end` is the token that ends
     /// a reply. Equal to what `apply_chat_template` of transformers gives, but that a special token
-    /// written in a turn, by a tool or in a variable stays text.
+    /// written in a turn, by a tool or in a variable stays text, and that a template which can do without
+    /// today's date (`strftime_now is defined`) does.
     pub fn ids(
         &self,
         text: &TextTokeniser,
@@ -273,7 +274,8 @@ impl ChatTemplate {
 }
 
 fn map(pairs: impl IntoIterator<Item = (String, Value)>) -> Value {
-    Value::from_object(pairs.into_iter().collect::<BTreeMap<String, Value>>())
+    // In this order, as templates may go through the keys or write them all.
+    Value::from_pairs(pairs)
 }
 
 fn refused(error: minijinja::Error) -> Error {
@@ -305,6 +307,44 @@ fn date(format: &str) -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         }
     }
+}
+
+/// A template as Jinja2 takes it in and minijinja does not: every end of a line is `\n`, and within a text of a
+/// tag a line's end after a backslash is left out, as in Python.
+fn as_jinja_reads(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut out = String::with_capacity(source.len());
+    // What ends the tag or the comment that this is in, and the quote of the text in it.
+    let (mut end, mut quote): (Option<&str>, Option<char>) = (None, None);
+    let mut at = 0;
+    while let Some(c) = source[at..].chars().next() {
+        let rest = &source[at..];
+        let mut take = c.len_utf8();
+        match (end, quote) {
+            (None, _) => {
+                let opens = [("{%", "%}"), ("{{", "}}"), ("{#", "#}")];
+                if let Some((open, close)) = opens.iter().find(|(open, _)| rest.starts_with(open)) {
+                    (end, take) = (Some(*close), open.len());
+                }
+            }
+            (Some(_), Some(_)) if c == '\\' => {
+                if rest.starts_with("\\\n") {
+                    at += 2;
+                    continue;
+                }
+                take += rest[1..].chars().next().map_or(0, char::len_utf8);
+            }
+            (Some(_), Some(open)) if c == open => quote = None,
+            (Some(_), Some(_)) => {}
+            (Some(close), None) if rest.starts_with(close) => (end, take) = (None, close.len()),
+            (Some("#}"), None) => {}
+            (Some(_), None) if c == '"' || c == '\'' => quote = Some(c),
+            (Some(_), None) => {}
+        }
+        out += &rest[..take];
+        at += take;
+    }
+    out
 }
 
 /// Replaces the block tag `{% name %}`, however its blanks and minus signs stand.

@@ -114,7 +114,7 @@ fn card(model: &Model, licence: Option<&str>) -> String {
 
 /// The line of a model card that tells the licence: an identifier as it is, anything else quoted as JSON and
 /// so YAML does.
-pub(crate) fn licence_line(licence: Option<&str>) -> String {
+pub fn licence_line(licence: Option<&str>) -> String {
     let licence = licence.map_or("other".into(), str::to_lowercase);
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._+".contains(c);
     match licence.chars().all(plain) {
@@ -128,14 +128,17 @@ pub(crate) fn licence_line(licence: Option<&str>) -> String {
 pub fn to_folder(model: &Model, folder: &Path, dtype: Dtype, licence: Option<&str>) -> Result<()> {
     check(model, folder)?;
     let tokenisers = as_text(model, folder)?;
-    tokenisers.save(folder, dtype)?;
     let v = tokenisers.vocabulary();
     let mut config = HfConfig::from_ours(&model.transformer.config, Some(v));
     config.danlu_vocabulary = None;
-    write_json(&folder.join("generation_config.json"), &config.generation())?;
+    let generation = config.generation();
     let transformer = &model.transformer;
     let values = |part: &Part| Ok(part.values(transformer));
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    // First, for they may not fit the type.
     write_weights(&parts_of(transformer), values, folder, dtype, config)?;
+    tokenisers.save(folder, dtype)?;
+    write_json(&folder.join("generation_config.json"), &generation)?;
     let card = card(model, licence);
     crate::io::write_atomically(&folder.join("README.md"), card.as_bytes())
 }

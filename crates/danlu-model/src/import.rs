@@ -3,8 +3,8 @@
 
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, check_parts, ends_of_gguf, fill,
-    parts_of, read_part, tokeniser_of_gguf,
+    Dtype, Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, check_head, check_parts,
+    ends_of_gguf, fill, parts_of, read_part, tokeniser_of_gguf,
 };
 use crate::modality::{TextTokeniser, Tokenisers};
 use crate::model::{CHAT_TEMPLATE, Model, ModelInfo, Origin, SPECIAL_TOKENS};
@@ -47,7 +47,9 @@ pub fn convert(
     dtype: Dtype,
 ) -> Result<Model> {
     let (model, weights) = Source::of(source)?.blank(source, system, &danlu_ops::cpu_device())?;
-    check_parts(&parts_of(&model.transformer), &*weights, model.transformer.config.tied)?;
+    let tied = model.transformer.config.tied;
+    check_parts(&parts_of(&model.transformer), &*weights, tied)?;
+    check_head(tied, &*weights)?;
     model.save_with(|part| read_part(part, &*weights), folder, dtype)?;
     Ok(model)
 }
@@ -84,13 +86,22 @@ impl Source {
             return Err(Error::file(folder, "a tokenizer.json", "none"));
         }
         let text = TextTokeniser::load(&path)?;
-        let about = small_json(&folder.join(SPECIAL_TOKENS))?;
+        let mut about = small_json(&folder.join(SPECIAL_TOKENS))?;
+        // Older folders name them here alone.
+        for (name, token) in small_json(&folder.join("special_tokens_map.json"))? {
+            let named = about.get(&name).is_some_and(|token| !token.is_null());
+            if name.ends_with("_token") && !named {
+                about.insert(name, token);
+            }
+        }
         let generation = small_json(&folder.join("generation_config.json"))?;
         let mut specials = Vec::new();
         for (name, token) in about.iter().filter(|(name, _)| name.ends_with("_token")) {
             let token = token.as_str().or_else(|| token.get("content")?.as_str());
             specials.extend(token.map(|t| (name.clone(), t.to_string())));
         }
+        let named: Vec<&str> = specials.iter().map(|(_, token)| token.as_str()).collect();
+        let text = text.with_specials(&named, &path)?;
         let beside = folder.join(CHAT_TEMPLATE);
         let template = if beside.exists() {
             Some(std::fs::read_to_string(&beside).map_err(|e| Error::io(&beside, e))?)

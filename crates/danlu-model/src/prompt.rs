@@ -328,6 +328,7 @@ impl<'a> Template<'a> {
                 Part::Text(text) => ids.extend(self.text(text)),
                 Part::Call(call) => ids.extend(self.text(&call.words())),
                 Part::Image(media) => {
+                    shows("image", "pictures", v.image)?;
                     ids.push(v.control_id(Control::Image));
                     let codes = codes.image(media, prompt)?;
                     let (first, rest) = codes.split_at(usize::from(v.image_semantic > 0));
@@ -336,6 +337,7 @@ impl<'a> Template<'a> {
                     ids.push(v.control_id(Control::ImageEnd));
                 }
                 Part::Audio(media) => {
+                    shows("audio", "sounds", v.audio)?;
                     ids.push(v.control_id(Control::Audio));
                     let codes = codes.audio(media, prompt)?;
                     let (first, rest) = codes.split_at(usize::from(v.audio_semantic > 0));
@@ -421,6 +423,17 @@ pub enum Value {
     Picture(Picture),
     /// A sound.
     Sound(Sound),
+}
+
+/// Refuses a picture or a sound where a model has no tokens for them.
+fn shows(parameter: &str, what: &str, tokens: u32) -> Result<()> {
+    match tokens {
+        0 => {
+            let wanted = format!("text alone, as the model has no tokens for {what}");
+            Err(Error::parameter(parameter, wanted, format!("one of the {what}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

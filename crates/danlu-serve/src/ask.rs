@@ -38,13 +38,15 @@ pub(crate) struct Drawing {
 }
 
 /// Names of parameters that official clients send and that change nothing here.
-pub(crate) const IGNORED: [&str; 8] = [
+pub(crate) const IGNORED: [&str; 10] = [
     "user",
     "metadata",
     "store",
     "service_tier",
     "safety_identifier",
     "prompt_cache_key",
+    "prompt_cache_retention",
+    "prediction",
     "reasoning_effort",
     "verbosity",
 ];

@@ -112,6 +112,13 @@ fn check(schema: &Value) -> Result<(), String> {
                         ("$ref" | "$dynamicRef", Value::String(to)) if !to.starts_with('#') => {
                             return Err("a reference may only lead into the schema itself".into());
                         }
+                        // A key may be said twice, and then counts twice while it is said.
+                        ("minProperties", Value::Number(least))
+                            if least.as_u64() > Some(1.max(required(map))) =>
+                        {
+                            let most = "`minProperties` above the number of `required` properties";
+                            return Err(format!("{most} is not kept to"));
+                        }
                         ("pattern", Value::String(text)) => check_pattern(text)?,
                         ("patternProperties", Value::Object(inner)) => {
                             inner.keys().try_for_each(|text| check_pattern(text))?;
@@ -129,6 +136,14 @@ fn check(schema: &Value) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// How many properties a schema of an object requires.
+fn required(schema: &serde_json::Map<String, Value>) -> u64 {
+    let names = schema.get("required").and_then(Value::as_array);
+    let names: std::collections::HashSet<&str> =
+        names.into_iter().flatten().filter_map(Value::as_str).collect();
+    names.len() as u64
 }
 
 fn check_pattern(text: &str) -> Result<(), String> {
@@ -236,6 +251,18 @@ mod tests {
             assert!((0..=30).contains(&value["age"].as_i64().expect("a number")));
             assert!(value["tame"].is_boolean());
         }
+    }
+
+    #[test]
+    fn least_numbers_of_properties_are_kept_to_or_refused() {
+        let refused = |least: u64, required: &[&str]| {
+            let schema = json!({"minProperties": least, "required": required});
+            check(&schema).err()
+        };
+        assert_eq!(refused(1, &[]).or(refused(2, &["a", "b"])), None);
+        assert!(refused(2, &["a", "a"]).is_some_and(|why| why.contains("minProperties")));
+        let schema = json!({"type": "object", "minProperties": 2});
+        assert!(grammars().mask("schema", &schema).is_err());
     }
 
     #[test]

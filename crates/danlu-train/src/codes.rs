@@ -35,6 +35,7 @@ impl CodeTable {
         seed: u64,
         watcher: &mut dyn Watcher,
     ) -> Result<Self> {
+        crate::fault::point("encoding");
         // A model without tokens for them sees none.
         let pictures = if tokenisers.image.is_some() { &corpus.pictures[..] } else { &[] };
         let sounds = if tokenisers.audio.is_some() { &corpus.sounds[..] } else { &[] };

@@ -408,6 +408,13 @@ impl Held {
     /// expected.
     pub fn read(recipe: &TuneRecipe, model: &Model, watcher: &mut dyn Watcher) -> Result<Self> {
         let sets = read_sets(recipe, &recipe.held_out, model, &Objective::Reply, watcher)?;
+        let one = |set: &TuneSet| std::fs::canonicalize(&set.file).ok();
+        for set in
+            recipe.held_out.iter().filter(|set| recipe.data.iter().any(|d| one(d) == one(set)))
+        {
+            let words = "is learnt from as well: what is measured on it is no validation";
+            watcher.tell(Event::Note(format!("{} (held out) {words}", set.file.display())));
+        }
         let mut out: Vec<(String, Vec<Document>)> = Vec::new();
         for (set, items) in recipe.held_out.iter().zip(sets) {
             let documents: Vec<Document> = items

@@ -43,5 +43,5 @@ pub use incident::{Cause, Incident, Seen, incidents};
 pub use marginal::Marginals;
 pub use media_page::tokeniser_page;
 pub use page::run_page;
-pub use run::Run;
+pub use run::{Begun, Run};
 pub use watch::{Event, Silent, Watcher};

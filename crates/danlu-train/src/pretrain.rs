@@ -3,6 +3,7 @@
 use crate::audit;
 use crate::checkpoint::{self, Facts, State, Writer};
 use crate::codes::CodeTable;
+use crate::fault;
 use crate::guard::{self, Done, Pace, Subject};
 use crate::learn::hash_numbers;
 use crate::marginal::Marginals;
@@ -390,6 +391,9 @@ fn steps(
     let names = session.source.mixture.names();
     let first = session.state.step as usize;
     let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts)?;
+    if let Some(words) = run.begins_anew(session.state.step)? {
+        watcher.tell(Event::Note(words));
+    }
     guard::begin(&recipe.guard, run, &mut session, &mut writer)?;
     let about = About { track: &recipe.track, name: &recipe.name, recipe: to_value(recipe) };
     *trackers = Trackers::open(&about, run, session.state.step, watcher);
@@ -422,6 +426,39 @@ fn steps(
         steps: r.steps,
         done: first,
     });
+    let looks = |done: usize| done == r.steps || done.is_multiple_of(r.validate);
+    let look = |line: &mut LogLine,
+                session: &Session<'_>,
+                writer: &mut Writer,
+                watcher: &mut dyn Watcher|
+     -> Result<()> {
+        fault::point("measuring");
+        line.upkeep = Some(session.state.upkeep);
+        let frozen = frozen(&session.model, session.average.as_deref());
+        line.validation = validate(&frozen, &validation, &session.vocabulary);
+        line.validation.extend(files.measure(&frozen));
+        let all = line.validation.values();
+        if !line.validation.is_empty() {
+            writer.rate(line.step as u64, all.sum::<f64>() / line.validation.len() as f64)?;
+        }
+        line.text = match line.step == r.steps {
+            true => nats_per_byte(&frozen, &held_out(session, usize::MAX)?),
+            false => nats_per_byte(&frozen, &some_text),
+        };
+        let shown = samples(&frozen, &session.source, run, line.step);
+        shown.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+        Ok(())
+    };
+    // Killed when the step was on the disk, and before it was in the log.
+    if let Some(mut line) = run.noted_line::<LogLine>(session.state.step)? {
+        if looks(line.step) {
+            look(&mut line, &session, &mut writer, watcher)?;
+        }
+        run.log_line(&line)?;
+        trackers.step(line.step as u64, &track::figures(&line), watcher);
+        let drawn = run_page(run, recipe, corpus);
+        drawn.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+    }
     let mut clock = Instant::now();
     let mut pace = Pace::default();
     while (session.state.step as usize) < r.steps {
@@ -465,13 +502,14 @@ fn steps(
             upkeep: None,
         };
         let stop = watcher.stop();
-        let last = done == r.steps;
         let scheduled = done.is_multiple_of(r.checkpoint);
-        let looks = last || done.is_multiple_of(r.validate);
+        let looks = looks(done);
         if scheduled && recipe.guard.on {
             session.memory().mark(done as u64);
         }
         if stop || scheduled || writer.due() || looks {
+            let noted = run.note_line(&line);
+            noted.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
             guard::keep(&mut session, &mut writer, watcher);
         }
         if looks {
@@ -480,22 +518,9 @@ fn steps(
         }
         session.state.upkeep.step(started, &mut writer);
         if looks {
-            line.upkeep = Some(session.state.upkeep);
-            let frozen = frozen(&session.model, session.average.as_deref());
-            line.validation = validate(&frozen, &validation, &session.vocabulary);
-            line.validation.extend(files.measure(&frozen));
-            let all = line.validation.values();
-            if !line.validation.is_empty() {
-                writer.rate(done as u64, all.sum::<f64>() / line.validation.len() as f64)?;
-            }
-            line.text = match last {
-                true => nats_per_byte(&frozen, &held_out(&session, usize::MAX)?),
-                false => nats_per_byte(&frozen, &some_text),
-            };
-            let shown = samples(&frozen, &session.source, run, done);
-            shown.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+            look(&mut line, &session, &mut writer, watcher)?;
         }
-        append(&run.log("train"), &line)?;
+        run.log_line(&line)?;
         trackers.step(done as u64, &track::figures(&line), watcher);
         if looks || done == 20 {
             // No page is worth a training.

@@ -1,14 +1,34 @@
 //! A run's folder: recipe, tokenisers, checkpoints, log, samples, model, page.
 
 use crate::checkpoint;
-use danlu_core::{Error, Recipe, Result};
+use danlu_core::{Error, Recipe, Result, TuneRecipe};
 use danlu_model::io::write_atomically;
-use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The file with the directory that a run was started in.
 const STARTED: &str = "started_in.txt";
+/// The file with what a training began with beside its recipe.
+const BEGUN: &str = "begun.json";
+/// The line of a step whose checkpoint may be there before the line is in the log: between lie measurements
+/// that can take minutes.
+const UNLOGGED: &str = "unlogged.json";
+
+/// What a training begins with beside its recipe. It is kept with the run, for what is gone on with before the
+/// first checkpoint to be the same training.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Begun {
+    /// Where tokenisers are taken from.
+    pub tokenizers: Option<PathBuf>,
+    /// The run that is gone on from.
+    pub from: Option<PathBuf>,
+}
+
+/// The log of a training's steps.
+const LOG: &str = "train";
 
 /// Paths inside a run's folder.
 #[derive(Debug, Clone)]
@@ -27,6 +47,11 @@ impl Run {
     /// Opens or starts the run of `recipe` in `folder`. A folder that holds another recipe is
     /// refused, unless it is only evaluated otherwise, or nothing has been learnt by it yet.
     pub fn open(folder: &Path, recipe: &Recipe) -> Result<Run> {
+        Self::open_with(folder, recipe, &Begun::default())
+    }
+
+    /// The same of a training that begins with something beside its recipe.
+    pub fn open_with(folder: &Path, recipe: &Recipe, with: &Begun) -> Result<Run> {
         let run = Run { folder: folder.to_path_buf() };
         // Whoever trains here has their recipe here; another's is not to be written over it.
         let _lock = run.lock()?;
@@ -42,11 +67,85 @@ impl Run {
                 ));
             }
             if &found == recipe {
+                run.begin_with(with)?;
                 return Ok(run);
             }
         }
+        // Before the recipe, from which on it can be gone on with.
+        run.begin_with(with)?;
         run.begin(&recipe.to_toml())?;
         Ok(run)
+    }
+
+    fn begin_with(&self, with: &Begun) -> Result<()> {
+        let path = self.folder.join(BEGUN);
+        if with == &Begun::default() {
+            return match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&path, e)),
+                _ => Ok(()),
+            };
+        }
+        let whole = |path: &PathBuf| std::path::absolute(path).map_err(|e| Error::io(path, e));
+        let of = |path: &Option<PathBuf>| path.as_ref().map(whole).transpose();
+        let with = Begun { tokenizers: of(&with.tokenizers)?, from: of(&with.from)? };
+        let text = serde_json::to_string(&with).map_err(|e| Error::Other(e.to_string()))?;
+        write_atomically(&path, text.as_bytes())
+    }
+
+    /// What it began with beside its recipe.
+    pub fn begun(&self) -> Result<Begun> {
+        let path = self.folder.join(BEGUN);
+        if !path.exists() {
+            return Ok(Begun::default());
+        }
+        let wanted = "what a training began with, in JSON";
+        serde_json::from_str(&read(&path)?).map_err(|e| Error::file(&path, wanted, e))
+    }
+
+    /// Notes the line of a step whose checkpoint is about to be written; it is in the log once it is whole.
+    pub(crate) fn note_line(&self, line: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string(line).map_err(|e| Error::Other(e.to_string()))?;
+        write_atomically(&self.folder.join(UNLOGGED), text.as_bytes())
+    }
+
+    /// The line that was noted of `step`, if it never got into the log.
+    pub(crate) fn noted_line<T: DeserializeOwned>(&self, step: u64) -> Result<Option<T>> {
+        #[derive(Deserialize)]
+        struct Line {
+            step: u64,
+        }
+        let Ok(text) = std::fs::read_to_string(self.folder.join(UNLOGGED)) else { return Ok(None) };
+        let of = |text: &str| serde_json::from_str::<Line>(text).ok().map(|line| line.step);
+        let logged: Vec<Line> = entries(&self.log(LOG))?;
+        if of(&text) != Some(step) || logged.iter().any(|line| line.step >= step) {
+            return Ok(None);
+        }
+        Ok(serde_json::from_str(&text).ok())
+    }
+
+    /// What is to be told where a training begins anew though the log has steps of it.
+    pub(crate) fn begins_anew(&self, step: u64) -> Result<Option<String>> {
+        #[derive(Deserialize)]
+        struct Line {
+            step: u64,
+        }
+        let logged: Vec<Line> = entries(&self.log(LOG))?;
+        Ok(logged.last().filter(|line| step == 0 && line.step > 0).map(|line| {
+            let folder = self.checkpoints();
+            format!(
+                "{}: no checkpoint is left of {} steps; it begins anew",
+                folder.display(),
+                line.step
+            )
+        }))
+    }
+
+    /// Adds the line of a step to the log.
+    pub(crate) fn log_line(&self, line: &impl Serialize) -> Result<()> {
+        append(&self.log(LOG), line)?;
+        // Where it stays, it is of a step that is in the log.
+        let _ = std::fs::remove_file(self.folder.join(UNLOGGED));
+        Ok(())
     }
 
     /// Writes the recipe that the run is for, and the directory that its relative paths start at.
@@ -115,8 +214,11 @@ impl Run {
     pub fn resume(folder: &Path) -> Result<(Run, Recipe)> {
         let run = Run { folder: folder.to_path_buf() };
         let path = run.recipe();
-        let mut recipe =
-            Recipe::parse(&read(&path)?).map_err(|e| Error::file(&path, "a recipe", e))?;
+        let text = read(&path)?;
+        if TuneRecipe::is_meant(&text) {
+            return Err(Error::file(&path, "the recipe of `danlu train`", "one of `danlu tune`"));
+        }
+        let mut recipe = Recipe::parse(&text).map_err(|e| Error::file(&path, "a recipe", e))?;
         run.find(recipe.paths_mut());
         Ok((run, recipe))
     }
@@ -270,6 +372,43 @@ mod tests {
         assert_eq!(found.data.packs[1], Path::new("/none"));
         assert_eq!(found.for_training(), recipe.for_training(), "the same training");
         std::fs::remove_dir_all(&at).expect("removes");
+    }
+
+    #[test]
+    fn what_a_training_began_with_stays_with_it() {
+        let folder = std::env::temp_dir().join(format!("danlu-begun-{}", std::process::id()));
+        let text = "name='a'\n[data]\n[train]\nsteps=100\n[mixture]\nx=1.0\n";
+        let recipe = Recipe::parse(text).expect("valid");
+        let with = Begun { tokenizers: Some("some/model".into()), from: None };
+        let run = Run::open_with(&folder, &recipe, &with).expect("starts");
+        let found = run.begun().expect("reads").tokenizers.expect("is there");
+        assert!(found.is_absolute() && found.ends_with("some/model"), "{}", found.display());
+        Run::open(&folder, &recipe).expect("starts otherwise");
+        assert_eq!(run.begun().expect("reads"), Begun::default());
+        std::fs::remove_dir_all(&folder).expect("removes");
+    }
+
+    #[test]
+    fn a_line_that_never_got_into_the_log_is_found_once() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Line {
+            step: u64,
+        }
+        let run = Run {
+            folder: std::env::temp_dir().join(format!("danlu-noted-{}", std::process::id())),
+        };
+        std::fs::create_dir_all(&run.folder).expect("makes");
+        let noted = |step| run.noted_line::<Line>(step).expect("reads");
+        run.log_line(&Line { step: 1 }).expect("logs");
+        assert_eq!(noted(1), None);
+        run.note_line(&Line { step: 2 }).expect("notes");
+        // Killed before the checkpoint was whole, and after.
+        assert_eq!(noted(1), None);
+        assert_eq!(noted(2), Some(Line { step: 2 }));
+        run.log_line(&Line { step: 2 }).expect("logs");
+        assert_eq!(noted(2), None);
+        assert_eq!(read(&run.log(LOG)).expect("there"), "{\"step\":1}\n{\"step\":2}\n");
+        std::fs::remove_dir_all(&run.folder).expect("removes");
     }
 
     #[test]

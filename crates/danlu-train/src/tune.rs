@@ -6,17 +6,18 @@
 use crate::audit;
 use crate::checkpoint::{self, Facts, State, Writer};
 use crate::distil::Teacher;
+use crate::fault;
 use crate::guard::{self, Done, Pace};
 use crate::lesson::{Held, Lessons};
 use crate::memory;
 use crate::pretrain::{LogLine, Losses};
-use crate::run::{Run, append, data_name};
+use crate::run::{Run, data_name};
 use crate::track::{self, About, Trackers, to_value};
 use crate::tune_page::tune_page;
 use crate::tuning::Tuning;
 use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
-use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Result, TuneRecipe};
+use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Recipe, Result, TuneRecipe};
 use danlu_model::adapters::{Adapter, AdapterInfo, Newest};
 use danlu_model::io::Dtype;
 use danlu_model::params::{Module, Parameter};
@@ -173,6 +174,9 @@ pub fn resume(folder: &Path) -> Result<(Run, TuneRecipe)> {
     let run = Run { folder: folder.to_path_buf() };
     let path = run.recipe();
     let text = crate::run::read(&path)?;
+    if !TuneRecipe::is_meant(&text) && Recipe::parse(&text).is_ok() {
+        return Err(Error::file(&path, "the recipe of `danlu tune`", "one of `danlu train`"));
+    }
     let mut recipe =
         TuneRecipe::parse(&text).map_err(|e| Error::file(&path, "a recipe of a tuning", e))?;
     run.find(recipe.paths_mut());
@@ -287,6 +291,9 @@ fn steps(
     let of = (&lessons, teacher.as_ref());
     let mut tuning = Tuning::open(recipe, run, model, of, &fingerprint, u64::MAX, watcher)?;
     let mut writer = Writer::new(&run.checkpoints(), &recipe.checkpoint, facts)?;
+    if let Some(words) = run.begins_anew(tuning.state.step)? {
+        watcher.tell(Event::Note(words));
+    }
     guard::begin(&recipe.guard, run, &mut tuning, &mut writer)?;
     let about = About { track: &recipe.track, name: &recipe.name, recipe: to_value(recipe) };
     *trackers = Trackers::open(&about, run, tuning.state.step, watcher);
@@ -295,6 +302,25 @@ fn steps(
     let done = tuning.state.step as usize;
     let name = format!("{learns:.2} M parameters learn");
     watcher.tell(Event::Phase { name, steps: r.steps, done });
+    let looks = |done: usize| done == r.steps || done.is_multiple_of(r.validate);
+    let look = |line: &mut TuneLine, tuning: &Tuning<'_>, writer: &mut Writer| -> Result<()> {
+        fault::point("measuring");
+        line.held_out = held_out.measure(&tuning.learner.plain());
+        let all = line.held_out.values();
+        if line.held_out.is_empty() {
+            return Ok(());
+        }
+        writer.rate(line.step as u64, all.sum::<f64>() / line.held_out.len() as f64)
+    };
+    // Killed when the step was on the disk, and before it was in the log.
+    if let Some(mut line) = run.noted_line::<TuneLine>(tuning.state.step)? {
+        if looks(line.step) {
+            look(&mut line, &tuning, &mut writer)?;
+        }
+        run.log_line(&line)?;
+        trackers.step(line.step as u64, &track::tuning_figures(&line), watcher);
+        tune_page(run, recipe).unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+    }
     let mut clock = Instant::now();
     let mut pace = Pace::default();
     while (tuning.state.step as usize) < r.steps {
@@ -314,21 +340,13 @@ fn steps(
         tuning.state.tokens += tokens as u64;
         tuning.state.seconds += clock.elapsed().as_secs_f64();
         clock = Instant::now();
-        let (stop, last) = (watcher.stop(), done == r.steps);
+        let stop = watcher.stop();
         let scheduled = done.is_multiple_of(r.checkpoint);
-        let looks = last || done.is_multiple_of(r.validate);
+        let looks = looks(done);
         if scheduled && recipe.guard.on {
             guard::memory_of(&mut tuning).mark(done as u64);
         }
-        if stop || looks || scheduled || writer.due() {
-            guard::keep(&mut tuning, &mut writer, watcher);
-        }
         let speed = tokens as f64 / started.elapsed().as_secs_f64();
-        if looks {
-            // Whatever becomes of the evaluation, the training is on the disk.
-            writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
-        }
-        tuning.state.upkeep.step(started, &mut writer);
         let mut line = TuneLine {
             step: done,
             tokens: tuning.state.tokens,
@@ -338,16 +356,23 @@ fn steps(
             norm: pass.norm,
             rate: share,
             speed,
-            upkeep: looks.then_some(tuning.state.upkeep),
+            upkeep: None,
         };
-        if looks {
-            line.held_out = held_out.measure(&tuning.learner.plain());
-            let all = line.held_out.values();
-            if !line.held_out.is_empty() {
-                writer.rate(done as u64, all.sum::<f64>() / line.held_out.len() as f64)?;
-            }
+        if stop || looks || scheduled || writer.due() {
+            let noted = run.note_line(&line);
+            noted.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+            guard::keep(&mut tuning, &mut writer, watcher);
         }
-        append(&run.log("train"), &line)?;
+        if looks {
+            // Whatever becomes of the evaluation, the training is on the disk.
+            writer.wait().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+        }
+        tuning.state.upkeep.step(started, &mut writer);
+        if looks {
+            line.upkeep = Some(tuning.state.upkeep);
+            look(&mut line, &tuning, &mut writer)?;
+        }
+        run.log_line(&line)?;
         trackers.step(done as u64, &track::tuning_figures(&line), watcher);
         if let Some(words) = pace.step(started.elapsed().as_secs_f64()).filter(|_| !looks) {
             watcher.tell(Event::Note(format!("step {done}: {words}")));

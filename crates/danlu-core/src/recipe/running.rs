@@ -138,6 +138,13 @@ impl GuardRecipe {
 
 impl TrackRecipe {
     pub(crate) fn check(&self) -> Result<()> {
+        // Another ending may be that of a file of the run itself.
+        if let Some(path) = &self.prometheus
+            && path.extension().is_none_or(|ending| ending != "prom")
+        {
+            let wanted = "a file that ends in .prom, as collectors want it";
+            return Err(Error::parameter("track.prometheus", wanted, format!("{path:?}")));
+        }
         match &self.mlflow {
             Some(address) if !address.starts_with("http://") => {
                 let wanted = "an address such as http://127.0.0.1:5000";

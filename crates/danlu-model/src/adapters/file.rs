@@ -85,7 +85,7 @@ const PREFIX: &str = "base_model.model.";
 /// Longest configuration, in bytes.
 const LONGEST: u64 = 1 << 20;
 /// Keys of PEFT's configuration that change what is computed, in ways that we do not have.
-const OTHERWISE: [&str; 7] = [
+const OTHERWISE: [&str; 12] = [
     "lora_bias",
     "layer_replication",
     "trainable_token_indices",
@@ -93,9 +93,14 @@ const OTHERWISE: [&str; 7] = [
     "alora_invocation_tokens",
     "use_qalora",
     "arrow_config",
+    "use_bdlora",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "ensure_weight_tying",
 ];
 /// How `init_lora_weights` begins where the base's weights were changed as well.
-const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
+const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// The bytes of a small file.
 fn small(path: &Path) -> std::io::Result<Vec<u8>> {

@@ -117,20 +117,6 @@ fn exact(batch: usize, transformer: &Transformer) -> EngineOptions {
 /// A request as a job of the scheduler.
 fn job(transformer: &Transformer, vocabulary: &Vocabulary, r: &Request) -> Result<Job> {
     let context = transformer.config.context;
-    let room = context.saturating_sub(r.prompt.len()).min(r.max_tokens);
-    if r.prompt.is_empty() || room < Grammar::room(vocabulary, r.to) {
-        return Err(Error::parameter(
-            "prompt",
-            format!(
-                "1 to {} tokens, so that a reply of {} fits into the context of {context} and \
-                 max_tokens of {}",
-                context.saturating_sub(Grammar::room(vocabulary, r.to)),
-                Grammar::room(vocabulary, r.to),
-                r.max_tokens
-            ),
-            format!("{} tokens", r.prompt.len()),
-        ));
-    }
     let lacks = match r.to {
         Some(Modality::Image) => vocabulary.image == 0,
         Some(Modality::Audio) => vocabulary.audio == 0,
@@ -139,6 +125,19 @@ fn job(transformer: &Transformer, vocabulary: &Vocabulary, r: &Request) -> Resul
     if let Some(to) = r.to.filter(|_| lacks) {
         let wanted = "a modality that the model has tokens for";
         return Err(Error::parameter("to", wanted, format!("{to:?}")));
+    }
+    let needed = Grammar::room(vocabulary, r.to);
+    if r.max_tokens < needed {
+        let wanted = format!("at least {needed}, which such a reply needs");
+        return Err(Error::parameter("max_tokens", wanted, r.max_tokens));
+    }
+    let room = context.saturating_sub(r.prompt.len()).min(r.max_tokens);
+    if r.prompt.is_empty() || room < needed {
+        let most = context.saturating_sub(needed);
+        let wanted = format!(
+            "1 to {most} tokens, so that a reply of {needed} fits into the context of {context}"
+        );
+        return Err(Error::parameter("prompt", wanted, format!("{} tokens", r.prompt.len())));
     }
     let may_draw = vocabulary.image > 0 && r.to.is_none_or(|to| to == Modality::Image);
     let guided = r.guidance != 1.0 && may_draw;

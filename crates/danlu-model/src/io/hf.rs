@@ -61,9 +61,12 @@ pub struct HfConfig {
     /// Newer files keep the base here, with how the angles are scaled.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub rope_parameters: Value,
-    /// The same in older files, without the base.
+    /// The same in older files, without the base; where both are there, this one counts.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub rope_scaling: Value,
+    /// The context that was taught before angles were scaled; it goes before what is said beside the scaling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_max_position_embeddings: Option<usize>,
     /// For each layer whether it has positions (1) or not (0); SmolLM3's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_rope_layers: Option<Vec<usize>>,
@@ -71,7 +74,7 @@ pub struct HfConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_rope_layer_interval: Option<usize>,
     /// How far attention looks back, if not as far as the context: within it nothing is left out.
-    #[serde(skip)]
+    #[serde(rename = "sliding_window", skip_deserializing)]
     pub window: Option<usize>,
     /// Epsilon of the norms.
     pub rms_norm_eps: f32,
@@ -103,6 +106,62 @@ pub struct HfConfig {
     pub danlu_vocabulary: Option<Vocabulary>,
 }
 
+/// A kind of model that we compute.
+struct Kind {
+    /// Its `model_type`.
+    name: &'static str,
+    /// Its class in transformers.
+    class: &'static str,
+    qk_norm: bool,
+    qkv_bias: bool,
+}
+
+#[rustfmt::skip]
+const KINDS: [Kind; 7] = [
+    Kind { name: "llama", class: "LlamaForCausalLM", qk_norm: false, qkv_bias: false },
+    Kind { name: "mistral", class: "MistralForCausalLM", qk_norm: false, qkv_bias: false },
+    Kind { name: "mixtral", class: "MixtralForCausalLM", qk_norm: false, qkv_bias: false },
+    Kind { name: "smollm3", class: "SmolLM3ForCausalLM", qk_norm: false, qkv_bias: false },
+    Kind { name: "qwen2", class: "Qwen2ForCausalLM", qk_norm: false, qkv_bias: true },
+    Kind { name: "qwen3", class: "Qwen3ForCausalLM", qk_norm: true, qkv_bias: false },
+    Kind { name: "qwen3_moe", class: "Qwen3MoeForCausalLM", qk_norm: true, qkv_bias: false },
+];
+
+/// The kind of the file at `path`; another one is refused by its name.
+fn kind_of<'a>(name: &Value, path: &Path) -> Result<&'a Kind> {
+    let known = || KINDS.iter().find(|kind| name == kind.name);
+    known().ok_or_else(|| {
+        let known: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+        Error::file(path, format!("`model_type` {}", known.join(", ")), name)
+    })
+}
+
+/// What the classes of transformers 5 take where a file says nothing, but for sizes that are told
+/// everywhere.
+fn silent(kind: &Kind) -> Value {
+    let mut all = serde_json::json!({
+        "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+        "rope_theta": 10_000.0,
+    });
+    let own = match kind.name {
+        "mistral" => serde_json::json!({"sliding_window": 4096, "num_key_value_heads": 8}),
+        "mixtral" => serde_json::json!({
+            "rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_key_value_heads": 8,
+        }),
+        "smollm3" => serde_json::json!({
+            "tie_word_embeddings": true, "rope_theta": 2e6, "num_key_value_heads": 4,
+        }),
+        "qwen2" => serde_json::json!({"num_key_value_heads": 32}),
+        "qwen3" => serde_json::json!({"num_key_value_heads": 32, "head_dim": 128}),
+        "qwen3_moe" => serde_json::json!({"num_key_value_heads": 4}),
+        _ => Value::Null,
+    };
+    for (key, value) in own.as_object().into_iter().flatten() {
+        all[key] = value.clone();
+    }
+    all
+}
+
 /// Longest `config.json`, in bytes.
 const LONGEST: u64 = 1 << 20;
 
@@ -111,7 +170,7 @@ type Limit = (&'static str, &'static str, fn(&Value) -> bool);
 
 /// What of a `config.json` would change what the model computes.
 const LIMITS: &[Limit] = &[
-    ("hidden_act", "silu", |v| v == "silu"),
+    ("hidden_act", "silu", |v| v == "silu" || v == "swish"),
     ("partial_rotary_factor", "1", |v| v.as_f64() == Some(1.0)),
     ("n_routed_experts", "no experts beside shared ones", |v| v == 0),
     ("decoder_sparse_step", "1: experts in every layer", |v| v == 1),
@@ -147,8 +206,14 @@ impl HfConfig {
     /// The same of bytes; `path` is for messages.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let wanted = "the configuration of a model in JSON";
-        let file: Value =
+        let mut file: Value =
             serde_json::from_slice(bytes).map_err(|e| Error::file(path, wanted, e))?;
+        let kind = kind_of(file.get("model_type").unwrap_or(&Value::Null), path)?;
+        if let (Some(file), Value::Object(silent)) = (file.as_object_mut(), silent(kind)) {
+            silent.into_iter().for_each(|(key, value)| {
+                file.entry(key).or_insert(value);
+            });
+        }
         for (key, wanted, right) in LIMITS {
             match file.get(key) {
                 None | Some(Value::Null) => {}
@@ -172,6 +237,10 @@ impl HfConfig {
             false if mixes => ("MixtralForCausalLM", "mixtral"),
             false if three => ("Qwen2ForCausalLM", "qwen2"),
             false if !c.no_rope.is_empty() => ("SmolLM3ForCausalLM", "smollm3"),
+            // The class of Llama wants a width that its heads divide.
+            false if !c.width.is_multiple_of(c.heads) && !c.out_bias && !c.mlp_bias => {
+                ("MistralForCausalLM", "mistral")
+            }
             false => ("LlamaForCausalLM", "llama"),
         };
         let ends = vocabulary.as_ref().map(Vocabulary::ends).unwrap_or_default();
@@ -199,6 +268,7 @@ impl HfConfig {
                 Some(_) => rope::to_config(c),
             },
             rope_parameters: rope::to_config(c),
+            original_max_position_embeddings: None,
             no_rope_layers: (!c.no_rope.is_empty())
                 .then(|| (0..c.depth).map(|i| usize::from(!c.no_rope.contains(&i))).collect()),
             no_rope_layer_interval: None,
@@ -227,28 +297,19 @@ impl HfConfig {
 
     /// Our configuration of the file at `path`.
     pub fn to_ours(&self, path: &Path) -> Result<TransformerConfig> {
-        const KNOWN: [(&str, &str, bool, bool); 7] = [
-            ("llama", "LlamaForCausalLM", false, false),
-            ("mistral", "MistralForCausalLM", false, false),
-            ("mixtral", "MixtralForCausalLM", false, false),
-            ("smollm3", "SmolLM3ForCausalLM", false, false),
-            ("qwen2", "Qwen2ForCausalLM", false, true),
-            ("qwen3", "Qwen3ForCausalLM", true, false),
-            ("qwen3_moe", "Qwen3MoeForCausalLM", true, false),
-        ];
-        let Some((_, class, qk_norm, qkv_bias)) = KNOWN.iter().find(|k| k.0 == self.model_type)
-        else {
-            let known: Vec<&str> = KNOWN.iter().map(|k| k.0).collect();
-            let wanted = format!("`model_type` {}", known.join(", "));
-            return Err(Error::file(path, wanted, format!("`{}`", self.model_type)));
-        };
-        if let Some(other) = self.architectures.iter().find(|a| a != class) {
-            return Err(Error::file(path, format!("`architectures` {class}"), other));
+        let kind = kind_of(&Value::from(self.model_type.as_str()), path)?;
+        if let Some(other) = self.architectures.iter().find(|a| *a != kind.class) {
+            return Err(Error::file(path, format!("`architectures` {}", kind.class), other));
         }
         let (experts, chosen) = self.experts(path)?;
         let [attention_bias, mlp_bias] = self.biases(path)?;
-        let places = [&self.rope_parameters, &self.rope_scaling];
-        let rope = rope::of_config(path, places, self.max_position_embeddings)?;
+        let places = [&self.rope_scaling, &self.rope_parameters];
+        let beside = rope::Beside {
+            context: self.max_position_embeddings,
+            taught: self.original_max_position_embeddings,
+            theta: self.rope_theta,
+        };
+        let rope = rope::of_config(path, places, beside)?;
         let shorter = [self.window, rope.context].into_iter().flatten().min();
         let heads = self.num_attention_heads;
         let head_dim = match self.head_dim {
@@ -275,9 +336,9 @@ impl HfConfig {
             rope_scaling: rope.scaling,
             no_rope: self.no_rope(path)?,
             norm_eps: self.rms_norm_eps,
-            qk_norm: *qk_norm,
+            qk_norm: kind.qk_norm,
             tied: self.tie_word_embeddings,
-            qkv_bias: *qkv_bias || attention_bias,
+            qkv_bias: kind.qkv_bias || attention_bias,
             out_bias: attention_bias,
             mlp_bias,
             experts,
@@ -489,6 +550,19 @@ pub(crate) fn check_parts(parts: &[Part], weights: &dyn Weights, tied: bool) -> 
     Ok(())
 }
 
+/// Refuses a head of its own in the file of a model whose head is the embedding.
+pub(crate) fn check_head(tied: bool, weights: &dyn Weights) -> Result<()> {
+    let head = "lm_head.weight";
+    if !tied || weights.shape(head).is_none() {
+        return Ok(());
+    }
+    if weights.read(head)?.values != weights.read("model.embed_tokens.weight")?.values {
+        let wanted = format!("`tie_word_embeddings` false, or a `{head}` that is the embedding");
+        return Err(Error::file(weights.path(), wanted, format!("another `{head}`")));
+    }
+    Ok(())
+}
+
 /// The values of a part, all of them numbers.
 pub(crate) fn read_part(part: &Part, weights: &dyn Weights) -> Result<Vec<f32>> {
     let values = weights.read(&part.name)?.values;
@@ -507,6 +581,7 @@ pub fn fill(model: &mut Transformer, weights: &dyn Weights) -> Result<()> {
     let mut of: Vec<Vec<&Part>> = vec![Vec::new(); all.last().map_or(0, |p| p.parameter + 1)];
     all.iter().for_each(|part| of[part.parameter].push(part));
     // In the order of the parameters, so that the same file has the same error.
+    check_head(model.config.tied, weights)?;
     let filled: Vec<Result<()>> = model
         .parameters_mut()
         .into_par_iter()

@@ -239,6 +239,13 @@ impl GgufWeights {
             return Err(Error::file(path, wanted, format!("`{name}`")));
         };
         let key = |part: &str| format!("{name}.{part}");
+        if let Some(parts) = file.maybe_size("split.count")?.filter(|&parts| parts > 1) {
+            let wanted = "a whole file (`llama-gguf-split --merge` makes one of its parts)";
+            return Err(Error::file(path, wanted, format!("one of {parts} parts")));
+        }
+        if file.get(&key("attention.causal")) == Some(&Value::Bool(false)) {
+            return Err(Error::file(path, format!("`{}` true", key("attention.causal")), false));
+        }
         let heads = file.size(&key("attention.head_count"))?;
         let width = file.size(&key("embedding_length"))?;
         let head_dim = match file.maybe_size(&key("attention.key_length"))? {

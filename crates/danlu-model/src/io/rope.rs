@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json, json};
 use std::path::Path;
 
-/// Where a `config.json` keeps what it says of rotary angles, the newer place first.
-const PLACES: [&str; 2] = ["rope_parameters", "rope_scaling"];
+/// Where a `config.json` keeps what it says of rotary angles. In transformers, what is said in the older
+/// place counts where both are there.
+const PLACES: [&str; 2] = ["rope_scaling", "rope_parameters"];
 const KINDS: &str = "`rope_type` default, linear, dynamic, llama3, yarn or longrope";
 /// The tensor of GGUF with a divisor for each pair.
 pub const FACTORS: &str = "rope_freqs.weight";
@@ -23,20 +24,43 @@ pub(super) struct Rope {
     pub(super) context: Option<usize>,
 }
 
-/// Reads `rope_parameters`, or `rope_scaling` of older files.
-/// `places` are their values, and `context` is what `max_position_embeddings` says.
-pub(super) fn of_config(path: &Path, places: [&Json; 2], context: usize) -> Result<Rope> {
-    let mut all: Option<(&str, &Map<String, Json>)> = None;
+/// What stands beside those places.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Beside {
+    /// `max_position_embeddings`.
+    pub(super) context: usize,
+    /// `original_max_position_embeddings`.
+    pub(super) taught: Option<usize>,
+    /// `rope_theta`.
+    pub(super) theta: Option<f32>,
+}
+
+/// Reads `rope_scaling`, or `rope_parameters` of newer files; `places` are their values.
+pub(super) fn of_config(path: &Path, places: [&Json; 2], beside: Beside) -> Result<Rope> {
+    let Beside { context, taught, theta: usual } = beside;
+    let mut all: Vec<(&str, &Map<String, Json>)> = Vec::new();
     for (place, value) in PLACES.into_iter().zip(places) {
         match value {
             Json::Null => {}
-            Json::Object(map) if all.is_none() => all = Some((place, map)),
-            Json::Object(_) => {}
+            Json::Object(map) if map.is_empty() => {}
+            Json::Object(map) => all.push((place, map)),
             other => return Err(Error::file(path, format!("an object under `{place}`"), other)),
         }
     }
-    let Some((place, map)) = all else { return Ok(Rope::default()) };
+    let Some(&(place, map)) = all.first() else { return Ok(Rope::default()) };
+    if let Some((key, _)) = map.iter().find(|(_, value)| value.is_object()) {
+        let wanted = format!("`{place}` for all layers alike");
+        return Err(Error::file(path, wanted, format!("`{key}` by itself")));
+    }
     let theta = number(path, place, map, "rope_theta")?;
+    // A base that stands in the place that does not count would be lost.
+    if let (None, Some(&(other, besides))) = (theta, all.get(1))
+        && let Some(lost) = number::<f32>(path, other, besides, "rope_theta")?
+        && Some(lost) != usual
+    {
+        let wanted = format!("`rope_theta` under `{place}`, which is read where both are there");
+        return Err(Error::file(path, wanted, format!("one under `{other}`")));
+    }
     let kind = map.get("rope_type").or_else(|| map.get("type")).filter(|k| !k.is_null());
     let kind = match kind {
         None => "default",
@@ -54,7 +78,7 @@ pub(super) fn of_config(path: &Path, places: [&Json; 2], context: usize) -> Resu
     };
     let original = || {
         let given = number::<usize>(path, place, map, "original_max_position_embeddings")?;
-        Ok::<usize, Error>(given.unwrap_or(context))
+        Ok::<usize, Error>(taught.or(given).unwrap_or(context))
     };
     // What is not given is how much longer the context became.
     let factor = |original: usize| {
@@ -165,15 +189,29 @@ pub(super) fn of_gguf(
     theta: f32,
 ) -> Result<Option<RopeScaling>> {
     let path = file.path();
+    let name = key("rope.scaling.type");
+    let float = |part: &str| file.maybe_float(&key(&format!("rope.scaling.{part}")));
+    // Old files have another name for it.
+    let given = match float("factor")? {
+        None => file.maybe_float(&key("rope.scale_linear"))?,
+        given => given,
+    };
+    // As llama.cpp takes it: a factor alone is a linear one.
+    let kind = match file.maybe_text(&name)? {
+        Some(kind) => kind,
+        None if given.is_some_and(|factor| factor != 1.0 && factor != 0.0) => "linear",
+        None => "none",
+    };
     if file.info(FACTORS).is_some() {
+        if kind != "none" {
+            let wanted = format!("either `{FACTORS}` or `{name}`");
+            return Err(Error::file(path, wanted, format!("both, `{kind}`")));
+        }
         return Ok(Some(RopeScaling::named(&file.read(FACTORS)?.values, theta)));
     }
-    let name = key("rope.scaling.type");
-    let kind = file.maybe_text(&name)?.unwrap_or("none");
-    let float = |part: &str| file.maybe_float(&key(&format!("rope.scaling.{part}")));
     let factor = || {
         let wanted = format!("a number under `{}`", key("rope.scaling.factor"));
-        float("factor")?.ok_or_else(|| Error::file(path, wanted, "none"))
+        given.ok_or_else(|| Error::file(path, wanted, "none"))
     };
     Ok(match kind {
         "none" => None,

@@ -66,14 +66,15 @@ impl Shards {
         Ok(Self { path: path.into(), shards: vec![shard], of })
     }
 
-    /// Opens the weights of a model folder: its `model.safetensors`, or the shards of its index.
+    /// Opens the weights of a model folder: its `model.safetensors`, or without one the shards of its index.
     pub fn of_folder(folder: &Path) -> Result<Self> {
+        // Where both are there transformers reads the one file.
+        let single = folder.join(SINGLE);
+        if single.exists() {
+            return Self::open(&single);
+        }
         let index = folder.join(INDEX);
         if !index.exists() {
-            let single = folder.join(SINGLE);
-            if single.exists() {
-                return Self::open(&single);
-            }
             let pickled = |name: &str| name.ends_with(".bin") || name.ends_with(".pt");
             let found = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
             let found = found

@@ -163,6 +163,17 @@ pub(super) fn one_ahead(
     })
 }
 
+/// Refuses finite values that half precision has no number for.
+pub(super) fn fits_half(path: &Path, name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().find(|v| v.is_finite() && !f16::from_f32(**v).is_finite()) {
+        Some(large) => {
+            let wanted = format!("values up to {} in tensor `{name}`, for 16 bits", f16::MAX);
+            Err(Error::file(path, wanted, large))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The bytes of some values.
 fn packed(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     match dtype {
@@ -212,6 +223,9 @@ fn write_typed(
             if values.len() != shape.iter().product::<usize>() {
                 let wanted = format!("values of tensor `{name}` of shape {shape:?}");
                 return Err(Error::file(path, wanted, values.len()));
+            }
+            if *dtype == Dtype::F16 {
+                fits_half(path, name, &values)?;
             }
             // In pieces, so that the packed form takes no more memory than stays in cache.
             for some in values.chunks(1 << 18) {

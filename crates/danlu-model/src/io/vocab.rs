@@ -34,6 +34,9 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Of `tokenizer.json` in Mistral NeMo; llama.cpp has a form of it without sets of letters.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// The names of `tokenizer.ggml.pre`, each with how it cuts, and whether a word that is an entry is
 /// taken whole, whatever the merges say. Of names that cut alike the first is written.
 const PRE: &[(&str, Cut, bool)] = &[
@@ -47,6 +50,9 @@ const PRE: &[(&str, Cut, bool)] = &[
     ("llama-bpe", Cut::By(&[LLAMA3]), true),
     ("llama3", Cut::By(&[LLAMA3]), true),
     ("llama-v3", Cut::By(&[LLAMA3]), true),
+    ("smaug-bpe", Cut::By(&[LLAMA3]), false),
+    ("dbrx", Cut::By(&[LLAMA3]), false),
+    ("tekken", Cut::By(&[TEKKEN]), true),
     ("default", Cut::By(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]), false),
 ];
 
@@ -56,6 +62,15 @@ const NORMALISER: &str = "danlu.tokenizer.normalizer";
 /// The names whose models come with a `tokenizer.json` that composes characters (NFC) first. What
 /// others wrote has no key that says so, and llama.cpp leaves it out.
 const COMPOSED: [&str; 2] = ["qwen2", "deepseek-r1-qwen"];
+
+/// The names with which llama.cpp puts the first token before a text where nothing is said of it.
+const BEGINS: [&str; 4] = ["llama-bpe", "llama3", "llama-v3", "tekken"];
+
+/// A key of ours for what GGUF has none: added tokens that take the blanks around them, or stand for whole words
+/// alone, as a list in JSON of what a `tokenizer.json` says of them.
+const ADDED: &str = "danlu.tokenizer.added_tokens";
+/// What of an added token is not the same everywhere.
+const FLAGS: [&str; 4] = ["lstrip", "rstrip", "single_word", "normalized"];
 
 impl Cut {
     /// The `pre_tokenizer` of a `tokenizer.json`.
@@ -150,6 +165,20 @@ pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
                 "rstrip": false, "normalized": false, "special": of != kind::USER}));
         }
     }
+    if let Some(flags) = file.maybe_text(ADDED)? {
+        let wrong = |e| Error::file(path, format!("a list of tokens in JSON under `{ADDED}`"), e);
+        let flags: Vec<serde_json::Map<String, Json>> =
+            serde_json::from_str(flags).map_err(wrong)?;
+        for of in flags {
+            let same = |token: &&mut Json| Some(&token["id"]) == of.get("id");
+            let Some(token) = added.iter_mut().find(same) else { continue };
+            for flag in FLAGS {
+                if let Some(Json::Bool(set)) = of.get(flag) {
+                    token[flag] = (*set).into();
+                }
+            }
+        }
+    }
     let model = file.text("tokenizer.ggml.model")?;
     let pieces = model == "llama";
     let [normaliser, cut, decoder, model] = match model {
@@ -161,10 +190,11 @@ pub fn tokeniser_of_gguf(file: &Gguf) -> Result<TextTokeniser> {
             return Err(Error::file(path, wanted, format!("`{other}`")));
         }
     };
+    let pre = file.maybe_text("tokenizer.ggml.pre")?.unwrap_or("default");
     let begins = match file.get("tokenizer.ggml.add_bos_token") {
         Some(Value::Bool(true)) => file.maybe_size(SPECIALS[0].1)?,
         // Where nothing is said of it, as in llama.cpp.
-        None if pieces => file.maybe_size(SPECIALS[0].1)?,
+        None if pieces || BEGINS.contains(&pre) => file.maybe_size(SPECIALS[0].1)?,
         _ => None,
     };
     // What transformers puts before a text; a chat template writes its own.
@@ -272,6 +302,12 @@ pub fn tokeniser_keys(
     keys.push(key("tokens", Value::List(tokens.into_iter().map(Value::Text).collect())));
     keys.push(key("token_type", Value::List(kinds.into_iter().map(Value::Signed).collect())));
     keys.push(key("add_bos_token", text.begin().is_some().into()));
+    let flagged = |token: &&Json| FLAGS.iter().any(|flag| token[flag] == true);
+    let flagged: Vec<&Json> =
+        all["added_tokens"].as_array().into_iter().flatten().filter(flagged).collect();
+    if !flagged.is_empty() {
+        keys.push((ADDED.into(), Json::from_iter(flagged.into_iter().cloned()).to_string().into()));
+    }
     Ok(keys)
 }
 

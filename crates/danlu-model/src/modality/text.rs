@@ -74,6 +74,11 @@ impl TextTokeniser {
         // The longest first: where two begin at one place, the longer one is meant.
         specials.sort_by(|a, b| b.content.len().cmp(&a.content.len()).then(a.id.cmp(&b.id)));
         tokenizer.set_encode_special_tokens(true);
+        // What cuts or fills the texts of a batch; a file that was saved in a training may have them.
+        tokenizer.with_padding(None);
+        if let Err(error) = tokenizer.with_truncation(None) {
+            unreachable!("no truncation is always possible: {error}");
+        }
         let later = without_blank(&tokenizer).map(Box::new);
         let decoder = tokenizer.get_decoder().and_then(|d| serde_json::to_string(d).ok());
         let byte_level = decoder.is_none_or(|d| d.contains("\"ByteLevel\""));
@@ -81,8 +86,10 @@ impl TextTokeniser {
             tokenizer.encode_fast("a", specials).map(|e| e.get_ids().to_vec()).unwrap_or_default()
         };
         let (bare, whole) = (ids(false), ids(true));
-        let begin = match whole.strip_suffix(&bare[..]) {
-            Some(&[begin]) if !bare.is_empty() => Some(begin),
+        // What it puts after a text is not for one that is to go on.
+        let at = (!bare.is_empty()).then(|| whole.windows(bare.len()).position(|ids| ids == bare));
+        let begin = match at.flatten().map(|at| &whole[..at]) {
+            Some(&[begin]) => Some(begin),
             _ => None,
         };
         Self { tokenizer, later, specials, byte_level, begin }
@@ -111,10 +118,38 @@ impl TextTokeniser {
         serde_json::from_slice::<Whole>(bytes).map_err(|e| wrong(&e))?;
         let tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
         // The last is a character that no vocabulary has.
-        if let Err(error) = tokenizer.encode_fast("a 1\n\u{e9}!\u{10FFFD}", false) {
+        let this = Self::of(tokenizer);
+        if let Err(error) = this.tokenizer.encode_fast("a 1\n\u{e9}!\u{10FFFD}", false) {
             return Err(Error::file(path, "a tokenizer.json that encodes every text", error));
         }
-        Ok(Self::of(tokenizer))
+        Ok(this)
+    }
+
+    /// The same where these tokens are special, whatever the file says of them: what a checkpoint names as
+    /// the end of a text stands for that.
+    pub(crate) fn with_specials(self, tokens: &[&str], path: &Path) -> Result<Self> {
+        let text = |token: &&&str| {
+            let special = self.specials.iter().any(|s| s.content == **token);
+            !token.is_empty() && !special && self.id(token).is_some()
+        };
+        let mut named: Vec<&str> = tokens.iter().filter(text).copied().collect();
+        named.dedup();
+        if named.is_empty() {
+            return Ok(self);
+        }
+        let wrong = |e: serde_json::Error| Error::file(path, "a tokenizer.json", e);
+        let mut all: serde_json::Value = serde_json::from_str(&self.to_json()?).map_err(wrong)?;
+        let serde_json::Value::Array(added) = &mut all["added_tokens"] else { return Ok(self) };
+        for token in named {
+            match added.iter_mut().find(|a| a["content"] == token) {
+                Some(there) => there["special"] = true.into(),
+                None => added.push(serde_json::json!({"id": self.id(token), "content": token,
+                    "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                    "special": true})),
+            }
+        }
+        added.sort_by_key(|a| a["id"].as_u64());
+        Self::parse(path, all.to_string().as_bytes())
     }
 
     /// The text of a `tokenizer.json`.

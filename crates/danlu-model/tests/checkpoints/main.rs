@@ -5,6 +5,7 @@
 mod biases;
 mod experts;
 mod no_rope;
+mod odd;
 mod pieces;
 mod rope;
 mod tools;

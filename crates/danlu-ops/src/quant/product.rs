@@ -61,6 +61,15 @@ unsafe impl Send for Call {}
 // SAFETY: as above.
 unsafe impl Sync for Call {}
 
+impl Call {
+    /// How far ahead of a place in a tile weights are asked for, where so many tiles are read side by
+    /// side: after the end of a tile comes the beginning of the one that follows the others.
+    #[inline(always)]
+    fn ahead(&self, tiles: usize, at: usize) -> usize {
+        if at + AHEAD < self.tile_bytes { AHEAD } else { AHEAD + (tiles - 1) * self.tile_bytes }
+    }
+}
+
 /// `out = x w^T + bias`, or the same added to `out`: `[x.rows(), w's rows]`, row-major.
 ///
 /// # Panics
@@ -110,8 +119,14 @@ pub fn product(
     let group = if m == 1 { 4 } else { 2 };
     let strip = (tiles / (team.threads() * 8) / group * group).max(group.min(2));
     let strips = tiles.div_ceil(strip);
-    team.each(strips * m.div_ceil(at_once), |task| {
-        let (part, strip_at) = (task / strips, task % strips);
+    // Threads that keep step read on where they were: each has a range of strips.
+    let (lanes, long) = (team.threads(), strips.div_ceil(team.threads()));
+    team.each(lanes * long * m.div_ceil(at_once), |task| {
+        let (part, turn) = (task / (lanes * long), task % (lanes * long));
+        let strip_at = turn % lanes * long + turn / lanes;
+        if strip_at >= strips {
+            return;
+        }
         let strip = Strip {
             call,
             tiles: [strip_at * strip, tiles.min((strip_at + 1) * strip)],
@@ -233,11 +248,12 @@ impl<const HALF: bool> Part for FloatOf<HALF> {
             let x = c.values.add(row * c.cols);
             let mut sum = [[I::splat(0.0); M]; T];
             for k in 0..c.cols {
+                let ahead = c.ahead(T, k * step);
                 let mut part = [I::splat(0.0); T];
                 each!(Q < T, {
                     let at = w.add(Q * c.tile_bytes + k * step);
                     part[Q] = if HALF { I::halves(at.cast()) } else { I::load(at.cast()) };
-                    I::prefetch(at.wrapping_add(AHEAD));
+                    I::prefetch(at.wrapping_add(ahead));
                 });
                 each!(R < M, {
                     let x = I::splat(*x.add(R * c.cols + k));
@@ -304,6 +320,7 @@ impl<F: Format> Part for Blocked<F> {
             let meta = c.meta.add(row * blocks);
             let mut sum = [[I::splat(0.0); M]; T];
             for b in 0..blocks {
+                let ahead = c.ahead(T, b * F::VECTORS * 64);
                 let mut acc = [[I::ints(0); M]; T];
                 if F::OFFSET == 8 || F::OFFSET == 128 && I::KEEPS_OFFSET {
                     each!(R < M, {
@@ -321,7 +338,7 @@ impl<F: Format> Part for Blocked<F> {
                     each!(Q < T, {
                         let at = w.add(Q * c.tile_bytes + (b * F::VECTORS + v) * 64);
                         part[Q] = I::bytes(at);
-                        I::prefetch(at.wrapping_add(AHEAD));
+                        I::prefetch(at.wrapping_add(ahead));
                     });
                     if F::HALVES {
                         each!(R < M, {

@@ -248,8 +248,19 @@ impl Loop {
             }
             Command::Cancel { ticket } => {
                 if let Some(id) = self.job(ticket) {
-                    self.jobs.remove(&id);
-                    self.engine.cancel(id);
+                    // What was read and made for it was work, though nobody hears of it.
+                    match self.engine.finish(id) {
+                        Some(Event::Done {
+                            prompt_tokens,
+                            cached_tokens,
+                            completion_tokens,
+                            ..
+                        }) => self.metrics.tokens(prompt_tokens, cached_tokens, completion_tokens),
+                        _ => self.engine.cancel(id),
+                    }
+                    if let Some(waiting) = self.jobs.remove(&id) {
+                        self.metrics.request_seconds(waiting.since.elapsed().as_secs_f64());
+                    }
                     self.metrics.finished(FinishReason::Cancelled);
                 }
             }

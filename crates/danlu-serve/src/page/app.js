@@ -71,7 +71,12 @@ function translate() {
   box.replaceChildren(...t("examples").map(([to, text]) => {
     const button = make("button", "", text);
     button.type = "button";
-    button.onclick = () => { $("to").value = to; $("text").value = text; $("text").focus(); };
+    button.onclick = () => {
+      const kind = [...$("to").options].find((option) => option.value === to);
+      if (!kind.disabled) $("to").value = to;
+      $("text").value = text;
+      $("text").focus();
+    };
     return button;
   }));
 }
@@ -423,6 +428,8 @@ async function reply(model, messages, ui, signal) {
     const stopped = error.name === "AbortError";
     ui.body.append(make("span", stopped ? "facts" : "failed", stopped ? t("stopped") : error.message));
     if (!stopped) tell(t("failed") + ": " + error.message, false);
+    // A question that was refused would be refused with every one after it.
+    if (!stopped && !text) said.content = null;
   }
   ui.body.classList.remove("waiting");
   if (!ui.body.childNodes.length) {
@@ -436,7 +443,7 @@ async function reply(model, messages, ui, signal) {
       t("per_second") + (first ? " · " + t("first") + " " + ((first - start) / 1000).toFixed(2) + " s" : "");
   }
   // What was said before it was stopped was said.
-  said.content = text;
+  if (said.content !== null) said.content = text;
   return said;
 }
 
@@ -472,7 +479,7 @@ async function ask(event) {
   $("log").setAttribute("aria-busy", "false");
   $("send").hidden = false;
   $("stop").hidden = true;
-  chat.push(turn, replies[0]);
+  if (replies[0].content !== null) chat.push(turn, replies[0]);
 }
 
 function grow() {

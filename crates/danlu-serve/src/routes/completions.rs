@@ -18,7 +18,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Most prompts of a request.
-const MAX_PROMPTS: usize = 16;
+const MAX_PROMPTS: usize = 64;
+/// Most tokens of a reply where a request says nothing of them, as the official API has it.
+const USUAL_TOKENS: usize = 16;
 
 struct Wanted {
     app: Arc<App>,
@@ -47,7 +49,8 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
     let mut fields = Fields::new(map);
     let chosen = model(&app, &mut fields)?;
     let prompts = Fields::required("prompt", fields.take("prompt"))?;
-    let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
+    let mut drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
+    drawing.max_tokens.get_or_insert(USUAL_TOKENS);
     let logprobs = fields.integer("logprobs", 0..=5)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
     let (stream, usage) = streamed(&mut fields)?;
@@ -134,17 +137,35 @@ fn each(value: Value) -> Answer<Vec<Value>> {
     Ok(list)
 }
 
-/// Log probabilities in the older shape; the first token of a prompt has none.
-fn older(list: &[Value], mut offset: usize) -> Value {
+/// How a token is written where there is no list of its bytes: those of a part of a character as the
+/// official API writes them.
+fn written(token: &Value, bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(_) => token["token"].as_str().unwrap_or_default().to_string(),
+        Err(_) => bytes.iter().fold("bytes:".to_string(), |all, b| all + &format!("\\x{b:02x}")),
+    }
+}
+
+/// The bytes of a token; where it has none those of its name.
+fn bytes(token: &Value) -> Vec<u8> {
+    match token["bytes"].as_array() {
+        Some(bytes) => bytes.iter().filter_map(|b| u8::try_from(b.as_u64()?).ok()).collect(),
+        None => token["token"].as_str().unwrap_or_default().into(),
+    }
+}
+
+/// Log probabilities in the older shape; the first token of a prompt has none. `begun` counts the characters
+/// that have begun before these tokens: one that begins within a character is where that begins.
+fn older(list: &[Value], begun: &mut usize) -> Value {
     let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
     for one in list {
-        let token = one["token"].as_str().unwrap_or_default();
-        offsets.push(offset);
-        offset += token.chars().count();
-        tokens.push(token);
+        let bytes = bytes(one);
+        let inside = |b: &u8| b & 0xC0 == 0x80;
+        offsets.push(begun.saturating_sub(usize::from(bytes.first().is_some_and(inside))));
+        *begun += bytes.iter().filter(|b| !inside(b)).count();
+        tokens.push(written(one, &bytes));
         values.push(one["logprob"].clone());
-        let shown =
-            |t: &Value| (t["token"].as_str().unwrap_or_default().to_string(), t["logprob"].clone());
+        let shown = |t: &Value| (written(t, &self::bytes(t)), t["logprob"].clone());
         let top = one["top_logprobs"].as_array();
         tops.push(top.map(|top| top.iter().map(shown).collect::<Map<_, _>>()));
     }
@@ -178,7 +199,7 @@ impl Wanted {
         for (i, whole) in wholes(replies).await?.into_iter().enumerate() {
             usages.push(whole.usage);
             let echo = &self.echo[i];
-            let logprobs = self.logprobs.then(|| older(&whole.logprobs, 0));
+            let logprobs = self.logprobs.then(|| older(&whole.logprobs, &mut 0));
             choices.push(json!({
                 "index": i,
                 "text": format!("{echo}{}", whole.text),
@@ -223,7 +244,7 @@ impl Wanted {
     }
 
     async fn stream_one(&self, events: &Events, index: usize, mut reply: Reply) -> Answer<Usage> {
-        let mut offset = 0;
+        let mut begun = 0;
         let mut echo = self.echo[index].clone();
         while let Some(piece) = reply.next().await? {
             let (text, logprobs, reason, usage) = match piece {
@@ -233,8 +254,7 @@ impl Wanted {
             };
             let text = std::mem::take(&mut echo) + &text;
             let logprobs =
-                (self.logprobs && !logprobs.is_empty()).then(|| older(&logprobs, offset));
-            offset += text.chars().count();
+                (self.logprobs && !logprobs.is_empty()).then(|| older(&logprobs, &mut begun));
             let chunk = self.chunk(vec![json!({
                 "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason,
             })]);
@@ -245,5 +265,42 @@ impl Wanted {
             }
         }
         Err(ApiError::internal("a reply without an end"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_characters_have_names_of_their_own() {
+        let token = |bytes: &[u8], logprob: f32| json!({"token": String::from_utf8_lossy(bytes), "bytes": bytes, "logprob": logprob});
+        let with = |bytes: &[u8], others: [&[u8]; 2]| {
+            let mut one = token(bytes, -0.5);
+            let top = [token(bytes, -0.5), token(others[0], -1.5), token(others[1], -2.5)];
+            one["top_logprobs"] = top.to_vec().into();
+            one
+        };
+        // A face of four bytes in two tokens, then a letter.
+        let list = [
+            with(&[0xf0, 0x9f], [&[0xf0], b"a"]),
+            with(&[0x98, 0x80], [&[0x98], &[0x99]]),
+            with(b"b", [b"a", b"c"]),
+        ];
+        let (mut begun, mut in_pieces) = (0, 0);
+        let whole = older(&list, &mut begun);
+        assert_eq!(whole["tokens"], json!(["bytes:\\xf0\\x9f", "bytes:\\x98\\x80", "b"]));
+        assert_eq!(whole["text_offset"], json!([0, 0, 1]));
+        let tops = whole["top_logprobs"].as_array().expect("a list");
+        assert!(
+            tops.iter().all(|top| top.as_object().is_some_and(|top| top.len() == 3)),
+            "{tops:?}"
+        );
+        assert_eq!(tops[0]["bytes:\\xf0\\x9f"], -0.5);
+        // A stream goes on where it was.
+        let pieces = list.iter().map(|one| older(std::slice::from_ref(one), &mut in_pieces));
+        let offsets: Vec<Value> = pieces.map(|piece| piece["text_offset"][0].clone()).collect();
+        assert_eq!(json!(offsets), whole["text_offset"]);
+        assert_eq!((begun, in_pieces), (2, 2));
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Most texts of a request.
-const MAX_TEXTS: usize = 256;
+const MAX_TEXTS: usize = 2048;
 
 /// The handler.
 pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Answer {

@@ -30,6 +30,9 @@ pub(super) enum Format {
     Pcm,
 }
 
+/// Samples a second of raw PCM, which tells nothing of itself: what clients of the official API take it for.
+const PCM_RATE: u32 = 24_000;
+
 impl Format {
     /// The format of a word.
     pub(super) fn named(param: &str, word: Option<&str>) -> Answer<Self> {
@@ -46,7 +49,12 @@ impl Format {
         match self {
             Self::Wav => danlu_media::encode_wav(sound),
             Self::Flac => danlu_media::encode_flac(sound),
-            Self::Pcm => danlu_media::pcm16(sound).flat_map(i16::to_le_bytes).collect(),
+            Self::Pcm => {
+                let step = f64::from(sound.rate) / f64::from(PCM_RATE);
+                let samples = danlu_media::resample(&sound.samples, step);
+                let sound = Sound { rate: PCM_RATE, samples };
+                danlu_media::pcm16(&sound).flat_map(i16::to_le_bytes).collect()
+            }
         }
     }
 

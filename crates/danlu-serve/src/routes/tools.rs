@@ -36,6 +36,28 @@ pub(crate) struct Tools {
     several: bool,
 }
 
+/// A `tool_choice` whose `allowed_tools` leave those alone of the list: what is left of it is their `mode`.
+fn chosen(choice: Option<Value>, list: &mut Vec<Tool>) -> Answer<Option<Value>> {
+    let param = "tool_choice";
+    let Some(allowed) = choice.as_ref().and_then(|choice| choice.get("allowed_tools")) else {
+        return Ok(choice);
+    };
+    let mut names = Vec::new();
+    for tool in allowed["tools"].as_array().into_iter().flatten() {
+        match tool["function"]["name"].as_str() {
+            Some(name) if list.iter().any(|t| t.name == name) => names.push(name),
+            _ => return Err(ApiError::bad(param, "`tool_choice` names a tool that is not there")),
+        }
+    }
+    let mode = &allowed["mode"];
+    if names.is_empty() || !(mode == "auto" || mode == "required") {
+        let wanted = "`allowed_tools` with a `mode` of auto or required and a list of `tools`";
+        return Err(ApiError::expected(param, wanted, kind(mode)));
+    }
+    list.retain(|tool| names.contains(&tool.name.as_str()));
+    Ok(Some(mode.clone()))
+}
+
 impl Tools {
     /// Takes `tools` and `tool_choice` out of a request.
     pub(crate) fn take(fields: &mut Fields) -> Answer<Self> {
@@ -44,12 +66,12 @@ impl Tools {
             let wanted = format!("at most {MAX_TOOLS} tools");
             return Err(ApiError::expected("tools", wanted, list.len()));
         }
-        let list: Vec<Tool> = list
+        let mut list: Vec<Tool> = list
             .into_iter()
             .enumerate()
             .map(|(i, value)| tool(&format!("tools[{i}]"), value))
             .collect::<Answer<_>>()?;
-        let choice = match fields.take("tool_choice") {
+        let choice = match chosen(fields.take("tool_choice"), &mut list)? {
             None => Choice::Free,
             Some(Value::String(word)) => match word.as_str() {
                 "none" => Choice::Never,

@@ -31,8 +31,13 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
         }
         // A form has text only; what looks like a number is one. NaN and infinity are none.
         let number = match name.as_str() {
-            "seed" => text.parse::<i64>().ok().map(Value::from),
-            "temperature" => text.parse().ok().and_then(Number::from_f64).map(Value::Number),
+            "seed" | "top_k" | "max_tokens" | "max_completion_tokens" | "n" => {
+                text.parse::<i64>().ok().map(Value::from)
+            }
+            "temperature" | "top_p" | "min_p" | "repetition_penalty" | "presence_penalty"
+            | "frequency_penalty" => {
+                text.parse().ok().and_then(Number::from_f64).map(Value::Number)
+            }
             _ => None,
         };
         let value = number.unwrap_or_else(|| Value::String(text.clone()));
@@ -46,7 +51,7 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
     let chosen = named(&app, &name)?;
     let kinds = ["json", "text", "verbose_json", "srt", "vtt"];
     let format = fields.choice("response_format", &kinds)?.unwrap_or("json");
-    let language = fields.string("language")?;
+    let language = fields.string("language")?.filter(|code| !code.is_empty());
     if let Some(code) = &language
         && !is_code(code)
     {
@@ -101,10 +106,9 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
             let mut answer = json!({
                 "task": "transcribe", "duration": seconds, "text": text, "segments": [segment],
             });
-            // It is what was said to be spoken; nothing here finds out.
-            if let Some(language) = language {
-                answer["language"] = json!(language);
-            }
+            // It is what was said to be spoken; nothing here finds out, and clients want one (ISO 639-2:
+            // undetermined).
+            answer["language"] = json!(language.as_deref().unwrap_or("und"));
             json_response(StatusCode::OK, &answer)
         }
         _ => json_response(StatusCode::OK, &json!({"text": text})),

@@ -121,7 +121,7 @@ fn transcriptions_come_as_subtitles_and_as_a_stream() {
         assert_eq!(error["param"], times);
     }
     assert_eq!(ask(&[("seed", "1"), ("seed", "2")]).error(400)["param"], "seed");
-    for language in ["", "klingon speech", "z"] {
+    for language in ["klingon speech", "z"] {
         assert_eq!(ask(&[("language", language)]).error(400)["param"], "language");
     }
     assert_eq!(ask(&[("language", "ZH-cn")]).status, 200);

@@ -47,8 +47,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if std::io::stdin().is_terminal() {
         eprintln!("{} ({}), replies in text\n{HELP}", model.info.name, folder.display());
     }
-    for line in std::io::stdin().lock().lines() {
+    for line in std::io::stdin().lock().split(b'\n') {
         let line = line.map_err(|e| danlu_core::Error::io(Path::new("standard input"), e))?;
+        let line = String::from_utf8_lossy(&line);
         let (word, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
         match word {
             "" => {}

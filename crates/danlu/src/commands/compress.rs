@@ -102,7 +102,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             args.out.display(),
         ));
     }
-    free("--out", &args.out, &["danlu.json"])?;
+    free("--out", &args.out, &[WORK, "compress.json"])?;
     let mut terminal = Terminal::new();
     let (model, looked) = Looked::load(&folder)?;
     let tests = Tests::read(&args.text, &args.questions, &args.choices)?;

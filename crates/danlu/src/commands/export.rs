@@ -5,6 +5,7 @@ use danlu_core::{Error, Result};
 use danlu_model::io::{Dtype, Packing};
 use danlu_model::parity::{Limits, PROBE, compare};
 use danlu_model::{Model, export, import};
+use std::io::Read;
 use std::path::PathBuf;
 
 /// Write a model for transformers (a Hugging Face folder) or llama.cpp (a GGUF file)
@@ -30,7 +31,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// Licence of the weights, as an SPDX identifier (default: that of the imported checkpoint)
-    #[arg(long)]
+    #[arg(long, value_parser = licence)]
     licence: Option<String>,
 }
 
@@ -91,6 +92,16 @@ impl Kind {
     }
 }
 
+/// A licence by its identifiers, as SPDX 2.3 writes them together; whether there are such licences is not looked up.
+pub(super) fn licence(text: &str) -> std::result::Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-.+() ".contains(c);
+    let named = text.chars().any(|c| c.is_ascii_alphanumeric());
+    match named && text.len() <= 200 && text.chars().all(plain) {
+        true => Ok(text.to_string()),
+        false => Err("expected an SPDX identifier such as MIT or `Apache-2.0 OR MIT`".into()),
+    }
+}
+
 pub(crate) fn run(args: Args) -> Result<()> {
     let folder = model_folder(Some(args.model))?;
     let device = danlu_ops::cpu_device();
@@ -109,6 +120,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
             export::to_folder(&model, &args.out, args.kind.dtype()?, licence)?;
         }
         Format::Gguf => {
+            let mut mark = [0; 4];
+            let read = std::fs::File::open(&args.out).and_then(|mut f| f.read_exact(&mut mark));
+            if args.out.exists() && !(read.is_ok() && &mark == b"GGUF") {
+                let wanted = "a file that is not there yet, or a GGUF file";
+                return Err(Error::parameter("--out", wanted, args.out.display()));
+            }
             let wider = export::to_gguf(&model, &args.out, args.kind.packing(), licence)?;
             if wider > 0 {
                 eprintln!(

@@ -135,13 +135,7 @@ impl To {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     args.how.check()?;
-    let ending = |path: &Path| path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
-    let to = match (args.to, args.output.as_deref().and_then(ending).as_deref()) {
-        (Some(to), _) => to,
-        (None, Some("png")) => To::Image,
-        (None, Some("wav")) => To::Audio,
-        _ => To::Text,
-    };
+    let to = kind(args.to, args.output.as_deref())?;
     let mut parts = Vec::new();
     parts.extend(args.text.map(Part::Text));
     parts.extend(args.image.into_iter().map(|p| Part::Image(Media::File(p))));
@@ -161,6 +155,35 @@ pub(crate) fn run(args: Args) -> Result<()> {
         save(&value, args.output.as_deref(), i)?;
     }
     Ok(())
+}
+
+/// Endings of pictures and sounds in forms that are not written.
+const OTHER_MEDIA: [&str; 12] =
+    ["jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff", "flac", "ogg", "opus", "mp3", "m4a"];
+
+/// What the reply is to be, by `--to` or by the ending of `-o`, which must fit.
+fn kind(to: Option<To>, output: Option<&Path>) -> Result<To> {
+    let ending = output.and_then(Path::extension).and_then(|e| e.to_str()).map(str::to_lowercase);
+    let ending = ending.as_deref();
+    let to = match (to, ending) {
+        (Some(to), _) => to,
+        (None, Some("png")) => To::Image,
+        (None, Some("wav")) => To::Audio,
+        _ => To::Text,
+    };
+    if output == Some(Path::new("-")) {
+        let wanted = "a file; without one a text goes to the terminal";
+        return Err(Error::parameter("-o", wanted, "-"));
+    }
+    let wanted = match (to, ending) {
+        (_, Some(other)) if OTHER_MEDIA.contains(&other) => ".png, .wav or .txt",
+        (To::Image, Some(other)) if other != "png" => ".png, for a picture",
+        (To::Audio, Some(other)) if other != "wav" => ".wav, for a sound",
+        (To::Text, Some("png" | "wav")) => ".txt, for a text",
+        _ => return Ok(to),
+    };
+    let found = output.unwrap_or(Path::new("")).display();
+    Err(Error::parameter("-o", format!("a file that ends in {wanted}"), found))
 }
 
 /// Writes one piece of a reply where it was asked for; text without a file goes to the terminal.

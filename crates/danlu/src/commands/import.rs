@@ -59,7 +59,7 @@ impl Precision {
 pub(crate) fn free(name: &str, out: &std::path::Path, marks: &[&str]) -> Result<()> {
     let used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if used && !marks.iter().any(|m| out.join(m).exists()) {
-        let wanted = "an empty folder, or one that holds a model";
+        let wanted = "an empty folder, or one that it wrote before";
         return Err(Error::parameter(name, wanted, out.display()));
     }
     Ok(())

@@ -85,6 +85,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
                     return Err(Error::parameter("--weights", wanted, n));
                 }
             };
+            if let Some(odd) = weights.iter().find(|w| !w.is_finite()) {
+                return Err(Error::parameter("--weights", "finite numbers", odd));
+            }
             let mut model = Model::load(&folder, &device)?;
             let base = Model::weights_hash(&folder)?;
             let adapters: Vec<Adapter> =

@@ -19,7 +19,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
     /// Licence of the weights, as an SPDX identifier
-    #[arg(long)]
+    #[arg(long, value_parser = super::export::licence)]
     licence: String,
 }
 
@@ -77,7 +77,10 @@ fn card(recipe: &Recipe, model: &Model, report: Option<&Report>, licence: &str) 
         out.push_str(&text);
         out.push('\n');
     };
-    line(&mut out, format!("---\nlicense: {}\nlibrary_name: danlu", licence.to_lowercase()));
+    line(
+        &mut out,
+        format!("---\n{}\nlibrary_name: danlu", danlu_model::export::licence_line(Some(licence))),
+    );
     line(
         &mut out,
         format!("language: [en, zh]\ndatasets: {names:?}\nmetrics: [exact_match, chrf, cer]"),

@@ -29,6 +29,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
+    if args.n == 0 {
+        return Err(Error::parameter("-n", "at least 1", args.n));
+    }
     let data = DataRecipe { scenes: 500, ..DataRecipe::of_packs(args.packs) };
     let corpus = Corpus::load(&data, args.seed, &LoadOptions::default())?;
     let chosen = match args.task.is_empty() {
@@ -40,6 +43,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         for task in &chosen {
             let samples = questions(&corpus, *task, view, args.n, args.seed);
             if samples.is_empty() {
+                // Not every task has questions in every view.
+                if !args.task.is_empty() {
+                    eprintln!("{} has no questions in the view {}", task.name(), view.name());
+                }
                 continue;
             }
             std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;

@@ -3,7 +3,7 @@ use danlu_core::{Error, Recipe, Result};
 use danlu_data::{Corpus, View, questions, tasks};
 use danlu_eval::{Gallery, Question, write_page};
 use danlu_model::Model;
-use danlu_train::Run;
+use danlu_train::{Begun, Run};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let start = Instant::now();
-    let (run, recipe) = super::train::open(Some(args.recipe), args.out, None)?;
+    let (run, recipe) = super::train::open(Some(args.recipe), args.out, None, &Begun::default())?;
     let (model, corpus) = super::train::train(&run, &recipe, Options::default())?;
     let page = evaluate(&run, &recipe, &corpus, &model)?;
     eprintln!(

@@ -1,7 +1,7 @@
 use crate::progress::Terminal;
 use danlu_core::{Recipe, Result};
 use danlu_data::{Corpus, LoadOptions};
-use danlu_train::{Run, tokeniser_page, tokenisers};
+use danlu_train::{Begun, Run, tokeniser_page, tokenisers};
 use std::path::PathBuf;
 
 /// Learn the text, image and audio tokenisers of a recipe
@@ -31,7 +31,7 @@ enum What {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let What::Train { recipe, out, resume, changed_data } = args.what;
-    let (run, recipe) = super::train::open(recipe, out, resume)?;
+    let (run, recipe) = super::train::open(recipe, out, resume, &Begun::default())?;
     let _lock = run.lock()?;
     let corpus = load(&recipe)?;
     learn(&run, &recipe, &corpus, changed_data)

@@ -2,7 +2,7 @@ use crate::progress::Terminal;
 use danlu_core::{Error, Recipe, Result};
 use danlu_data::{Corpus, Mixture};
 use danlu_model::{Model, Tokenisers};
-use danlu_train::{CodeTable, Run, pretrain};
+use danlu_train::{Begun, CodeTable, Run, pretrain};
 use std::path::PathBuf;
 
 /// Train a base model (or a single-task one) by a recipe, or go on with a run
@@ -29,11 +29,17 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let (run, recipe) = open(args.recipe, args.out, args.resume)?;
-    let tokenisers = args.from.as_ref().map(|from| Run { folder: from.clone() }.tokenisers());
+    let with = Begun { tokenizers: args.tokenizers, from: args.from };
+    let (run, recipe) = open(args.recipe, args.out, args.resume, &with)?;
+    // From the first checkpoint on, everything is in the run.
+    let with = match with == Begun::default() && pretrain::has_none(&run).is_ok() {
+        true => run.begun()?,
+        false => with,
+    };
+    let tokenisers = with.from.as_ref().map(|from| Run { folder: from.clone() }.tokenisers());
     let options = Options {
-        tokenizers: args.tokenizers.or(tokenisers),
-        from: args.from,
+        tokenizers: with.tokenizers.or(tokenisers),
+        from: with.from,
         changed_data: args.changed_data,
     };
     train(&run, &recipe, options)?;
@@ -46,13 +52,14 @@ pub(crate) fn open(
     recipe: Option<PathBuf>,
     out: Option<PathBuf>,
     resume: Option<PathBuf>,
+    with: &Begun,
 ) -> Result<(Run, Recipe)> {
     match (recipe, resume) {
         (None, Some(folder)) => Run::resume(&folder),
         (Some(path), None) => {
             let recipe = Recipe::load(&path)?;
             let folder = out.unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
-            Ok((Run::open(&folder, &recipe)?, recipe))
+            Ok((Run::open_with(&folder, &recipe, with)?, recipe))
         }
         _ => Err(Error::parameter("recipe", "a recipe file, or --resume RUN", "neither")),
     }
@@ -132,7 +139,9 @@ fn copy_tokenisers(from: &std::path::Path, run: &Run) -> Result<()> {
     std::fs::create_dir_all(&to).map_err(|e| Error::io(&to, e))?;
     for (name, needed) in Tokenisers::FILES {
         let (path, own) = (from.join(name), to.join(name));
-        if own.exists() {
+        if own.exists() && !needed && !path.exists() {
+            // It was learnt in here.
+        } else if own.exists() {
             // Ids of other tokenisers would mean something else, and nobody would see it.
             let bytes = |path: &std::path::Path| std::fs::read(path).ok();
             if bytes(&own) != bytes(&path) {

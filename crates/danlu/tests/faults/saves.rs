@@ -157,3 +157,46 @@ fn damage_lack_of_room_and_changed_data_are_told_and_cost_nothing() {
     lab.ok(lab.resume("d").arg("--changed-data"));
     assert!(lab.model("d") != lab.model("base"), "it was trained on other data");
 }
+
+#[test]
+fn killed_beside_a_save_a_run_has_its_whole_log_and_what_it_began_with() {
+    let lab = Lab::new("beside", "steps = 24\ncheckpoint = 6\nvalidate = 12\n");
+    // The step is on the disk, its measurements are not in the log: they are made again, also at the end.
+    let rated = std::fs::read_to_string(lab.0.join("tiny.toml")).unwrap();
+    std::fs::write(lab.0.join("tiny.toml"), rated + "[checkpoint]\nbest = true\n").unwrap();
+    lab.kill_at(&mut lab.train("a"), "measuring", 1);
+    lab.kill_at(&mut lab.resume("a"), "measuring", 2);
+    lab.ok(&mut lab.resume("a"));
+    lab.same_as_base("a");
+    let measured = |run: &str| -> Vec<_> {
+        let lines = lab.lines(&format!("{run}/train.jsonl"));
+        lines.iter().map(|l| (l["step"].clone(), l["validation"].clone())).collect()
+    };
+    let (found, want) = (measured("a"), measured("base"));
+    assert_eq!(found.len(), 24);
+    assert_eq!(found, want);
+    assert!(want[11].1.as_object().is_some_and(|m| !m.is_empty()), "{want:?}");
+    let listed = lab.ok(&mut lab.danlu(&["checkpoint", &lab.path("a")]));
+    assert!(listed.contains("validation loss"), "{listed}");
+
+    // Killed before there is a checkpoint, it begins again with what it began with.
+    let longer = std::fs::read_to_string(lab.0.join("tiny.toml")).unwrap();
+    std::fs::write(lab.0.join("longer.toml"), longer.replace("steps = 24", "steps = 30")).unwrap();
+    let start = |run: &str, option: &str| {
+        let (recipe, base, out) = (lab.path("longer.toml"), lab.path("base"), lab.path(run));
+        lab.danlu(&["train", &recipe, option, &base, "--out", &out])
+    };
+    for option in ["--from", "--tokenizers"] {
+        let [whole, killed] = [0, 1].map(|i| format!("{}-{i}", &option[2..]));
+        lab.ok(&mut start(&whole, option));
+        lab.kill_at(&mut start(&killed, option), "encoding", 1);
+        let said = lab.ok(&mut lab.resume(&killed));
+        assert_eq!(said.contains("going on from step 24"), option == "--from", "{said}");
+        assert!(lab.model(&whole) == lab.model(&killed), "{option}: another model");
+    }
+    // All checkpoints are gone: said, not hidden.
+    std::fs::remove_dir_all(lab.0.join("a/checkpoints")).unwrap();
+    let said = lab.ok(&mut lab.resume("a"));
+    assert!(said.contains("no checkpoint is left of 24 steps"), "{said}");
+    lab.same_as_base("a");
+}

@@ -1,7 +1,7 @@
 use super::value::{Value, write_text};
 use super::{ALIGNMENT, MAGIC};
 use crate::io::quant::Packing;
-use crate::io::tensors::one_ahead;
+use crate::io::tensors::{fits_half, one_ahead};
 use crate::io::write_atomically_with;
 use danlu_core::{Error, Result};
 use std::path::Path;
@@ -66,6 +66,9 @@ pub fn write_gguf(
                     ),
                     format!("{} values", values.len()),
                 ));
+            }
+            if t.packing == Packing::F16 {
+                fits_half(path, &t.name, &values)?;
             }
             let mut bytes = t.packing.pack(&values);
             bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
