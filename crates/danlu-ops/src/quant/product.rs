@@ -360,6 +360,8 @@ impl<F: Format> Part for Blocked<F> {
                 }
                 each!(Q < T, {
                     let at = scales.add((Q * blocks + b) * TILE * 2);
+                    // Those of the next tiles: a few bytes a block, too far apart for the processor to foresee.
+                    I::prefetch(at.wrapping_add(T * blocks * TILE * 2));
                     if F::SHARED {
                         let top = c.supers.add(((tile + Q) * supers + b / SUPER) * TILE * 4);
                         let scale = I::mul(I::halves(top.cast()), I::unsigned(at));
