@@ -450,6 +450,18 @@ impl DataRecipe {
             stretch: STRETCH,
         }
     }
+
+    /// Refuses a file that is learnt from and held out, however it is written.
+    fn held_apart(&self) -> Result<()> {
+        let learnt = |path: &&PathBuf| self.files.iter().any(|file| same_file(file, path));
+        match self.held_out.iter().find(learnt) {
+            None => Ok(()),
+            Some(both) => {
+                let wanted = "files that are not learnt from (`data.files`)";
+                Err(Error::parameter("data.held_out", wanted, both.display()))
+            }
+        }
+    }
 }
 
 impl Default for TextRecipe {
@@ -659,7 +671,7 @@ impl Recipe {
         let base = path.parent().unwrap_or(Path::new("."));
         recipe.paths_mut().for_each(|p| *p = base.join(&*p));
         // Only now two ways to write a path are one.
-        recipe.check()?;
+        recipe.data.held_apart()?;
         Ok(recipe)
     }
 
@@ -740,10 +752,8 @@ impl Recipe {
         at_least("train.validate", self.train.validate, 1)?;
         self.checkpoint.check()?;
         at_least("data.stretch", self.data.stretch, 32)?;
-        apart(self.data.files.iter(), self.data.held_out.iter(), ["data.files", "data.held_out"])?;
-        at_most("train.rows", self.train.rows, MOST_ROWS)?;
-        at_most("train.window", self.train.window, 1 << 28)?;
-        at_most("train.rows * train.window", self.train.rows * self.train.window, MOST_TOKENS)?;
+        self.data.held_apart()?;
+        batch_at_most(self.train.rows, self.train.window)?;
         at_most("train.accumulate", self.train.accumulate, MOST_ROWS)?;
         at_most("data.scenes", self.data.scenes, MOST_SCENES)?;
         if self.data.variants > MOST_VARIANTS {
@@ -851,8 +861,10 @@ impl Recipe {
 
 /// Most rows of a batch, and batches of a step: so many that what they take of memory is still a number.
 pub(crate) const MOST_ROWS: usize = 1 << 32;
+/// Most tokens of a row.
+const MOST_WINDOW: usize = 1 << 28;
 /// Most tokens of a batch.
-pub(crate) const MOST_TOKENS: usize = 1 << 36;
+const MOST_TOKENS: usize = 1 << 36;
 /// Most scenes that are composed.
 const MOST_SCENES: usize = 10_000_000;
 
@@ -864,21 +876,17 @@ pub(crate) fn at_most(name: &str, value: usize, most: usize) -> Result<()> {
     }
 }
 
-/// Refuses a file that is learnt from and held out, however it is written.
-fn apart<'a>(
-    learnt: impl Iterator<Item = &'a PathBuf>,
-    held_out: impl Iterator<Item = &'a PathBuf>,
-    names: [&str; 2],
-) -> Result<()> {
-    let one = |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-    let learnt: Vec<PathBuf> = learnt.map(one).collect();
-    match held_out.into_iter().find(|path| learnt.contains(&one(path))) {
-        None => Ok(()),
-        Some(both) => {
-            let wanted = format!("files that are not learnt from (`{}`)", names[0]);
-            Err(Error::parameter(names[1], wanted, both.display()))
-        }
-    }
+/// Refuses a batch that no machine has room for.
+pub(crate) fn batch_at_most(rows: usize, window: usize) -> Result<()> {
+    at_most("train.rows", rows, MOST_ROWS)?;
+    at_most("train.window", window, MOST_WINDOW)?;
+    at_most("train.rows * train.window", rows * window, MOST_TOKENS)
+}
+
+/// Whether two paths are of one file, however they are written.
+pub fn same_file(a: &Path, b: &Path) -> bool {
+    let one = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    a == b || one(a) == one(b)
 }
 
 /// Adds "did you mean" to serde's "unknown field `x`, expected one of `a`, `b`".

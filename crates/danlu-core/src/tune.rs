@@ -1,7 +1,7 @@
 //! How a base is adapted, written as typed TOML: on what, with which adapter, towards what.
 
 use crate::recipe::{
-    CheckpointRecipe, GuardRecipe, MOST_ROWS, MOST_TOKENS, Schedule, TrackRecipe, at_most,
+    CheckpointRecipe, GuardRecipe, MOST_ROWS, Schedule, TrackRecipe, at_most, batch_at_most,
     explain_unknown_key, is_default, without_folder,
 };
 use crate::{Error, Result};
@@ -374,7 +374,6 @@ impl TuneRecipe {
             Self::parse(&text).map_err(|e| Error::file(path, "a recipe of a tuning", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
         recipe.paths_mut().for_each(|p| *p = base.join(&*p));
-        recipe.check()?;
         Ok(recipe)
     }
 
@@ -443,9 +442,7 @@ impl TuneRecipe {
         self.checkpoint.check()?;
         self.guard.check()?;
         self.track.check()?;
-        at_most("train.rows", self.train.rows, MOST_ROWS)?;
-        at_most("train.window", self.train.window, 1 << 28)?;
-        at_most("train.rows * train.window", self.train.rows * self.train.window, MOST_TOKENS)?;
+        batch_at_most(self.train.rows, self.train.window)?;
         if self.base.is_some() && self.lora.as_ref().is_none_or(|l| l.dora) {
             let wanted = "`[lora]` without `dora`, for weights of few bits do not learn";
             return Err(Error::parameter("base", wanted, "another"));

@@ -3,8 +3,8 @@
 
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, check_head, check_parts,
-    ends_of_gguf, fill, parts_of, read_part, tokeniser_of_gguf,
+    Dtype, Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, check_parts, ends_of_gguf, fill,
+    parts_of, read_part, tokeniser_of_gguf,
 };
 use crate::modality::{TextTokeniser, Tokenisers};
 use crate::model::{CHAT_TEMPLATE, Model, ModelInfo, Origin, SPECIAL_TOKENS};
@@ -47,9 +47,7 @@ pub fn convert(
     dtype: Dtype,
 ) -> Result<Model> {
     let (model, weights) = Source::of(source)?.blank(source, system, &danlu_ops::cpu_device())?;
-    let tied = model.transformer.config.tied;
-    check_parts(&parts_of(&model.transformer), &*weights, tied)?;
-    check_head(tied, &*weights)?;
+    check_parts(&parts_of(&model.transformer), &*weights, model.transformer.config.tied)?;
     model.save_with(|part| read_part(part, &*weights), folder, dtype)?;
     Ok(model)
 }

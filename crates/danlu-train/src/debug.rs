@@ -163,7 +163,7 @@ fn again<S: Again>(
         return Err(Error::parameter("--step", wanted, step));
     }
     let lines: Vec<AuditLine> = entries(&run.log(audit::LOG))?;
-    let log: Vec<Logged> = entries(&run.log("train"))?;
+    let log: Vec<Logged> = entries(&run.log(crate::run::LOG))?;
     let logged = log.iter().find(|l| l.step == step);
     let there: Vec<u64> =
         folder::list(&run.checkpoints()).iter().filter_map(|path| folder::step_of(path)).collect();

@@ -11,7 +11,7 @@ use crate::pretrain::{Losses, forward, forward_at};
 use crate::run::data_name;
 use crate::tune::Learner;
 use crate::watch::{Event, Watcher};
-use danlu_core::recipe::LossWeights;
+use danlu_core::recipe::{LossWeights, same_file};
 use danlu_core::{
     Batch, Document, Error, Message, Modality, Objective, Part, Result, Reward, Rng, Role, Sample,
     TokenKind, TuneRecipe, TuneSet,
@@ -408,10 +408,8 @@ impl Held {
     /// expected.
     pub fn read(recipe: &TuneRecipe, model: &Model, watcher: &mut dyn Watcher) -> Result<Self> {
         let sets = read_sets(recipe, &recipe.held_out, model, &Objective::Reply, watcher)?;
-        let one = |set: &TuneSet| std::fs::canonicalize(&set.file).ok();
-        for set in
-            recipe.held_out.iter().filter(|set| recipe.data.iter().any(|d| one(d) == one(set)))
-        {
+        let learnt = |set: &&TuneSet| recipe.data.iter().any(|d| same_file(&d.file, &set.file));
+        for set in recipe.held_out.iter().filter(learnt) {
             let words = "is learnt from as well: what is measured on it is no validation";
             watcher.tell(Event::Note(format!("{} (held out) {words}", set.file.display())));
         }

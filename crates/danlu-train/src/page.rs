@@ -18,7 +18,7 @@ pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let marginals = marginals.as_ref();
-    let log: Vec<LogLine> = entries(&run.log("train"))?;
+    let log: Vec<LogLine> = entries(&run.log(crate::run::LOG))?;
     let mut page = Page::new(format!("Danlu run {}", recipe.name));
     page.lead(
         "One decoder-only model for text, pictures and sound: every modality is tokens of one \

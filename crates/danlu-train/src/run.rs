@@ -28,7 +28,13 @@ pub struct Begun {
 }
 
 /// The log of a training's steps.
-const LOG: &str = "train";
+pub(crate) const LOG: &str = "train";
+
+/// What every line of a log has.
+#[derive(Deserialize)]
+struct Stepped {
+    step: u64,
+}
 
 /// Paths inside a run's folder.
 #[derive(Debug, Clone)]
@@ -110,14 +116,9 @@ impl Run {
 
     /// The line that was noted of `step`, if it never got into the log.
     pub(crate) fn noted_line<T: DeserializeOwned>(&self, step: u64) -> Result<Option<T>> {
-        #[derive(Deserialize)]
-        struct Line {
-            step: u64,
-        }
         let Ok(text) = std::fs::read_to_string(self.folder.join(UNLOGGED)) else { return Ok(None) };
-        let of = |text: &str| serde_json::from_str::<Line>(text).ok().map(|line| line.step);
-        let logged: Vec<Line> = entries(&self.log(LOG))?;
-        if of(&text) != Some(step) || logged.iter().any(|line| line.step >= step) {
+        let noted = serde_json::from_str::<Stepped>(&text).is_ok_and(|line| line.step == step);
+        if !noted || self.logged()? >= step {
             return Ok(None);
         }
         Ok(serde_json::from_str(&text).ok())
@@ -125,19 +126,16 @@ impl Run {
 
     /// What is to be told where a training begins anew though the log has steps of it.
     pub(crate) fn begins_anew(&self, step: u64) -> Result<Option<String>> {
-        #[derive(Deserialize)]
-        struct Line {
-            step: u64,
-        }
-        let logged: Vec<Line> = entries(&self.log(LOG))?;
-        Ok(logged.last().filter(|line| step == 0 && line.step > 0).map(|line| {
-            let folder = self.checkpoints();
-            format!(
-                "{}: no checkpoint is left of {} steps; it begins anew",
-                folder.display(),
-                line.step
-            )
-        }))
+        let logged = self.logged()?;
+        let folder = self.checkpoints();
+        let words = format!("no checkpoint is left of {logged} steps; it begins anew");
+        Ok((step == 0 && logged > 0).then(|| format!("{}: {words}", folder.display())))
+    }
+
+    /// The last step in the log; 0 without any.
+    fn logged(&self) -> Result<u64> {
+        let lines: Vec<Stepped> = entries(&self.log(LOG))?;
+        Ok(lines.last().map_or(0, |line| line.step))
     }
 
     /// Adds the line of a step to the log.
@@ -297,10 +295,6 @@ fn lossy(path: &Path) -> Result<String> {
 /// Removes the lines of a log that are of steps after `step`, and what a crash left of a line: the
 /// run goes on from there.
 pub(crate) fn drop_after(path: &Path, step: u64) -> Result<()> {
-    #[derive(serde::Deserialize)]
-    struct Line {
-        step: u64,
-    }
     if !path.exists() {
         return Ok(());
     }
@@ -308,7 +302,7 @@ pub(crate) fn drop_after(path: &Path, step: u64) -> Result<()> {
     let kept = text
         .split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))
-        .filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|l| l.step <= step));
+        .filter(|line| serde_json::from_str::<Stepped>(line).is_ok_and(|l| l.step <= step));
     let kept: String = kept.collect();
     if kept == text { Ok(()) } else { write_atomically(path, kept.as_bytes()) }
 }

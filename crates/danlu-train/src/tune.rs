@@ -305,6 +305,7 @@ fn steps(
     let looks = |done: usize| done == r.steps || done.is_multiple_of(r.validate);
     let look = |line: &mut TuneLine, tuning: &Tuning<'_>, writer: &mut Writer| -> Result<()> {
         fault::point("measuring");
+        line.upkeep = Some(tuning.state.upkeep);
         line.held_out = held_out.measure(&tuning.learner.plain());
         let all = line.held_out.values();
         if line.held_out.is_empty() {
@@ -369,7 +370,6 @@ fn steps(
         }
         tuning.state.upkeep.step(started, &mut writer);
         if looks {
-            line.upkeep = Some(tuning.state.upkeep);
             look(&mut line, &tuning, &mut writer)?;
         }
         run.log_line(&line)?;

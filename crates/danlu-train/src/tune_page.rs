@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 /// Writes `index.html` of a tuning from its log.
 pub(crate) fn tune_page(run: &Run, recipe: &TuneRecipe) -> Result<()> {
-    let log: Vec<TuneLine> = entries(&run.log("train"))?;
+    let log: Vec<TuneLine> = entries(&run.log(crate::run::LOG))?;
     let mut page = Page::new(format!("Danlu tuning {}", recipe.name));
     page.lead(&format!("What was learnt on top of {}.", recipe.model.display()));
     let Some(last) = log.last() else { return Ok(()) };

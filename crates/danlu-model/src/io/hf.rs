@@ -521,7 +521,7 @@ pub fn to_hf(model: &Transformer) -> Vec<NamedTensor> {
 }
 
 /// Refuses tensors that are not those of `parts`: each must be there in its shape, and nothing that would
-/// compute something else. `tied`: a head may be there that is the embedding.
+/// compute something else. `tied`: a head may be there if it is the embedding.
 pub(crate) fn check_parts(parts: &[Part], weights: &dyn Weights, tied: bool) -> Result<()> {
     let path = weights.path();
     for part in parts {
@@ -547,18 +547,13 @@ pub(crate) fn check_parts(parts: &[Part], weights: &dyn Weights, tied: bool) -> 
             return Err(Error::file(path, wanted, format!("`{name}` besides")));
         }
     }
-    Ok(())
-}
-
-/// Refuses a head of its own in the file of a model whose head is the embedding.
-pub(crate) fn check_head(tied: bool, weights: &dyn Weights) -> Result<()> {
     let head = "lm_head.weight";
-    if !tied || weights.shape(head).is_none() {
-        return Ok(());
-    }
-    if weights.read(head)?.values != weights.read("model.embed_tokens.weight")?.values {
+    if tied
+        && weights.shape(head).is_some()
+        && weights.read(head)?.values != weights.read("model.embed_tokens.weight")?.values
+    {
         let wanted = format!("`tie_word_embeddings` false, or a `{head}` that is the embedding");
-        return Err(Error::file(weights.path(), wanted, format!("another `{head}`")));
+        return Err(Error::file(path, wanted, format!("another `{head}`")));
     }
     Ok(())
 }
@@ -581,7 +576,6 @@ pub fn fill(model: &mut Transformer, weights: &dyn Weights) -> Result<()> {
     let mut of: Vec<Vec<&Part>> = vec![Vec::new(); all.last().map_or(0, |p| p.parameter + 1)];
     all.iter().for_each(|part| of[part.parameter].push(part));
     // In the order of the parameters, so that the same file has the same error.
-    check_head(model.config.tied, weights)?;
     let filled: Vec<Result<()>> = model
         .parameters_mut()
         .into_par_iter()

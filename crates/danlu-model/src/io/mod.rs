@@ -14,7 +14,7 @@ mod vocab;
 
 pub use gguf::{Gguf, GgufTensor, TensorInfo, Value as GgufValue, check_gguf, write_gguf};
 pub use hf::{HfConfig, Part, fill, from_hf, parts_of, to_hf};
-pub(crate) use hf::{check_head, check_parts, read_part};
+pub(crate) use hf::{check_parts, read_part};
 pub use llama_cpp::{GgufWeights, architecture_keys, check_architecture, gguf_name, to_gguf_order};
 pub use quant::Packing;
 pub use rope::{FACTORS, gguf_factors};

@@ -132,8 +132,7 @@ impl TextTokeniser {
             let special = self.specials.iter().any(|s| s.content == **token);
             !token.is_empty() && !special && self.id(token).is_some()
         };
-        let mut named: Vec<&str> = tokens.iter().filter(text).copied().collect();
-        named.dedup();
+        let named: Vec<&str> = tokens.iter().filter(text).copied().collect();
         if named.is_empty() {
             return Ok(self);
         }

@@ -35,6 +35,17 @@ fn temporary(name: &str) -> PathBuf {
     path
 }
 
+/// A copy of a golden checkpoint's folder.
+fn copied(of: &str, name: &str) -> PathBuf {
+    let folder = temporary(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    for entry in std::fs::read_dir(golden(of)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
 fn imported(name: &str) -> Model {
     import::import(&golden(name), None, &danlu_ops::cpu_device()).unwrap()
 }
@@ -602,15 +613,7 @@ fn configurations_that_would_compute_something_else_are_refused() {
 #[test]
 fn hostile_folders_are_refused() {
     let device = danlu_ops::cpu_device();
-    let copy = |name: &str| {
-        let folder = temporary(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        for entry in std::fs::read_dir(golden("mistral")).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
-        }
-        folder
-    };
+    let copy = |name: &str| copied("mistral", name);
     let index = "model.safetensors.index.json";
     let shard = "model-00002-of-00004.safetensors";
     fn put(path: &Path, from: &str, to: &str) {

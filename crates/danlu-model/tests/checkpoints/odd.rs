@@ -1,6 +1,6 @@
 //! What checkpoints of others say in odd places, or leave out: read as transformers and llama.cpp read it.
 
-use super::{golden, imported, logits, temporary, turns};
+use super::{copied, golden, imported, logits, temporary, turns};
 use danlu_model::chat::{ChatTemplate, Context};
 use danlu_model::io::{
     Dtype, Gguf, GgufTensor, GgufWeights, HfConfig, NamedTensor, Packing, load_tensors,
@@ -27,17 +27,6 @@ fn config(changes: &[(&str, Value)]) -> String {
 fn read(changes: &[(&str, Value)]) -> danlu_core::Result<danlu_model::TransformerConfig> {
     let path = Path::new("odd/config.json");
     HfConfig::parse(path, config(changes).as_bytes()).and_then(|c| c.to_ours(path))
-}
-
-/// A copy of the golden Llama's folder.
-fn copy(name: &str) -> PathBuf {
-    let folder = temporary(name);
-    std::fs::create_dir_all(&folder).unwrap();
-    for file in std::fs::read_dir(golden("llama")).unwrap() {
-        let from = file.unwrap().path();
-        std::fs::copy(&from, folder.join(from.file_name().unwrap())).unwrap();
-    }
-    folder
 }
 
 fn change(path: &Path, how: impl Fn(&mut Value)) {
@@ -117,7 +106,7 @@ fn of_two_places_for_angles_the_older_one_counts() {
 #[test]
 fn one_file_goes_before_shards_and_a_second_head_is_not_dropped() {
     let device = danlu_ops::cpu_device();
-    let folder = copy("odd-both");
+    let folder = copied("llama", "odd-both");
     std::fs::write(folder.join("model.safetensors.index.json"), "{}").unwrap();
     assert!(import::import(&folder, None, &device).is_ok(), "as transformers reads it");
     let file = folder.join("model.safetensors");
@@ -142,7 +131,7 @@ fn one_file_goes_before_shards_and_a_second_head_is_not_dropped() {
 
 #[test]
 fn values_that_half_precision_has_no_number_for_are_refused() {
-    let folder = copy("odd-large");
+    let folder = copied("llama", "odd-large");
     let file = folder.join("model.safetensors");
     let mut tensors: Vec<NamedTensor> = load_tensors(&file).unwrap().into_values().collect();
     let matrix = tensors.iter_mut().find(|t| t.name.contains("down_proj")).unwrap();
@@ -168,7 +157,7 @@ fn values_that_half_precision_has_no_number_for_are_refused() {
 fn what_was_for_batches_does_not_cut_or_fill_a_text() {
     let model = imported("llama");
     let said = "a text that is longer than sixteen tokens of any kind, and then some more of it";
-    let folder = copy("odd-batch");
+    let folder = copied("llama", "odd-batch");
     change(&folder.join("tokenizer.json"), |file| {
         file["truncation"] = json!({"direction": "Right", "max_length": 16,
             "strategy": "LongestFirst", "stride": 0});
@@ -185,7 +174,7 @@ fn special_tokens_may_be_named_elsewhere() {
     let device = danlu_ops::cpu_device();
     let named = imported("llama").tokenisers.chat.unwrap().specials().to_vec();
     let eos = named.iter().find(|s| s.0 == "eos_token").unwrap().1.clone();
-    let folder = copy("odd-specials");
+    let folder = copied("llama", "odd-specials");
     change(&folder.join("tokenizer_config.json"), |file| {
         file.as_object_mut().unwrap().remove("eos_token");
     });
@@ -207,7 +196,7 @@ fn special_tokens_may_be_named_elsewhere() {
 
 #[test]
 fn a_first_token_is_found_beside_a_last_one() {
-    let folder = copy("odd-begin");
+    let folder = copied("llama", "odd-begin");
     let path = folder.join("tokenizer.json");
     let special = |token: &str| json!({"SpecialToken": {"id": token, "type_id": 0}});
     let model = imported("llama");
@@ -280,7 +269,7 @@ fn gguf_is_scaled_begun_and_refused_as_llama_cpp_does() {
 
 #[test]
 fn what_added_tokens_take_goes_through_gguf() {
-    let folder = copy("odd-flags");
+    let folder = copied("llama", "odd-flags");
     let path = folder.join("tokenizer.json");
     change(&path, |file| {
         let added = file["added_tokens"].as_array_mut().unwrap();

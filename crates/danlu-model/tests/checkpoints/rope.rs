@@ -1,6 +1,6 @@
 //! Scaled rotary angles against transformers (golden/make_rope.py), and through the forms of files.
 
-use super::{golden, imported, logits, temporary};
+use super::{copied, golden, imported, logits, temporary};
 use danlu_model::arch::RopeScaling;
 use danlu_model::io::{Dtype, Gguf, HfConfig, Packing, load_tensors};
 use danlu_model::parity::{Limits, PROBE, compare};
@@ -15,12 +15,7 @@ fn configs() -> serde_json::Map<String, Value> {
 
 /// The golden Llama under another configuration.
 fn with_config(name: &str, config: &Value) -> Model {
-    let folder = temporary(&format!("rope-{name}"));
-    std::fs::create_dir_all(&folder).unwrap();
-    for file in std::fs::read_dir(golden("llama")).unwrap() {
-        let from = file.unwrap().path();
-        std::fs::copy(&from, folder.join(from.file_name().unwrap())).unwrap();
-    }
+    let folder = copied("llama", &format!("rope-{name}"));
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let model = import::import(&folder, None, &danlu_ops::cpu_device()).unwrap();
     std::fs::remove_dir_all(&folder).unwrap();
