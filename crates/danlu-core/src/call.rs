@@ -94,18 +94,37 @@ pub fn said(reply: &str) -> Vec<Call> {
         inner.map(|rest| rest.split(TAGS[1]).next().unwrap_or_default()).collect();
     let all = if tagged.is_empty() { vec![before] } else { tagged };
     let parsed = all.into_iter().filter_map(|text| serde_json::from_str(text.trim()).ok());
-    let listed = parsed.flat_map(|value: Value| match value {
+    parsed.flat_map(listed).filter_map(bare).collect()
+}
+
+/// The calls of a text of JSON, one or a list of them; `None` where it is anything else, or one of
+/// them is no call. Arguments may be a text of JSON themselves.
+pub fn written(text: &str) -> Option<Vec<Call>> {
+    let calls = listed(serde_json::from_str(text.trim()).ok()?);
+    let call = |mut value: Value| {
+        if let Some(Value::String(text)) = value.get("arguments") {
+            value["arguments"] = serde_json::from_str(text).ok()?;
+        }
+        bare(value)
+    };
+    let calls: Vec<Call> = calls.into_iter().map(call).collect::<Option<_>>()?;
+    (!calls.is_empty()).then_some(calls)
+}
+
+fn listed(value: Value) -> Vec<Value> {
+    match value {
         Value::Array(list) => list,
         other => vec![other],
-    });
-    let call = |mut value: Value| {
-        let map = value.as_object_mut()?;
-        // Llama's word for them.
-        let arguments = map.remove("arguments").or_else(|| map.remove("parameters"))?;
-        let name = map.get("name")?.as_str()?.to_string();
-        arguments.is_object().then_some(Call { id: None, name, arguments })
-    };
-    listed.filter_map(call).collect()
+    }
+}
+
+/// A call without the object that OpenAI puts around it.
+fn bare(mut value: Value) -> Option<Call> {
+    let map = value.as_object_mut()?;
+    // Llama's word for them.
+    let arguments = map.remove("arguments").or_else(|| map.remove("parameters"))?;
+    let name = map.get("name")?.as_str()?.to_string();
+    arguments.is_object().then_some(Call { id: None, name, arguments })
 }
 
 /// The tools of a row: a list, or its text as JSON. Each is OpenAI's object around a `function`, or

@@ -23,8 +23,8 @@ pub use media::{Modality, Picture, Sound};
 pub use recipe::Recipe;
 pub use rng::{Rng, split_mix};
 pub use sample::{
-    AssetId, Media, Message, Part, Role, Row, Sample, read_rows, refuse_misspelt, variables,
-    without_mark,
+    AssetId, Media, Message, Part, Role, Row, Sample, learnt, message, read_rows, refuse_misspelt,
+    variables, without_mark,
 };
 pub use tune::{
     BaseFormat, LoraConfig, MAX_RANK, Objective, Reward, Target, TuneRecipe, TuneSet, TuneTrain,

@@ -3,8 +3,10 @@
 //! Unknown keys are errors that name the key and the nearest valid one. Every default is here,
 //! beside the field's meaning; the file on disk states only what differs.
 
+mod changes;
 mod running;
 
+pub use changes::changes;
 pub use running::{CheckpointRecipe, GuardRecipe, TrackRecipe};
 
 use crate::{Error, Result};

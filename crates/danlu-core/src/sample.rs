@@ -287,8 +287,20 @@ pub fn variables(value: Option<&Value>) -> Result<Map<String, Value>, String> {
     Ok(map.clone())
 }
 
-/// A message, and whether it is to be learnt if an assistant says it.
-fn message(value: &Value, base: &Path) -> Result<(Message, bool), String> {
+/// Whether a message is to be learnt if an assistant says it: its `weight`, 0 or 1. The error is a
+/// sentence for [`Error::Row`].
+pub fn learnt(message: &Map<String, Value>) -> Result<bool, String> {
+    match message.get("weight") {
+        None | Some(Value::Null) => Ok(true),
+        Some(weight) if weight.as_f64() == Some(1.0) => Ok(true),
+        Some(weight) if weight.as_f64() == Some(0.0) => Ok(false),
+        Some(other) => Err(format!("`weight`: expected 0 or 1, found {}", kind(other))),
+    }
+}
+
+/// A message as OpenAI has it, and whether it is to be learnt if an assistant says it. `base` and the
+/// error are as for [`Row::parse`].
+pub fn message(value: &Value, base: &Path) -> Result<(Message, bool), String> {
     let Value::Object(map) = value else {
         return Err(format!("expected an object, found {}", kind(value)));
     };
@@ -307,12 +319,7 @@ fn message(value: &Value, base: &Path) -> Result<(Message, bool), String> {
         Some(other) => return Err(format!("`role`: expected a string, found {}", kind(other))),
         None => return Err("`role` is missing".into()),
     };
-    let learnt = match map.get("weight") {
-        None | Some(Value::Null) => true,
-        Some(weight) if weight.as_f64() == Some(1.0) => true,
-        Some(weight) if weight.as_f64() == Some(0.0) => false,
-        Some(other) => return Err(format!("`weight`: expected 0 or 1, found {}", kind(other))),
-    };
+    let learnt = learnt(map)?;
     let calls = match map.get("tool_calls").filter(|calls| !calls.is_null()) {
         None => Vec::new(),
         Some(_) if role != Role::Assistant => {

@@ -16,13 +16,11 @@ pub enum TuneRow {
     /// A conversation without its last reply, and the better and the worse one.
     Pair {
         /// What both reply to.
-        prompt: Vec<Message>,
+        asked: Sample,
         /// The better reply.
         chosen: Message,
         /// The worse reply.
         rejected: Message,
-        /// Tools that the model may call.
-        tools: Vec<Value>,
     },
 }
 
@@ -56,6 +54,9 @@ pub fn read_each(path: &Path) -> Result<Vec<Result<(usize, TuneRow)>>> {
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let bytes = danlu_core::without_mark(path, &bytes)?;
+    if let Some(found) = other_form(path, bytes) {
+        return Err(Error::file(path, "a row a line, one JSON array of rows, or Parquet", found));
+    }
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
         let objects: Vec<Value> = serde_json::from_slice(bytes)
             .map_err(|e| Error::file(path, "a JSON array of rows, or a row a line", e))?;
@@ -73,6 +74,25 @@ pub fn read_each(path: &Path) -> Result<Vec<Result<(usize, TuneRow)>>> {
     Ok(each.collect())
 }
 
+/// What a file is that has rows in a form that is not read.
+fn other_form(path: &Path, bytes: &[u8]) -> Option<&'static str> {
+    let named = |ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        return Some("a gzip file");
+    }
+    if bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        return Some("a zstd file");
+    }
+    if named("csv") || named("tsv") {
+        return Some("a table of text (CSV)");
+    }
+    let first = bytes.split(|&b| b == b'\n').find(|line| !line.trim_ascii().is_empty())?;
+    let broken = serde_json::from_slice::<Value>(first).is_err_and(|e| e.is_eof());
+    // Only then is it worth reading it all.
+    let one = broken && serde_json::from_slice::<Map<String, Value>>(bytes).is_ok();
+    one.then_some("one JSON object over several lines")
+}
+
 /// Parses one line. The error is a sentence for [`Error::Row`].
 fn parse(text: &str, base: &Path) -> Result<TuneRow, String> {
     parse_value(serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?, base)
@@ -82,22 +102,42 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
     let Value::Object(mut map) = value else {
         return Err("expected a JSON object".into());
     };
+    // Tables give every row every column.
+    map.retain(|_, value| !value.is_null());
+    refuse_judged(&map)?;
     let mut media = Attached::take(&mut map, base)?;
+    let forms = ["messages", "conversations", "instruction", "completion"];
+    // Alpaca's instruction may be empty.
+    let bare = map.contains_key("input") && map.contains_key("output");
+    let there = |key: &&&str| map.contains_key(**key) || **key == "instruction" && bare;
+    let mut forms = forms.iter().filter(there);
+    let (form, second) = (forms.next().copied(), forms.next());
+    if let (Some(first), Some(second)) = (form, second) {
+        return Err(format!("has both `{first}` and `{second}`; expected one of them"));
+    }
     let row = if map.contains_key("chosen") || map.contains_key("rejected") {
         pair(&map, base, &mut media)?
-    } else if map.contains_key("completion") && !map.contains_key("messages") {
-        TuneRow::Chat(completed(&map, base, &mut media)?)
-    } else if map.contains_key("conversations") {
-        TuneRow::Chat(sharegpt(&map, &mut media)?)
-    } else if map.contains_key("instruction") {
-        TuneRow::Chat(alpaca(&map, &mut media)?)
     } else {
-        match Row::of(&Value::Object(map), base)? {
-            Row::Text(text) => TuneRow::Text(text),
-            Row::Chat(mut sample) => {
-                media.fill(&mut sample.messages)?;
-                TuneRow::Chat(sample)
+        let turns = match form {
+            Some("completion") => completed(&map, base)?,
+            Some("conversations") => sharegpt(&map, base)?,
+            Some("instruction") => alpaca(&map)?,
+            _ => Vec::new(),
+        };
+        if turns.is_empty() {
+            match Row::of(&Value::Object(map.clone()), base)? {
+                Row::Text(text) => TuneRow::Text(text),
+                Row::Chat(mut sample) => {
+                    media.fill(&mut sample.messages)?;
+                    if let Some(system) = system(&map, sample.messages.first())? {
+                        sample.messages.insert(0, system);
+                        sample.unlearnt.iter_mut().for_each(|i| *i += 1);
+                    }
+                    TuneRow::Chat(sample)
+                }
             }
+        } else {
+            TuneRow::Chat(sample(&map, turns, &mut media)?)
         }
     };
     media.used_up()?;
@@ -228,62 +268,117 @@ fn said(role: Role, text: &str) -> Message {
     Message::text(role, text)
 }
 
-/// `instruction`, `input`, `output`, and `system` and `history` where there are such.
-fn alpaca(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, String> {
-    // `text` is the same once more, in the template of the program that the rows were made for.
-    let columns = ["instruction", "input", "output", "system", "history", "text", "task"];
-    refuse_misspelt(map.keys(), &columns)?;
-    let instruction = string(map, "instruction")?.unwrap_or_default();
-    let output = string(map, "output")?.ok_or("`output` is missing")?;
-    let asked = match string(map, "input")? {
-        Some(input) if !input.is_empty() => format!("{instruction}\n{input}"),
-        _ => instruction.to_string(),
+/// Turns, each with whether it is learnt if an assistant says it.
+type Turns = Vec<(Message, bool)>;
+
+fn learnt(role: Role, text: &str) -> (Message, bool) {
+    (said(role, text), true)
+}
+
+/// Refuses rows that say of one reply whether it was good, as KTO learns from: what is bad would be
+/// learnt like the rest.
+fn refuse_judged(map: &Map<String, Value>) -> Result<(), String> {
+    let judged = |key: &&&str| match map.get(**key) {
+        Some(Value::Bool(_)) => true,
+        Some(_) => **key == "kto_tag",
+        None => false,
     };
-    let mut messages = Vec::new();
-    if let Some(system) = string(map, "system")?.filter(|s| !s.is_empty()) {
-        messages.push(said(Role::System, system));
+    match ["kto_tag", "label"].iter().find(judged) {
+        Some(key) => Err(format!(
+            "`{key}`: replies judged one by one (KTO) are not learnt from; expected `chosen` and \
+             `rejected`, or the good ones without `{key}`"
+        )),
+        None => Ok(()),
     }
+}
+
+/// The column `system`, unless the conversation begins with a system's turn.
+fn system(map: &Map<String, Value>, first: Option<&Message>) -> Result<Option<Message>, String> {
+    let text = string(map, "system")?.filter(|text| !text.is_empty());
+    let wanted = first.is_none_or(|m| m.role != Role::System);
+    Ok(text.filter(|_| wanted).map(|text| said(Role::System, text)))
+}
+
+/// A sample of turns, with what stands beside them in every form.
+fn sample(
+    map: &Map<String, Value>,
+    mut turns: Turns,
+    media: &mut Attached,
+) -> Result<Sample, String> {
+    if let Some(system) = system(map, turns.first().map(|t| &t.0))? {
+        turns.insert(0, (system, true));
+    }
+    let unlearnt = turns.iter().enumerate().filter(|(_, t)| t.0.role == Role::Assistant && !t.1);
+    let unlearnt = unlearnt.map(|(i, _)| i).collect();
+    let mut messages: Vec<Message> = turns.into_iter().map(|t| t.0).collect();
+    media.fill(&mut messages)?;
+    Ok(Sample {
+        messages,
+        unlearnt,
+        task: string(map, "task")?.map(str::to_string),
+        tools: call::tools(map.get("tools"))?,
+        variables: danlu_core::variables(map.get("chat_template_kwargs"))
+            .map_err(|e| format!("`chat_template_kwargs`: {e}"))?,
+        ..Sample::default()
+    })
+}
+
+/// The keys that stand beside the turns in every form.
+const BESIDE: [&str; 4] = ["system", "task", "tools", "chat_template_kwargs"];
+
+/// `instruction`, `input`, `output`, and `history` where there is one.
+fn alpaca(map: &Map<String, Value>) -> Result<Turns, String> {
+    let mut turns = alpaca_asked(map)?;
+    turns.push(learnt(Role::Assistant, string(map, "output")?.ok_or("`output` is missing")?));
+    Ok(turns)
+}
+
+/// What alpaca's rows ask.
+fn alpaca_asked(map: &Map<String, Value>) -> Result<Turns, String> {
+    // `text` is the same once more, in the template of the program that the rows were made for.
+    let columns = ["instruction", "input", "output", "history", "text", "chosen", "rejected"];
+    refuse_misspelt(map.keys(), &[&columns[..], &BESIDE].concat())?;
+    let asked = [string(map, "instruction")?, string(map, "input")?];
+    let asked: Vec<&str> = asked.into_iter().flatten().filter(|text| !text.is_empty()).collect();
+    if asked.is_empty() {
+        return Err("`instruction`: expected something that is asked, found none".into());
+    }
+    let mut turns = Turns::new();
     match map.get("history") {
-        None | Some(Value::Null) => {}
-        Some(Value::Array(turns)) => {
-            for turn in turns {
-                let pair = turn.as_array().filter(|t| t.len() == 2);
+        None => {}
+        Some(Value::Array(pairs)) => {
+            for pair in pairs {
+                let pair = pair.as_array().filter(|t| t.len() == 2);
                 let texts = pair.and_then(|t| Some((t[0].as_str()?, t[1].as_str()?)));
                 let (q, a) = texts.ok_or("`history`: expected pairs of texts")?;
-                messages.extend([said(Role::User, q), said(Role::Assistant, a)]);
+                turns.extend([learnt(Role::User, q), learnt(Role::Assistant, a)]);
             }
         }
         Some(_) => return Err("`history`: expected a list of pairs".into()),
     }
-    messages.extend([said(Role::User, &asked), said(Role::Assistant, output)]);
-    media.fill(&mut messages)?;
-    let task = string(map, "task")?.map(str::to_string);
-    Ok(Sample { messages, task, ..Sample::default() })
+    turns.push(learnt(Role::User, &asked.join("\n")));
+    Ok(turns)
 }
 
-/// `conversations` of `from` and `value`, and `system`.
-fn sharegpt(map: &Map<String, Value>, media: &mut Attached) -> Result<Sample, String> {
-    refuse_misspelt(map.keys(), &["conversations", "system", "task", "tools"])?;
-    let mut messages = Vec::new();
-    if let Some(system) = string(map, "system")?.filter(|s| !s.is_empty()) {
-        messages.push(said(Role::System, system));
-    }
+/// `conversations` of `from` and `value`.
+fn sharegpt(map: &Map<String, Value>, base: &Path) -> Result<Turns, String> {
+    let keys = ["conversations", "chosen", "rejected"];
+    refuse_misspelt(map.keys(), &[&keys[..], &BESIDE].concat())?;
     let turns = map["conversations"].as_array().ok_or("`conversations`: expected a list")?;
-    for (i, turn) in turns.iter().enumerate() {
-        messages.push(turn_of(turn).map_err(|e| format!("conversations[{i}]: {e}"))?);
-    }
-    if messages.is_empty() {
+    if turns.is_empty() {
         return Err("`conversations`: expected at least one turn, found none".into());
     }
-    media.fill(&mut messages)?;
-    let task = string(map, "task")?.map(str::to_string);
-    let tools = call::tools(map.get("tools"))?;
-    Ok(Sample { messages, task, tools, ..Sample::default() })
+    let turn = |(i, turn)| turn_of(turn, base).map_err(|e| format!("conversations[{i}]: {e}"));
+    turns.iter().enumerate().map(turn).collect()
 }
 
-fn turn_of(turn: &Value) -> Result<Message, String> {
+/// A turn by `from` and `value`, or a message.
+fn turn_of(turn: &Value, base: &Path) -> Result<(Message, bool), String> {
     let map = turn.as_object().ok_or("expected an object")?;
-    // Some have the keys of `messages` here.
+    // Some have the keys of `messages` here, or one of them.
+    if map.contains_key("role") && !map.contains_key("value") {
+        return danlu_core::message(turn, base);
+    }
     let either = |names: [&str; 2]| -> Result<&str, String> {
         let found = string(map, names[0])?.or(string(map, names[1])?);
         found.ok_or_else(|| format!("`{}` is missing", names[0]))
@@ -291,62 +386,52 @@ fn turn_of(turn: &Value) -> Result<Message, String> {
     let text = either(["value", "content"])?;
     let role = match either(["from", "role"])? {
         "human" | "user" => Role::User,
-        "gpt" | "assistant" => Role::Assistant,
+        "gpt" | "assistant" | "model" | "chatgpt" | "bing" | "bard" => Role::Assistant,
         "system" => Role::System,
         "tool" | "observation" | "function_response" => Role::Tool,
         "function_call" => {
-            let calls = call::said(text);
-            if calls.is_empty() {
-                let wanted = "JSON with `name` and `arguments`";
+            let Some(calls) = call::written(text) else {
+                let wanted = "JSON of calls with `name` and `arguments`";
                 return Err(format!("`function_call`: expected {wanted}, found other text"));
-            }
-            return Ok(Message::new(Role::Assistant, calls.into_iter().map(Part::Call).collect()));
+            };
+            let calls = calls.into_iter().map(Part::Call).collect();
+            return Ok((Message::new(Role::Assistant, calls), danlu_core::learnt(map)?));
         }
         other => {
             let wanted = "human, gpt, system, function_call or observation";
             return Err(format!("unknown `from` `{other}`; expected {wanted}"));
         }
     };
-    Ok(said(role, text))
+    Ok((said(role, text), danlu_core::learnt(map)?))
 }
 
 /// What stands under `key` of a question or a reply: the text of a message by `role`, a message, or
 /// several.
-fn turns(
-    map: &Map<String, Value>,
-    key: &str,
-    role: Role,
-    base: &Path,
-) -> Result<Vec<Message>, String> {
+fn turns(map: &Map<String, Value>, key: &str, role: Role, base: &Path) -> Result<Turns, String> {
     match map.get(key) {
-        Some(Value::String(text)) => Ok(vec![said(role, text)]),
-        Some(one @ Value::Object(o)) if o.contains_key("value") => Ok(vec![turn_of(one)?]),
-        Some(one @ Value::Object(_)) => messages(&Value::Array(vec![one.clone()]), base),
-        Some(many) => messages(many, base).map_err(|e| format!("`{key}`: {e}")),
+        Some(Value::String(text)) => Ok(vec![learnt(role, text)]),
+        Some(one @ Value::Object(_)) => Ok(vec![turn_of(one, base)?]),
+        Some(Value::Array(many)) if !many.is_empty() => {
+            let turn = |(i, turn)| turn_of(turn, base).map_err(|e| format!("{key}[{i}]: {e}"));
+            many.iter().enumerate().map(turn).collect()
+        }
+        Some(_) => Err(format!("`{key}`: expected a text or messages")),
         None => Err(format!("`{key}` is missing")),
     }
 }
 
 /// `prompt` and `completion`: a question and its reply, each a text or messages.
-fn completed(
-    map: &Map<String, Value>,
-    base: &Path,
-    media: &mut Attached,
-) -> Result<Sample, String> {
-    refuse_misspelt(map.keys(), &["prompt", "completion", "task", "tools"])?;
-    let mut messages = turns(map, "prompt", Role::User, base)?;
+fn completed(map: &Map<String, Value>, base: &Path) -> Result<Turns, String> {
+    refuse_misspelt(map.keys(), &[&["prompt", "completion"][..], &BESIDE].concat())?;
+    let mut all = turns(map, "prompt", Role::User, base)?;
+    // What was asked is not learnt again where it holds replies of before.
+    all.iter_mut().for_each(|turn| turn.1 = false);
     let reply = turns(map, "completion", Role::Assistant, base)?;
-    if reply.last().is_none_or(|m| m.role != Role::Assistant) {
+    if reply.last().is_none_or(|turn| turn.0.role != Role::Assistant) {
         return Err("`completion`: expected an assistant's message at the end".into());
     }
-    // What was asked is not learnt again where it holds replies of before.
-    let asked = messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant);
-    let unlearnt = asked.map(|(i, _)| i).collect();
-    media.fill(&mut messages)?;
-    messages.extend(reply);
-    let task = string(map, "task")?.map(str::to_string);
-    let tools = call::tools(map.get("tools"))?;
-    Ok(Sample { messages, task, tools, unlearnt, ..Sample::default() })
+    all.extend(reply);
+    Ok(all)
 }
 
 /// `chosen` and `rejected`: two replies to `prompt` (a text or messages) or to alpaca's or
@@ -354,32 +439,34 @@ fn completed(
 fn pair(map: &Map<String, Value>, base: &Path, media: &mut Attached) -> Result<TuneRow, String> {
     let side = |key: &str| turns(map, key, Role::Assistant, base);
     let (mut chosen, mut rejected) = (side("chosen")?, side("rejected")?);
-    let (Some(better), Some(worse)) = (chosen.pop(), rejected.pop()) else {
+    let (Some((better, _)), Some((worse, _))) = (chosen.pop(), rejected.pop()) else {
         return Err("`chosen` and `rejected`: expected replies, found none".into());
     };
     if chosen != rejected {
         return Err("`chosen` and `rejected` differ before their last message".into());
     }
-    let mut prompt = match (map.get("prompt"), map.get("conversations"), map.get("instruction")) {
-        (Some(_), _, _) => turns(map, "prompt", Role::User, base)?,
-        (None, Some(Value::Array(turns)), _) => {
-            turns.iter().map(turn_of).collect::<Result<_, _>>()?
-        }
-        (None, None, Some(Value::String(text))) => {
-            let input = string(map, "input")?.filter(|i| !i.is_empty());
-            vec![said(Role::User, &input.map_or(text.clone(), |i| format!("{text}\n{i}")))]
-        }
-        _ => Vec::new(),
+    let mut asked = if map.contains_key("prompt") {
+        refuse_misspelt(map.keys(), &[&["prompt", "chosen", "rejected"][..], &BESIDE].concat())?;
+        turns(map, "prompt", Role::User, base)?
+    } else if map.contains_key("conversations") {
+        sharegpt(map, base)?
+    } else if map.contains_key("instruction") {
+        alpaca_asked(map)?
+    } else if map.contains_key("messages") {
+        turns(map, "messages", Role::User, base)?
+    } else {
+        refuse_misspelt(map.keys(), &[&["prompt", "chosen", "rejected"][..], &BESIDE].concat())?;
+        Turns::new()
     };
     // Whole conversations may repeat the prompt, and either may have a system's turn more.
-    if chosen.starts_with(&prompt) || chosen.ends_with(&prompt) {
-        prompt = chosen;
-    } else if !prompt.ends_with(&chosen) {
+    if chosen.starts_with(&asked) || chosen.ends_with(&asked) {
+        asked = chosen;
+    } else if !asked.ends_with(&chosen) {
         return Err("`chosen` and `rejected`: expected conversations that begin with `prompt`, \
                     found others"
             .into());
     }
-    if prompt.is_empty() {
+    if asked.is_empty() {
         return Err("expected `prompt`, or whole conversations in `chosen` and `rejected`".into());
     }
     for (name, m) in [("chosen", &better), ("rejected", &worse)] {
@@ -387,18 +474,7 @@ fn pair(map: &Map<String, Value>, base: &Path, media: &mut Attached) -> Result<T
             return Err(format!("`{name}`: expected an assistant's message at the end"));
         }
     }
-    media.fill(&mut prompt)?;
-    let tools = call::tools(map.get("tools"))?;
-    Ok(TuneRow::Pair { prompt, chosen: better, rejected: worse, tools })
-}
-
-/// Messages as the sample format has them.
-fn messages(list: &Value, base: &Path) -> Result<Vec<Message>, String> {
-    let text = serde_json::json!({ "messages": list }).to_string();
-    match Row::parse(&text, base)? {
-        Row::Chat(sample) => Ok(sample.messages),
-        Row::Text(_) => Err("expected messages".into()),
-    }
+    Ok(TuneRow::Pair { asked: sample(map, asked, media)?, chosen: better, rejected: worse })
 }
 
 #[cfg(test)]
@@ -473,10 +549,9 @@ mod tests {
     #[test]
     fn preferences_come_in_several_forms() {
         let wanted = TuneRow::Pair {
-            prompt: vec![said(Role::User, "Hi")],
+            asked: Sample { messages: vec![said(Role::User, "Hi")], ..Sample::default() },
             chosen: said(Role::Assistant, "Hello."),
             rejected: said(Role::Assistant, "What?"),
-            tools: vec![],
         };
         for text in [
             r#"{"prompt":"Hi","chosen":"Hello.","rejected":"What?"}"#,
@@ -502,10 +577,97 @@ mod tests {
             );
             parse(&text, Path::new("/d"))
         };
-        let Ok(TuneRow::Pair { prompt, .. }) = row("Hi") else { panic!("{:?}", row("Hi")) };
-        assert_eq!(prompt, vec![said(Role::User, "Hi")]);
+        let Ok(TuneRow::Pair { asked, .. }) = row("Hi") else { panic!("{:?}", row("Hi")) };
+        assert_eq!(asked.messages, vec![said(Role::User, "Hi")]);
         let error = row("Bye").expect_err("another question");
         assert!(error.contains("begin with `prompt`"), "{error}");
+    }
+
+    #[test]
+    fn what_stands_beside_the_turns_counts_in_every_form() {
+        let asked = [said(Role::System, "Be brief."), said(Role::User, "Hi")];
+        let beside =
+            r#""system":"Be brief.","tools":[{"name":"f"}],"chat_template_kwargs":{"deep":true}"#;
+        for form in [
+            r#""messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"a"}]"#,
+            r#""conversations":[{"from":"human","value":"Hi"},{"from":"gpt","value":"a"}]"#,
+            r#""conversations":[{"role":"user","content":"Hi"},{"role":"assistant","content":"a"}]"#,
+            r#""instruction":"Hi","output":"a""#,
+            r#""instruction":null,"input":"Hi","output":"a""#,
+            r#""prompt":"Hi","completion":"a""#,
+            r#""prompt":"Hi","chosen":"a","rejected":"b""#,
+            r#""instruction":"Hi","chosen":"a","rejected":"b""#,
+            r#""conversations":[{"from":"human","value":"Hi"}],"chosen":"a","rejected":"b""#,
+            r#""chosen":[{"role":"user","content":"Hi"},{"role":"assistant","content":"a"}],
+               "rejected":[{"role":"user","content":"Hi"},{"role":"assistant","content":"b"}]"#,
+        ] {
+            let sample = match row(&format!("{{{form},{beside}}}")) {
+                TuneRow::Chat(sample) => sample,
+                TuneRow::Pair { asked, .. } => asked,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(sample.messages[..2], asked, "{form}");
+            assert_eq!(sample.tools.len(), 1, "{form}");
+            assert_eq!(sample.variables["deep"], true, "{form}");
+        }
+        let own = r#"{"conversations":[{"from":"system","value":"Own."},{"from":"human","value":"Hi"},
+            {"from":"gpt","value":"a"}],"system":"Be brief."}"#;
+        let own = chat(own);
+        assert_eq!((own.len(), &own[0]), (3, &said(Role::System, "Own.")));
+        let text = r#"{"instruction":"c","output":"d","history":[["a","b"]],"system":"s"}"#;
+        let pairs =
+            r#"{"instruction":"c","chosen":"d","rejected":"e","history":[["a","b"]],"system":"s"}"#;
+        let TuneRow::Pair { asked, .. } = row(pairs) else { panic!("a preference") };
+        assert_eq!(asked.messages, chat(text)[..4]);
+    }
+
+    #[test]
+    fn weights_and_calls_count_wherever_turns_are() {
+        let sample = |text: &str| match row(text) {
+            TuneRow::Chat(sample) => sample,
+            other => panic!("{other:?}"),
+        };
+        for turns in [
+            r#"[{"from":"human","value":"a"},{"from":"gpt","value":"b","weight":0},
+                {"from":"human","value":"c"},{"from":"gpt","value":"d","weight":1}]"#,
+            r#"[{"role":"user","content":"a"},{"role":"assistant","content":"b","weight":0},
+                {"role":"user","content":"c"},{"role":"assistant","content":"d"}]"#,
+        ] {
+            assert_eq!(sample(&format!(r#"{{"conversations":{turns}}}"#)).unlearnt, [1], "{turns}");
+            let text = format!(r#"{{"prompt":"x","completion":{turns}}}"#);
+            assert_eq!(sample(&text).unlearnt, [2], "{turns}");
+        }
+        let calls = r#"{"conversations":[{"role":"user","content":"a"},{"role":"assistant",
+            "tool_calls":[{"function":{"name":"f","arguments":{}}}]}]}"#;
+        assert_eq!(sample(calls).messages[1].parts[0].call().map(|c| &c.name[..]), Some("f"));
+        let call = |value: &str| {
+            let value = Value::from(value);
+            let turns = format!(r#"{{"from":"function_call","value":{value}}}"#);
+            parse(&format!(r#"{{"conversations":[{turns}]}}"#), Path::new("."))
+        };
+        assert!(call(r#"{"name":"f","arguments":"{\"a\":1}"}"#).is_ok(), "arguments as text");
+        let error = call(r#"[{"name":"f","arguments":{}},{"name":"g"}]"#).expect_err("half");
+        assert!(error.contains("`function_call`"), "{error}");
+    }
+
+    #[test]
+    fn files_in_other_forms_are_told_from_broken_rows() {
+        let refused = |name: &str, bytes: &[u8]| {
+            let name = format!("danlu-form-{}-{name}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            std::fs::write(&path, bytes).expect("writes");
+            let error = read_tuning(&path).expect_err("refused").to_string();
+            std::fs::remove_file(&path).expect("removes");
+            error
+        };
+        for (name, bytes, found) in [
+            ("a.jsonl", &b"{\n \"data\": [\n]}"[..], "one JSON object over several lines"),
+            ("a.csv", b"prompt,completion\na,b\n", "CSV"),
+            ("a.jsonl.gz", &[0x1f, 0x8b, 8, 0], "gzip"),
+        ] {
+            let error = refused(name, bytes);
+            assert!(error.contains(found) && error.contains("a row a line"), "{error}");
+        }
     }
 
     #[test]
@@ -561,6 +723,14 @@ mod tests {
             (r#"{"conversations":[{"from":"human","value":"x"}]}"#, "assistant's message"),
             (r#"{"messages":[{"role":"user","content":"x"}]}"#, "assistant's message"),
             (r#"{"completion":"a"}"#, "`prompt` is missing"),
+            (r#"{"prompt":"a","completion":"b","label":false}"#, "judged one by one (KTO)"),
+            (r#"{"instruction":"a","output":"b","kto_tag":"true"}"#, "judged one by one (KTO)"),
+            (
+                r#"{"instruction":"a","output":"b","conversations":[]}"#,
+                "has both `conversations` and `instruction`",
+            ),
+            (r#"{"instruction":"","input":"","output":"b"}"#, "something that is asked"),
+            (r#"{"prompt":"a","chosen":"b","rejected":"c","sytem":"d"}"#, "unknown key `sytem`"),
             (
                 r#"{"prompt":"a","completion":[{"role":"user","content":"b"}]}"#,
                 "`completion`: expected an assistant's message at the end",

@@ -70,9 +70,8 @@ pub fn read_set(path: &Path, max_bad_rows: usize) -> Result<(Vec<Question>, Vec<
                     Err("plain text cannot be evaluated; expected a key `messages`".into())
                 }
                 // The better of two replies is what should come back.
-                TuneRow::Pair { prompt: messages, chosen, tools, .. } => {
-                    let expected = Some(chosen.parts);
-                    let sample = Sample { messages, expected, tools, ..Sample::default() };
+                TuneRow::Pair { asked, chosen, .. } => {
+                    let sample = Sample { expected: Some(chosen.parts), ..asked };
                     Question::new(line, sample, "")
                 }
             };

@@ -20,6 +20,8 @@ const RECURSION: usize = 100;
 /// Longest template, in bytes.
 const LONGEST: usize = 1 << 20;
 const NAME: &str = "chat template";
+/// What a template's `{% generation %}` renders its content between, until replies are found.
+const SPOKEN: [char; 2] = ['\u{FFFFC}', '\u{FFFFD}'];
 
 /// A piece of a turn.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,8 +73,9 @@ impl<'a> Context<'a> {
 pub struct Rendered {
     /// Every token.
     pub ids: Vec<u32>,
-    /// Where the replies are among them, each with the token that ends it, unless the assistant is to
-    /// speak next; those are left out whose prompt is not the beginning of the conversation.
+    /// Where the replies are among them, unless the assistant is to speak next: what the template
+    /// marks as such (`{% generation %}`), or each with the token that ends it, but for those whose
+    /// prompt is not the beginning of the conversation.
     pub replies: Vec<Range<usize>>,
     /// Which turn each of them is.
     pub spoken: Vec<usize>,
@@ -137,9 +140,13 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        // A mark around replies that transformers reads for its loss mask; it renders as nothing.
-        let text =
-            replace_tag(&replace_tag(source, "generation", "if true"), "endgeneration", "endif");
+        // A mark around replies that transformers reads for its loss mask.
+        let text = replace_tag(source, "generation", "filter spoken");
+        let text = replace_tag(&text, "endgeneration", "endfilter");
+        environment.add_filter("spoken", |said: String| {
+            let [begin, end] = SPOKEN;
+            format!("{begin}{said}{end}")
+        });
         environment.add_template_owned(NAME, as_jinja_reads(&text)).map_err(refused)?;
         let reads = environment.get_template(NAME).map_err(refused)?.undeclared_variables(false);
         let tells_tools = reads.contains("tools");
@@ -195,6 +202,16 @@ impl ChatTemplate {
         given: &[(String, Value)],
         open: bool,
     ) -> Result<String> {
+        Ok(self.marked(messages, given, open)?.0)
+    }
+
+    /// The same, with what the template marks as spoken by the model.
+    fn marked(
+        &self,
+        messages: &[(Role, Value)],
+        given: &[(String, Value)],
+        open: bool,
+    ) -> Result<(String, Vec<Range<usize>>)> {
         let first = match &self.system {
             Some(system) if messages.first().is_none_or(|m| m.0 != Role::System) => {
                 Some(message(Role::System, system))
@@ -213,7 +230,7 @@ impl ChatTemplate {
         context.extend(given.iter().cloned());
         context.extend(self.specials.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))));
         let template = self.environment.get_template(NAME).map_err(refused)?;
-        template.render(map(context)).map_err(refused)
+        Ok(without_marks(template.render(map(context)).map_err(refused)?))
     }
 
     /// The ids of a conversation, `open` for the assistant to speak next; `end` is the token that ends
@@ -239,7 +256,7 @@ impl ChatTemplate {
             let tools = Json::from(context.tools);
             given.push(("tools".to_string(), guard(&tools)));
         }
-        let whole = self.text(&guarded, &given, open)?;
+        let (whole, marked) = self.marked(&guarded, &given, open)?;
         let mut media = turns.iter().flat_map(|t| &t.pieces).filter_map(|p| match p {
             Piece::Ids(ids) => Some(ids),
             Piece::Text(_) => None,
@@ -252,24 +269,166 @@ impl ChatTemplate {
                 "one left out",
             ));
         }
-        let (mut replies, mut spoken) = (Vec::new(), Vec::new());
         // Nothing is learnt of a question.
         let said = if open { &[] } else { &guarded[..] };
-        for (i, _) in said.iter().enumerate().filter(|(_, t)| t.0 == Role::Assistant) {
-            let before = self.text(&guarded[..i], &given, true)?;
-            if !whole.starts_with(&before) {
+        let place = Place { text, whole: &whole, tokens: &tokens };
+        let found = match self.spoken(said, &given, &place, &marked)? {
+            marked if !marked.is_empty() => marked,
+            _ => self.replies(said, &given, &place, end)?,
+        };
+        let (spoken, replies) = found.into_iter().unzip();
+        Ok(Rendered { ids: tokens.into_iter().map(|t| t.0).collect(), replies, spoken })
+    }
+
+    /// The parts that the template marks, each with the turn that it is of.
+    fn spoken(
+        &self,
+        said: &[(Role, Value)],
+        given: &[(String, Value)],
+        place: &Place<'_>,
+        marked: &[Range<usize>],
+    ) -> Result<Vec<(usize, Range<usize>)>> {
+        let turns: Vec<usize> = assistants(said).collect();
+        let mut out = Vec::new();
+        for (k, part) in marked.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+            let turn = if turns.len() == marked.len() {
+                turns[k]
+            } else {
+                let mut ends = turns.iter().copied();
+                let mut of = None;
+                while let (None, Some(i)) = (of, ends.next()) {
+                    let until = self.text(&said[..=i], given, false)?;
+                    of = (part.end <= until.len()).then_some(i);
+                }
+                let Some(turn) = of.or(turns.last().copied()) else { continue };
+                turn
+            };
+            out.push((turn, place.from(part.start)..place.until(part.end)));
+        }
+        Ok(out)
+    }
+
+    /// The replies by where a prompt for each of them ends, each with the turn that it is.
+    fn replies(
+        &self,
+        said: &[(Role, Value)],
+        given: &[(String, Value)],
+        place: &Place<'_>,
+        end: u32,
+    ) -> Result<Vec<(usize, Range<usize>)>> {
+        let whole = place.whole;
+        let turns: Vec<usize> = assistants(said).collect();
+        let before = turns.iter().map(|&i| self.text(&said[..i], given, true));
+        let before = before.collect::<Result<Vec<String>>>()?;
+        let mut out = Vec::new();
+        for (k, &i) in turns.iter().enumerate() {
+            let until = match i + 1 == said.len() {
+                true => whole.to_string(),
+                false => self.text(&said[..=i], given, false)?,
+            };
+            let closed = whole.starts_with(&until);
+            let start = if whole.starts_with(&before[k]) {
+                before[k].len()
+            } else if let Some(at) = content_in(&until, &said[i].1).filter(|_| closed) {
+                // Of the first turn the prompt may lack what comes before any turn.
+                at
+            } else {
                 // Some templates cut what was said before the last question; it cannot be learnt.
                 continue;
-            }
-            let from = tokens.iter().position(|t| t.1 >= before.len()).unwrap_or(tokens.len());
-            let Some(length) = tokens[from..].iter().position(|t| t.0 == end) else {
+            };
+            // Up to where the next one may begin at the latest.
+            let next = before[k + 1..].iter().find(|next| whole.starts_with(*next));
+            let limit = if closed { until.len() } else { next.map_or(whole.len(), String::len) };
+            let (from, to) = (place.from(start), place.until(limit));
+            let tokens = place.tokens.get(from..to).unwrap_or_default();
+            let shared = common(&until, whole);
+            let last = if let Some(length) = tokens.iter().position(|t| t.0 == end) {
+                from + length + 1
+            } else if let Some(last) = place.ended(from, to, limit).filter(|_| closed) {
+                last
+            } else if i + 1 < said.len() && shared > start {
+                // A conversation that is ended as a whole.
+                place.until(shared)
+            } else {
                 let wanted = format!("token {end} to end the reply of turn {i}");
                 return Err(Error::parameter(NAME, wanted, "none"));
             };
-            replies.push(from..from + length + 1);
-            spoken.push(i);
+            out.push((i, from..last));
         }
-        Ok(Rendered { ids: tokens.into_iter().map(|t| t.0).collect(), replies, spoken })
+        Ok(out)
+    }
+}
+
+/// The turns in which the model speaks.
+fn assistants(said: &[(Role, Value)]) -> impl Iterator<Item = usize> {
+    said.iter().enumerate().filter(|(_, turn)| turn.0 == Role::Assistant).map(|(i, _)| i)
+}
+
+/// Where the content of the last message begins in its conversation's text.
+fn content_in(text: &str, message: &Value) -> Option<usize> {
+    let content = message.get_attr("content").ok()?;
+    let content = content.as_str()?.trim();
+    if content.is_empty() { None } else { text.rfind(content) }
+}
+
+/// Bytes that two texts begin with alike.
+fn common(a: &str, b: &str) -> usize {
+    let alike = a.char_indices().zip(b.chars()).take_while(|((_, x), y)| x == y);
+    alike.last().map_or(0, |((at, c), _)| at + c.len_utf8())
+}
+
+/// A text without the marks around what the model speaks, and where these parts are in it.
+fn without_marks(text: String) -> (String, Vec<Range<usize>>) {
+    if !text.contains(SPOKEN) {
+        return (text, Vec::new());
+    }
+    let mut bare = String::with_capacity(text.len());
+    let (mut parts, mut begun) = (Vec::new(), Vec::new());
+    for c in text.chars() {
+        if c == SPOKEN[0] {
+            begun.push(bare.len());
+        } else if c == SPOKEN[1] {
+            // Of parts within parts the outer one counts.
+            if let (Some(from), true) = (begun.pop(), begun.is_empty()) {
+                parts.push(from..bare.len());
+            }
+        } else {
+            bare.push(c);
+        }
+    }
+    (bare, parts)
+}
+
+/// The tokens of a rendered text, each with the byte that it begins at.
+struct Place<'a> {
+    text: &'a TextTokeniser,
+    whole: &'a str,
+    tokens: &'a [(u32, usize)],
+}
+
+impl Place<'_> {
+    fn special(&self, token: usize) -> bool {
+        self.text.specials().iter().any(|s| s.id == self.tokens[token].0)
+    }
+
+    /// The first token of what begins at a byte, which may have begun before it.
+    fn from(&self, byte: usize) -> usize {
+        let at = self.tokens.partition_point(|t| t.1 < byte);
+        let begins = self.tokens.get(at).is_some_and(|t| t.1 == byte) || byte >= self.whole.len();
+        // A special token may have taken blanks that follow it.
+        if begins || at == 0 || self.special(at - 1) { at } else { at - 1 }
+    }
+
+    /// The token after what ends at a byte.
+    fn until(&self, byte: usize) -> usize {
+        self.tokens.partition_point(|t| t.1 < byte)
+    }
+
+    /// The token after the last special one of some, if nothing but blanks follows it up to a byte.
+    fn ended(&self, from: usize, to: usize, limit: usize) -> Option<usize> {
+        let last = (from..to).rev().find(|&i| self.special(i))?;
+        let rest = self.tokens.get(last + 1).map_or(limit, |t| t.1.min(limit));
+        self.whole[rest..limit].trim().is_empty().then_some(last + 1)
     }
 }
 
@@ -379,7 +538,11 @@ impl Marks {
         // The last private-use plane.
         let plane = '\u{100000}'..='\u{10FFFD}';
         let mut used = HashSet::new();
-        let mut see = |text: &str| used.extend(text.chars().filter(|c| plane.contains(c)));
+        let mut kept = false;
+        let mut see = |text: &str| {
+            used.extend(text.chars().filter(|c| plane.contains(c)));
+            kept |= text.contains(SPOKEN);
+        };
         for turn in turns {
             for piece in &turn.pieces {
                 if let Piece::Text(text) = piece {
@@ -395,6 +558,10 @@ impl Marks {
         context.tools.iter().for_each(|tool| see(&tool.to_string()));
         for (_, value) in context.variables.into_iter().flatten() {
             see(&value.to_string());
+        }
+        if kept {
+            let wanted = "texts without the private characters U+FFFFC and U+FFFFD";
+            return Err(Error::parameter("messages", wanted, "one of them"));
         }
         let mut free = plane.filter(|c| !used.contains(c));
         match (free.next(), free.next()) {

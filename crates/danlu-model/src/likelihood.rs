@@ -109,9 +109,17 @@ pub fn choose(model: &Model, choices: &[Choice]) -> Result<Vec<usize>> {
             let ids = begun(model, &format!("{}{ending}", choice.context));
             // Where they part, even if the ending's first letter joined the token before.
             let same = context.iter().zip(&ids).take_while(|(a, b)| a == b).count();
-            if ending.is_empty() || same == 0 || same >= ids.len() || ids.len() > most + 1 {
+            let refused = if ending.is_empty() || same >= ids.len() {
+                Some(("endings that say something".to_string(), format!("{ending:?}")))
+            } else if same == 0 {
+                Some(("a beginning of at least one token".into(), format!("{:?}", choice.context)))
+            } else if ids.len() > most + 1 {
                 let wanted = format!("a beginning and an ending of at most {most} tokens together");
-                let found = format!("{} tokens, {same} of them the beginning", ids.len());
+                Some((wanted, format!("{} tokens", ids.len())))
+            } else {
+                None
+            };
+            if let Some((wanted, found)) = refused {
                 return Err(Error::parameter(format!("choice {}", number + 1), wanted, found));
             }
             documents.push(ids);

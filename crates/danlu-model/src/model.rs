@@ -5,6 +5,7 @@ use crate::io::{
     Dtype, HfConfig, NamedTensor, Part, Shards, TILES, fill, load_parameters, load_tensors,
     map_tiles, parts_of, save_tensors, write_atomically, write_tensors, write_tiles,
 };
+use crate::layers::is_router;
 use crate::modality::{
     AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, ImageTokeniserConfig, Recogniser,
     RecogniserConfig, TextTokeniser, Tokenisers,
@@ -386,7 +387,7 @@ impl Model {
         let generation = config.generation();
         let matrices = || self.transformer.parameters().into_iter().filter(|p| p.is_matrix());
         let (stale, format) = match self.transformer.frozen_format() {
-            Some(format) if matrices().all(|p| p.frozen.is_some()) => {
+            Some(format) if matrices().all(|p| p.frozen.is_some() || is_router(&p.name)) => {
                 write_tiles(&self.transformer, &folder.join(TILES))?;
                 let config = HfConfig { dtype: Some(format.name().into()), ..config };
                 write_json(&folder.join("config.json"), &config)?;

@@ -480,7 +480,7 @@ impl Attend<'_> {
                 let mut page = 0;
                 while page < pages.len() {
                     let left = pages.len() - page;
-                    let many = if I::TILES[0] < 4 {
+                    let many = if I::REGISTERS < 32 {
                         1
                     } else if here <= 3 {
                         4
@@ -518,7 +518,7 @@ impl Attend<'_> {
                 let vectors = memory.wide / 16;
                 let mut vector = 0;
                 while vector < vectors {
-                    let now = if I::TILES[0] == 4 && vector + 4 <= vectors { 4 } else { 1 };
+                    let now = if I::REGISTERS >= 32 && vector + 4 <= vectors { 4 } else { 1 };
                     let mut out = [std::ptr::null_mut(); 6];
                     let lanes = (16 * now).min(dim - 16 * vector);
                     for (i, out) in out.iter_mut().enumerate().take(here) {

@@ -248,7 +248,7 @@ fn machine(out: &mut Findings) {
     let threads = rayon::current_num_threads();
     let peak = danlu_ops::fma_peak(threads, 0.1) / 1e9;
     out.good("machine", format!("{threads} threads, {peak:.0} GFLOP/s of multiply-adds"));
-    match memory::available() {
+    match danlu_ops::available_memory() {
         Some(bytes) => out.good("machine", format!("{} of memory available", megabytes(bytes))),
         None => out.careful("machine", "nobody tells how much memory is available"),
     }
@@ -328,7 +328,7 @@ fn fits(
     would_help: &str,
     with: &str,
 ) -> Result<()> {
-    let tight = memory::check(prediction, memory::available(), would_help)?;
+    let tight = memory::check(prediction, danlu_ops::available_memory(), would_help)?;
     out.good("memory", format!("{prediction} ({with})"));
     tight.into_iter().for_each(|told| out.careful("memory", told));
     Ok(())
@@ -419,7 +419,7 @@ pub fn early(recipe: &Recipe, corpus: &Corpus) -> Result<()> {
     checkpoint::can_copy(&recipe.checkpoint)?;
     held_out::load(recipe)?;
     let (_, prediction, would_help) = reckoned(recipe, &expected_vocabulary(recipe, corpus))?;
-    memory::check(&prediction, memory::available(), &would_help).map(drop)
+    memory::check(&prediction, danlu_ops::available_memory(), &would_help).map(drop)
 }
 
 /// The sizes of a recipe's model, the memory that its training takes, and what would lower it.

@@ -194,7 +194,8 @@ impl<'a> Lessons<'a> {
         for (i, pair) in moved.chunks_exact(2).enumerate() {
             let gap = beta as f64 * (pair[0] - pair[1]);
             let doubt = 1.0 / (1.0 + gap.exp());
-            loss += (1.0 + (-gap).exp()).ln() / pairs as f64;
+            // Minus the log of the sigmoid, without overflow.
+            loss += ((-gap).max(0.0) + (-gap.abs()).exp().ln_1p()) / pairs as f64;
             margin += gap / pairs as f64;
             right += f64::from(gap > 0.0) / pairs as f64;
             push[2 * i] = (beta as f64 * doubt) as f32;
@@ -260,8 +261,9 @@ impl<'a> Lessons<'a> {
         let mut advantages = Vec::with_capacity(rewards.len());
         for group in rewards.chunks(t.replies) {
             let mean = group.iter().sum::<f64>() / group.len() as f64;
-            let variance =
-                group.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / group.len() as f64;
+            // Of a sample, as TRL has it.
+            let variance = group.iter().map(|r| (r - mean).powi(2)).sum::<f64>()
+                / (group.len() as f64 - 1.0).max(1.0);
             advantages.extend(group.iter().map(|r| (r - mean) / (variance.sqrt() + 1e-4)));
         }
         let mut batch = side_by_side(&documents);
@@ -296,8 +298,8 @@ impl<'a> Lessons<'a> {
     }
 }
 
-/// Packed documents of some files of rows, to look at what runs through a model: batches of four
-/// rows of `window` tokens, about `tokens` in all or as many as one round through the files gives.
+/// Packed documents of some files of rows, to look at what runs through a model: batches of up to
+/// four rows of `window` tokens, about `tokens` in all or as many as one round through the files gives.
 ///
 /// # Errors
 /// As those of reading the rows for a tuning.
@@ -316,7 +318,16 @@ pub fn documents(
         let batch = lessons.replies(next)?.batch;
         next = batch.next;
         read += batch.tokens;
-        out.push((batch.ids.as_slice().into(), batch.starts.as_slice().into()));
+        // What fills a row says nothing about the rows.
+        let (mut ids, mut starts) = (Vec::new(), vec![0]);
+        for part in batch.starts.windows(2) {
+            let document = &batch.ids[part[0] as usize..part[1] as usize];
+            if document.iter().any(|&id| id != lessons.pad()) {
+                ids.extend_from_slice(document);
+                starts.push(ids.len() as u32);
+            }
+        }
+        out.push((ids.into(), starts.into()));
     }
     Ok(out)
 }
@@ -355,6 +366,8 @@ struct Tries {
 /// Whether a reply is rewarded.
 trait Rewards {
     fn of(self, reply: &str, expected: &str) -> bool;
+    /// What `expected` lacks for a reply to be told from another.
+    fn wants(self, expected: &str) -> Option<&'static str>;
 }
 
 impl Rewards for Reward {
@@ -369,13 +382,35 @@ impl Rewards for Reward {
             }
         }
     }
+
+    fn wants(self, expected: &str) -> Option<&'static str> {
+        match self {
+            Reward::Number if last_number(expected).is_none() => {
+                Some("`expected` to hold a number")
+            }
+            Reward::Contains if expected.trim().is_empty() => Some("`expected` to say something"),
+            _ => None,
+        }
+    }
 }
 
-/// The last number in a text, thousands' commas left out.
+/// The last number in a text, thousands' commas left out. A hyphen after a letter or a digit is no sign.
 fn last_number(text: &str) -> Option<f64> {
-    let bare = text.replace(',', "");
-    let pieces = bare.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-'));
-    pieces.filter_map(|p| p.trim_end_matches('.').parse().ok()).next_back()
+    let bare: Vec<char> = text.chars().filter(|c| *c != ',').collect();
+    let digits = |c: &char| c.is_ascii_digit() || *c == '.';
+    let mut end = bare.len();
+    while end > 0 {
+        let Some(last) = bare[..end].iter().rposition(char::is_ascii_digit) else { break };
+        let start = bare[..last].iter().rposition(|c| !digits(c)).map_or(0, |at| at + 1);
+        let sign = start > 0 && bare[start - 1] == '-';
+        let signed = sign && (start < 2 || !bare[start - 2].is_alphanumeric());
+        let number: String = bare[start - usize::from(signed)..=last].iter().collect();
+        if let Ok(number) = number.parse() {
+            return Some(number);
+        }
+        end = start;
+    }
+    None
 }
 
 /// Documents one after the other without filling; the task of a position is its document's number.
@@ -542,22 +577,21 @@ fn items_of(
         }
         // Where replies are learnt, the better of two is one.
         (
-            TuneRow::Pair { prompt: mut messages, chosen, tools, .. },
+            TuneRow::Pair { asked: mut sample, chosen, .. },
             Objective::Reply | Objective::Distil { .. },
         ) => {
-            messages.push(chosen);
-            let sample = Sample { messages, tools, ..Sample::default() };
+            sample.messages.push(chosen);
             vec![Item::Document(document(sample, &weights)?)]
         }
-        (TuneRow::Pair { prompt, chosen, rejected, tools }, Objective::Dpo { .. }) => {
+        (TuneRow::Pair { asked, chosen, rejected }, Objective::Dpo { .. }) => {
             let with = |reply: Message| {
-                let mut messages = prompt.clone();
-                messages.push(reply);
-                document(Sample { messages, tools: tools.clone(), ..Sample::default() }, &bare)
+                let mut sample = asked.clone();
+                sample.messages.push(reply);
+                document(sample, &bare)
             };
             vec![Item::Pair([with(chosen)?, with(rejected)?])]
         }
-        (TuneRow::Chat(mut sample), Objective::Grpo { max_tokens, .. }) => {
+        (TuneRow::Chat(mut sample), Objective::Grpo { max_tokens, reward, .. }) => {
             let mut expected = sample.expected.take();
             if ends_with_reply(&sample) {
                 expected = expected.or(sample.messages.pop().map(|m| m.parts));
@@ -565,6 +599,9 @@ fn items_of(
             let Some([Part::Text(expected)]) = expected.as_deref() else {
                 return Err(Error::Other("expected a reply of text to hold tries against".into()));
             };
+            if let Some(wanted) = reward.wants(expected) {
+                return Err(Error::Other(format!("expected {wanted}, found {expected:?}")));
+            }
             let prompt = template.prompt(&sample, &mut FileCodes(&model.tokenisers))?;
             let context = model.transformer.config.context;
             if prompt.len() + max_tokens > context {
@@ -608,15 +645,19 @@ struct Order {
 /// The number of a round through a file, and the order of its rows.
 type Round = (u64, Vec<u32>);
 
-/// Turns of one cycle.
+/// Turns of one cycle, at least and at most.
 const CYCLE: usize = 1000;
+const LONGEST_CYCLE: usize = 1_000_000;
 
 impl Order {
     fn new(seed: u64, shares: &[f32], sizes: Vec<usize>) -> Self {
         let total: f32 = shares.iter().sum();
+        let least = shares.iter().copied().fold(f32::INFINITY, f32::min);
+        // As long as the least share needs to come about.
+        let length = ((total / least).ceil() as usize).clamp(CYCLE, LONGEST_CYCLE);
         let mut counts = vec![0u64; shares.len()];
-        let mut cycle = Vec::with_capacity(CYCLE);
-        for turn in 1..=CYCLE {
+        let mut cycle = Vec::with_capacity(length);
+        for turn in 1..=length {
             // The file that is furthest behind its share.
             let behind = |f: &usize| shares[*f] / total * turn as f32 - counts[*f] as f32;
             let next = (0..shares.len()).max_by(|a, b| behind(a).total_cmp(&behind(b)));
@@ -630,8 +671,9 @@ impl Order {
 
     /// File and row of turn `index`.
     fn at(&self, index: u64) -> (usize, usize) {
-        let (file, before) = self.cycle[(index % CYCLE as u64) as usize];
-        let turn = index / CYCLE as u64 * self.counts[file] + before;
+        let length = self.cycle.len() as u64;
+        let (file, before) = self.cycle[(index % length) as usize];
+        let turn = index / length * self.counts[file] + before;
         let size = self.sizes[file] as u64;
         let round = turn / size;
         let mut rounds = self.rounds.borrow_mut();

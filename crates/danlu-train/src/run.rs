@@ -1,6 +1,7 @@
 //! A run's folder: recipe, tokenisers, checkpoints, log, samples, model, page.
 
 use crate::checkpoint;
+use danlu_core::recipe::changes;
 use danlu_core::{Error, Recipe, Result, TuneRecipe};
 use danlu_model::io::write_atomically;
 use serde::de::DeserializeOwned;
@@ -69,7 +70,10 @@ impl Run {
                 return Err(Error::file(
                     &path,
                     format!("the recipe `{}` that this run was started with", recipe.name),
-                    "another one; choose another folder, or remove this one to start again",
+                    format!(
+                        "another one ({}); choose another folder, or remove this one to start again",
+                        changes(&found.for_training().to_toml(), &recipe.for_training().to_toml())
+                    ),
                 ));
             }
             if &found == recipe {

@@ -17,6 +17,7 @@ use crate::tune_page::tune_page;
 use crate::tuning::Tuning;
 use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
+use danlu_core::recipe::changes;
 use danlu_core::{BaseFormat, Error, LoraConfig, Objective, Recipe, Result, TuneRecipe};
 use danlu_model::adapters::{Adapter, AdapterInfo, Newest};
 use danlu_model::io::Dtype;
@@ -161,7 +162,10 @@ pub fn open(folder: &Path, recipe: &TuneRecipe) -> Result<Run> {
             return Err(Error::file(
                 &path,
                 format!("the recipe `{}` that this run was started with", recipe.name),
-                "another one; choose another folder, or remove this one to start again",
+                format!(
+                    "another one ({}); choose another folder, or remove this one to start again",
+                    changes(&found.for_training().to_toml(), &recipe.for_training().to_toml())
+                ),
             ));
         }
     }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 const ORDERS: usize = 6;
 const BETA: f64 = 2.0;
 
-/// Character n-gram F-score (Popović 2015).
+/// Character n-gram F-score (Popović 2015), over the orders that both texts are long enough for, as
+/// sacrebleu has it.
 pub(super) struct Chrf;
 
 impl Metric for Chrf {
@@ -32,8 +33,10 @@ impl Metric for Chrf {
             let (want, have) = (grams(&expected, n), grams(&got, n));
             let shared: usize =
                 have.iter().map(|(gram, &c)| c.min(want.get(gram).copied().unwrap_or(0))).sum();
-            precision.add(shared, got.len().saturating_sub(n - 1));
-            recall.add(shared, expected.len().saturating_sub(n - 1));
+            if n <= got.len().min(expected.len()) {
+                precision.add(shared, got.len() - (n - 1));
+                recall.add(shared, expected.len() - (n - 1));
+            }
         }
         let (p, r) = (precision.value(), recall.value());
         let b = BETA * BETA;
@@ -49,10 +52,8 @@ struct Mean {
 
 impl Mean {
     fn add(&mut self, part: usize, whole: usize) {
-        if whole > 0 {
-            self.sum += part as f64 / whole as f64;
-            self.count += 1;
-        }
+        self.sum += part as f64 / whole as f64;
+        self.count += 1;
     }
 
     fn value(&self) -> f64 {

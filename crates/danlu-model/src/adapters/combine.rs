@@ -118,7 +118,7 @@ fn product(b: &[f32], a: &[f32], rank: usize, inputs: usize, scale: f32) -> Vec<
 
 /// Sets all but the largest share of the values to zero.
 fn keep_largest(values: &mut [f32], share: f32) {
-    let kept = ((values.len() as f64 * share as f64).round() as usize).clamp(1, values.len());
+    let kept = ((values.len() as f64 * share as f64) as usize).clamp(1, values.len());
     let mut sizes: Vec<f32> = values.iter().map(|v| v.abs()).collect();
     let (_, &mut least, _) = sizes.select_nth_unstable_by(kept - 1, |x, y| y.total_cmp(x));
     values.iter_mut().filter(|v| v.abs() < least).for_each(|v| *v = 0.0);
@@ -130,13 +130,13 @@ fn drop_some(values: &mut [f32], kept: f32, rng: &mut Rng) {
     }
 }
 
-/// The mean of those weighted changes that have the sign of their sum (as PEFT merges them).
+/// The weighted mean of those changes that have the sign of their sum (as PEFT merges them: weights do
+/// not vote).
 fn elected(changes: impl Iterator<Item = (f32, f32)> + Clone) -> f32 {
-    let changes = changes.map(|(d, s)| d * s);
-    let side = changes.clone().sum::<f32>().signum();
+    let side = if changes.clone().map(|(d, _)| d).sum::<f32>() >= 0.0 { 1.0 } else { -1.0 };
     let (mut sum, mut count) = (0.0, 0.0f32);
-    for change in changes.filter(|c| c.signum() == side && *c != 0.0) {
-        sum += change;
+    for (change, weight) in changes.filter(|(d, _)| *d != 0.0 && d.signum() == side) {
+        sum += change * weight;
         count += 1.0;
     }
     sum / count.max(1.0)
@@ -177,9 +177,13 @@ mod tests {
         assert_eq!(elected([(2.0, 1.0), (-1.0, 1.0), (4.0, 1.0)].into_iter()), 3.0);
         assert_eq!(elected([(1.0, 1.0), (-1.0, 1.0)].into_iter()), 1.0);
         assert_eq!(elected([(0.0, 1.0)].into_iter()), 0.0);
-        // Weights scale, and one below zero turns a change round before sides are counted.
+        // Weights scale, one below zero as well, and do not vote.
         assert_eq!(elected([(2.0, 0.5), (4.0, 0.5)].into_iter()), 1.5);
-        assert_eq!(elected([(2.0, -1.0), (1.0, 1.0)].into_iter()), -2.0);
+        assert_eq!(elected([(2.0, -1.0), (1.0, 1.0)].into_iter()), -0.5);
+        assert_eq!(elected([(2.0, 0.1), (-1.0, 1.0)].into_iter()), 0.2);
+        let mut values = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        keep_largest(&mut values, 0.3);
+        assert_eq!(values, [0.0, 0.0, 0.0, 0.0, 0.0, 6.0], "as many as fit whole, 1.8 of 6");
     }
 
     #[test]

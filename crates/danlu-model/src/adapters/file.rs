@@ -5,6 +5,7 @@ use super::{Adapter, Delta};
 use crate::io::{Dtype, NamedTensor, Shards, Weights, save_tensors, write_atomically};
 use danlu_core::{Error, LoraConfig, MAX_RANK, Result, Target};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -61,10 +62,11 @@ struct PeftConfig {
     inference_mode: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     modules_to_save: Option<Vec<String>>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    rank_pattern: BTreeMap<String, usize>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    alpha_pattern: BTreeMap<String, f32>,
+    // In their order in the file: the first that fits counts.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    rank_pattern: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    alpha_pattern: Map<String, Value>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -177,8 +179,8 @@ impl Adapter {
             fan_in_fan_out: false,
             inference_mode: true,
             modules_to_save: None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Map::new(),
+            alpha_pattern: Map::new(),
         };
         write_json(&folder.join(CONFIG), &config)?;
         write_json(&folder.join(INFO), &AdapterInfo { hash: self.hash(), ..self.info.clone() })
@@ -271,19 +273,21 @@ impl Patterns {
                 .map_err(|e| Error::file(path, "expressions for paths of projections", e))
         };
         let mut ranks = Vec::new();
-        for (key, &rank) in &peft.rank_pattern {
-            if !(1..=MAX_RANK).contains(&rank) {
+        for (key, value) in &peft.rank_pattern {
+            let rank = value.as_u64().and_then(|r| usize::try_from(r).ok());
+            let Some(rank) = rank.filter(|r| (1..=MAX_RANK).contains(r)) else {
                 let wanted = format!("`rank_pattern.{key}` of 1 to {MAX_RANK}");
-                return Err(Error::file(path, wanted, rank));
-            }
+                return Err(Error::file(path, wanted, value));
+            };
             ranks.push((compiled(key)?, rank));
         }
         let mut alphas = Vec::new();
-        for (key, &alpha) in &peft.alpha_pattern {
-            if !(alpha.is_finite() && alpha > 0.0) {
+        for (key, value) in &peft.alpha_pattern {
+            let alpha = value.as_f64().map(|a| a as f32);
+            let Some(alpha) = alpha.filter(|a| a.is_finite() && *a > 0.0) else {
                 let wanted = format!("`alpha_pattern.{key}` over 0");
-                return Err(Error::file(path, wanted, alpha));
-            }
+                return Err(Error::file(path, wanted, value));
+            };
             alphas.push((compiled(key)?, alpha));
         }
         let rank = ranks.iter().map(|r| r.1).chain([peft.r]).max().unwrap_or(peft.r);

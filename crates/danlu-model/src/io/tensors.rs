@@ -147,6 +147,10 @@ pub(super) fn one_ahead(
     values: impl Fn(usize) -> Result<Vec<f32>> + Sync,
     mut write: impl FnMut(usize, Vec<f32>) -> Result<()>,
 ) -> Result<()> {
+    if rayon::current_num_threads() == 1 {
+        // Another thread would wait for this one, which is all of the pool.
+        return (0..count).try_for_each(|i| write(i, values(i)?));
+    }
     let values = &values;
     std::thread::scope(|scope| {
         // Holds nothing itself: a value is made once the last one was taken.

@@ -1,6 +1,6 @@
 //! The weights of a transformer as decoding wants them, in one file: matrices in the tiles that
-//! products read, quantised or not, and vectors in single precision. It is mapped, not read, so a
-//! model opens at once and takes memory as it is used.
+//! products read, quantised or not, and vectors and routers in single precision. It is mapped, not read, so a
+//! model opens at once; large pages take the place of the file's while it is used.
 //!
 //! The file is a safetensors file. A matrix `NAME` is up to three tensors of bytes, `NAME.numbers`,
 //! `NAME.scales` and `NAME.supers`, as [`danlu_ops::quant`] lays them out; each begins on a multiple
@@ -9,6 +9,7 @@
 
 use super::tensors::write_atomically_with;
 use crate::arch::Transformer;
+use crate::layers::is_router;
 use crate::params::{Module, Parameter, matrix};
 use danlu_core::{Error, Result};
 use danlu_ops::quant::{Mapped, WeightFormat, Weights};
@@ -38,8 +39,8 @@ pub fn write_tiles(transformer: &Transformer, path: &Path) -> Result<()> {
         let entry = serde_json::json!({"dtype": kind, "shape": shape, "data_offsets": offsets});
         header.insert(name, entry);
     };
-    let (matrices, vectors): (Vec<&Parameter>, Vec<&Parameter>) =
-        transformer.parameters().into_iter().partition(|p| p.is_matrix());
+    let (matrices, whole): (Vec<&Parameter>, Vec<&Parameter>) =
+        transformer.parameters().into_iter().partition(|p| in_tiles(p));
     for p in &matrices {
         let Some(weights) = &p.frozen else {
             return Err(Error::file(
@@ -58,7 +59,7 @@ pub fn write_tiles(transformer: &Transformer, path: &Path) -> Result<()> {
             }
         }
     }
-    for p in &vectors {
+    for p in &whole {
         place(p.name.clone(), "F32", &p.shape, 4 * p.len());
     }
     header.insert("__metadata__".into(), metadata.into());
@@ -75,7 +76,7 @@ pub fn write_tiles(transformer: &Transformer, path: &Path) -> Result<()> {
                 out.write_all(&[0; LINE][..filling]).map_err(io)?;
             }
         }
-        for p in &vectors {
+        for p in &whole {
             let bytes: Vec<u8> = p.values().into_iter().flat_map(f32::to_le_bytes).collect();
             out.write_all(&bytes).map_err(io)?;
         }
@@ -98,7 +99,7 @@ pub fn map_tiles(transformer: &mut Transformer, path: &Path) -> Result<()> {
     let layouts = metadata.metadata().as_ref().unwrap_or(&none);
     let mut used = 0;
     for p in transformer.parameters_mut() {
-        if !p.is_matrix() {
+        if !in_tiles(p) {
             let Some(info) = tensors.get(&p.name) else {
                 return Err(Error::file(path, format!("a tensor `{}`", p.name), "none"));
             };
@@ -144,7 +145,15 @@ pub fn map_tiles(transformer: &mut Transformer, path: &Path) -> Result<()> {
         let wanted = format!("the {used} tensors of its configuration and no others");
         return Err(Error::file(path, wanted, tensors.len()));
     }
+    // Meanwhile the model may be used. Without a thread it stays as it is.
+    let enlarge = std::thread::Builder::new().name("danlu-pages".into());
+    let _ = enlarge.spawn(move || file.enlarge());
     Ok(())
+}
+
+/// Whether a parameter lies in tiles: what does not is in single precision.
+fn in_tiles(p: &Parameter) -> bool {
+    p.is_matrix() && !is_router(&p.name)
 }
 
 fn says(format: WeightFormat, [rows, cols]: [usize; 2]) -> String {

@@ -7,6 +7,14 @@ use danlu_ops::{Among, Routing};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+/// How the names of routers end.
+const ROUTER: &str = ".gate.weight";
+
+/// Whether a parameter is a router, which is small and decides much, and is kept whole for both.
+pub(crate) fn is_router(name: &str) -> bool {
+    name.ends_with(ROUTER)
+}
+
 /// A mixture of experts (Shazeer et al., arXiv 1701.06538): several feed-forwards, of which a router
 /// sends each token to a few and sums what they give, weighted by the softmax of its scores among
 /// those few, as in Mixtral and Qwen3-MoE, or among all, as Qwen3-MoE may.
@@ -30,7 +38,7 @@ impl Experts {
     /// Random weights under `name` (`model.layers.3.mlp`).
     pub fn new(name: &str, c: &TransformerConfig, rng: &mut Rng, device: &Device) -> Self {
         let shape = [c.experts, c.width];
-        let router = format!("{name}.gate.weight");
+        let router = format!("{name}{ROUTER}");
         let router = Parameter::normal(router, &shape, c.init_std(), rng, device);
         let one = |i| Mlp::new(&format!("{name}.experts.{i}"), c, rng, device);
         Self {

@@ -14,6 +14,7 @@ pub use attention::{Attention, Cache};
 pub use block::Block;
 pub(crate) use conv::fold;
 pub use conv::{Conv, ResBlock};
+pub(crate) use experts::is_router;
 pub use experts::{Experts, experts_used};
 pub use feed::FeedForward;
 pub use linear::Linear;

@@ -9,7 +9,7 @@ use crate::team::Team;
 use std::time::Instant;
 
 /// Bytes ahead of their use at which weights are asked for.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 /// Bytes of quantised activations that stay in the second-level cache beside the weights.
 const CACHED: usize = 384 << 10;
 
@@ -61,15 +61,6 @@ unsafe impl Send for Call {}
 // SAFETY: as above.
 unsafe impl Sync for Call {}
 
-impl Call {
-    /// How far ahead of a place in a tile weights are asked for, where so many tiles are read side by
-    /// side: after the end of a tile comes the beginning of the one that follows the others.
-    #[inline(always)]
-    fn ahead(&self, tiles: usize, at: usize) -> usize {
-        if at + AHEAD < self.tile_bytes { AHEAD } else { AHEAD + (tiles - 1) * self.tile_bytes }
-    }
-}
-
 /// `out = x w^T + bias`, or the same added to `out`: `[x.rows(), w's rows]`, row-major.
 ///
 /// # Panics
@@ -114,10 +105,9 @@ pub fn product(
         add: into == Into::Add,
     };
     let tiles = rows.div_ceil(TILE);
-    // Rows of activations at a time, and tiles of a task: whole groups, several tasks a thread.
+    // Rows of activations at a time, and tiles of a task: several tasks a thread.
     let at_once = (CACHED / (cols * if w.format().is_quantised() { 2 } else { 4 }).max(1)).max(24);
-    let group = if m == 1 { 4 } else { 2 };
-    let strip = (tiles / (team.threads() * 8) / group * group).max(group.min(2));
+    let strip = tiles.div_ceil(team.threads() * 4);
     let strips = tiles.div_ceil(strip);
     // Threads that keep step read on where they were: each has a range of strips.
     let (lanes, long) = (team.threads(), strips.div_ceil(team.threads()));
@@ -151,57 +141,26 @@ impl Kernel for Strip {
         // SAFETY: `product` has checked all sizes.
         unsafe {
             match self.call.format {
-                WeightFormat::F32 => self.floats::<I, false>(),
-                WeightFormat::F16 => self.floats::<I, true>(),
-                WeightFormat::Q8_0 => self.blocks::<I, Bytes>(),
-                WeightFormat::Q4_0 => self.blocks::<I, Nibbles>(),
-                WeightFormat::Q4K => self.blocks::<I, Shared>(),
+                WeightFormat::F32 => self.go::<I, FloatOf<false>>(),
+                WeightFormat::F16 => self.go::<I, FloatOf<true>>(),
+                WeightFormat::Q8_0 => self.go::<I, Blocked<Bytes>>(),
+                WeightFormat::Q4_0 => self.go::<I, Blocked<Nibbles>>(),
+                WeightFormat::Q4K => self.go::<I, Blocked<Shared>>(),
             }
         }
     }
 }
 
 impl Strip {
-    /// Calls `one(tile, row)` with as many tiles and rows at a time as the instruction set has
-    /// registers for.
+    /// One tile after the other, so that a thread reads memory from its beginning to its end: several
+    /// side by side, which would share the reading of activations, reach two thirds of the rate.
     #[inline(always)]
-    unsafe fn floats<I: Isa, const HALF: bool>(&self) {
-        // SAFETY: as the caller.
-        unsafe {
-            if I::TILES[0] == 4 {
-                self.go::<I, FloatOf<HALF>, 4, 4>();
-            } else if I::TILES[0] == 2 {
-                self.go::<I, FloatOf<HALF>, 2, 1>();
-            } else {
-                self.go::<I, FloatOf<HALF>, 1, 1>();
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn blocks<I: Isa, F: Format>(&self) {
-        // SAFETY: as the caller.
-        unsafe {
-            if I::TILES[0] == 4 {
-                self.go::<I, Blocked<F>, 4, 2>();
-            } else if I::TILES[0] == 2 {
-                self.go::<I, Blocked<F>, 2, 1>();
-            } else {
-                self.go::<I, Blocked<F>, 1, 1>();
-            }
-        }
-    }
-
-    /// `ONE` tiles at a time where there is one row, `MANY` where there are several.
-    #[inline(always)]
-    unsafe fn go<I: Isa, P: Part, const ONE: usize, const MANY: usize>(&self) {
+    unsafe fn go<I: Isa, P: Part>(&self) {
         let Strip { call, tiles: [first, end], rows: [top, bottom] } = self;
-        let (mut tile, m) = (*first, bottom - top);
-        let wide = if m == 1 { ONE } else { MANY };
+        let m = bottom - top;
         // Groups of rows as even as they get: six and two take longer than four and four.
         let groups = m.div_ceil(I::ROWS);
-        while tile < *end {
-            let full = tile + wide <= *end;
+        for tile in *first..*end {
             for g in 0..groups {
                 let row = top + m * g / groups;
                 let count = top + m * (g + 1) / groups - row;
@@ -209,30 +168,22 @@ impl Strip {
                     ($($r:literal)*) => {
                         match count {
                             // SAFETY: within the product's sizes.
-                            1 if m == 1 && full => unsafe { P::run::<I, ONE, 1>(call, tile, row) },
-                            $($r if $r <= I::ROWS => unsafe {
-                                if full && MANY > 1 {
-                                    P::run::<I, MANY, $r>(call, tile, row);
-                                } else {
-                                    P::run::<I, 1, $r>(call, tile, row);
-                                }
-                            },)*
+                            $($r if $r <= I::ROWS => unsafe { P::run::<I, $r>(call, tile, row) },)*
                             _ => unreachable!("a group has 1 to {} rows", I::ROWS),
                         }
                     };
                 }
                 pick!(1 2 3 4 5 6);
             }
-            tile += if full { wide } else { 1 };
         }
     }
 }
 
-/// `T` tiles against `M` rows.
+/// A tile against `M` rows.
 trait Part {
     /// # Safety
-    /// The tiles and rows are within the product, and the processor has the instructions.
-    unsafe fn run<I: Isa, const T: usize, const M: usize>(c: &Call, tile: usize, row: usize);
+    /// The tile and rows are within the product, and the processor has the instructions.
+    unsafe fn run<I: Isa, const M: usize>(c: &Call, tile: usize, row: usize);
 }
 
 /// Weights that are floats.
@@ -240,29 +191,22 @@ struct FloatOf<const HALF: bool>;
 
 impl<const HALF: bool> Part for FloatOf<HALF> {
     #[inline(always)]
-    unsafe fn run<I: Isa, const T: usize, const M: usize>(c: &Call, tile: usize, row: usize) {
+    unsafe fn run<I: Isa, const M: usize>(c: &Call, tile: usize, row: usize) {
         // SAFETY: as the caller.
         unsafe {
             let step = if HALF { TILE * 2 } else { TILE * 4 };
             let w = c.numbers.add(tile * c.tile_bytes);
             let x = c.values.add(row * c.cols);
-            let mut sum = [[I::splat(0.0); M]; T];
+            let mut sum = [I::splat(0.0); M];
             for k in 0..c.cols {
-                let ahead = c.ahead(T, k * step);
-                let mut part = [I::splat(0.0); T];
-                each!(Q < T, {
-                    let at = w.add(Q * c.tile_bytes + k * step);
-                    part[Q] = if HALF { I::halves(at.cast()) } else { I::load(at.cast()) };
-                    I::prefetch(at.wrapping_add(ahead));
-                });
+                let at = w.add(k * step);
+                let part = if HALF { I::halves(at.cast()) } else { I::load(at.cast()) };
+                I::prefetch(at.wrapping_add(AHEAD));
                 each!(R < M, {
-                    let x = I::splat(*x.add(R * c.cols + k));
-                    each!(Q < T, {
-                        sum[Q][R] = I::fma(part[Q], x, sum[Q][R]);
-                    });
+                    sum[R] = I::fma(part, I::splat(*x.add(R * c.cols + k)), sum[R]);
                 });
             }
-            put::<I, T, M>(c, tile, row, sum);
+            put::<I, M>(c, tile, row, sum);
         }
     }
 }
@@ -309,7 +253,7 @@ struct Blocked<F>(std::marker::PhantomData<F>);
 
 impl<F: Format> Part for Blocked<F> {
     #[inline(always)]
-    unsafe fn run<I: Isa, const T: usize, const M: usize>(c: &Call, tile: usize, row: usize) {
+    unsafe fn run<I: Isa, const M: usize>(c: &Call, tile: usize, row: usize) {
         // SAFETY: as the caller.
         unsafe {
             let blocks = c.blocks;
@@ -318,110 +262,91 @@ impl<F: Format> Part for Blocked<F> {
             let scales = c.scales.add(tile * blocks * TILE * 2);
             let x = c.bytes.add(row * blocks * BLOCK);
             let meta = c.meta.add(row * blocks);
-            let mut sum = [[I::splat(0.0); M]; T];
+            let mut sum = [I::splat(0.0); M];
             for b in 0..blocks {
-                let ahead = c.ahead(T, b * F::VECTORS * 64);
-                let mut acc = [[I::ints(0); M]; T];
+                let mut acc = [I::ints(0); M];
                 if F::OFFSET == 8 || F::OFFSET == 128 && I::KEEPS_OFFSET {
                     each!(R < M, {
                         let meta = meta.add(R * blocks + b);
-                        let start =
-                            if F::OFFSET == 8 { (*meta).minus_8 } else { (*meta).minus_128 };
-                        let start = I::ints(start);
-                        each!(Q < T, {
-                            acc[Q][R] = start;
+                        acc[R] = I::ints(if F::OFFSET == 8 {
+                            (*meta).minus_8
+                        } else {
+                            (*meta).minus_128
                         });
                     });
                 }
                 for v in 0..F::VECTORS {
-                    let mut part = [I::bytes(w); T];
-                    each!(Q < T, {
-                        let at = w.add(Q * c.tile_bytes + (b * F::VECTORS + v) * 64);
-                        part[Q] = I::bytes(at);
-                        I::prefetch(at.wrapping_add(ahead));
-                    });
+                    let at = w.add((b * F::VECTORS + v) * 64);
+                    let part = I::bytes(at);
+                    I::prefetch(at.wrapping_add(AHEAD));
                     if F::HALVES {
                         each!(R < M, {
                             let x = x.add((R * blocks + b) * BLOCK + v * 4);
-                            let (near, far) = (I::spread(x), I::spread(x.add(16)));
-                            each!(Q < T, {
-                                acc[Q][R] = I::dot(acc[Q][R], I::low(part[Q]), near);
-                                acc[Q][R] = I::dot(acc[Q][R], I::high(part[Q]), far);
-                            });
+                            acc[R] = I::dot(acc[R], I::low(part), I::spread(x));
+                            acc[R] = I::dot(acc[R], I::high(part), I::spread(x.add(16)));
                         });
                     } else {
                         each!(R < M, {
                             let x = I::spread(x.add((R * blocks + b) * BLOCK + v * 4));
-                            each!(Q < T, {
-                                acc[Q][R] = I::dot_offset(acc[Q][R], part[Q], x);
-                            });
+                            acc[R] = I::dot_offset(acc[R], part, x);
                         });
                     }
                 }
-                each!(Q < T, {
-                    let at = scales.add((Q * blocks + b) * TILE * 2);
-                    // Those of the next tiles: a few bytes a block, too far apart for the processor to foresee.
-                    I::prefetch(at.wrapping_add(T * blocks * TILE * 2));
-                    if F::SHARED {
-                        let top = c.supers.add(((tile + Q) * supers + b / SUPER) * TILE * 4);
-                        let scale = I::mul(I::halves(top.cast()), I::unsigned(at));
-                        let low = I::halves(top.add(TILE * 2).cast());
-                        let low = I::mul(low, I::unsigned(at.add(TILE)));
-                        each!(R < M, {
-                            let meta = meta.add(R * blocks + b);
-                            let s = I::mul(scale, I::splat((*meta).scale));
-                            sum[Q][R] = I::fma(I::float(acc[Q][R]), s, sum[Q][R]);
-                            sum[Q][R] = I::fma(low, I::splat(-(*meta).sum), sum[Q][R]);
-                        });
-                    } else {
-                        let scale = I::halves(at.cast());
-                        each!(R < M, {
-                            let meta = meta.add(R * blocks + b);
-                            let s = I::mul(scale, I::splat((*meta).scale));
-                            sum[Q][R] = I::fma(I::float(acc[Q][R]), s, sum[Q][R]);
-                        });
-                    }
-                });
+                let at = scales.add(b * TILE * 2);
+                // Those of the next tile.
+                I::prefetch(at.wrapping_add(blocks * TILE * 2));
+                if F::SHARED {
+                    let top = c.supers.add((tile * supers + b / SUPER) * TILE * 4);
+                    let scale = I::mul(I::halves(top.cast()), I::unsigned(at));
+                    let low = I::halves(top.add(TILE * 2).cast());
+                    let low = I::mul(low, I::unsigned(at.add(TILE)));
+                    each!(R < M, {
+                        let meta = meta.add(R * blocks + b);
+                        let s = I::mul(scale, I::splat((*meta).scale));
+                        sum[R] = I::fma(I::float(acc[R]), s, sum[R]);
+                        sum[R] = I::fma(low, I::splat(-(*meta).sum), sum[R]);
+                    });
+                } else {
+                    let scale = I::halves(at.cast());
+                    each!(R < M, {
+                        let meta = meta.add(R * blocks + b);
+                        let s = I::mul(scale, I::splat((*meta).scale));
+                        sum[R] = I::fma(I::float(acc[R]), s, sum[R]);
+                    });
+                }
             }
-            put::<I, T, M>(c, tile, row, sum);
+            put::<I, M>(c, tile, row, sum);
         }
     }
 }
 
-/// Stores the sums of `T` tiles and `M` rows, with bias and what was there.
+/// Stores the sums of a tile and `M` rows, with bias and what was there.
 #[inline(always)]
-unsafe fn put<I: Isa, const T: usize, const M: usize>(
-    c: &Call,
-    tile: usize,
-    row: usize,
-    sum: [[I::F; M]; T],
-) {
+unsafe fn put<I: Isa, const M: usize>(c: &Call, tile: usize, row: usize, sum: [I::F; M]) {
     // SAFETY: as the caller.
     unsafe {
-        each!(Q < T, {
-            let at = (tile + Q) * TILE;
-            let left = c.rows - at;
-            each!(R < M, {
-                let out = c.out.add((row + R) * c.rows + at);
-                let mut value = sum[Q][R];
-                if left >= TILE {
-                    if let Some(bias) = c.bias {
-                        value = I::add(value, I::load(bias.add(at)));
-                    }
-                    if c.add {
-                        value = I::add(I::load(out), value);
-                    }
-                    I::store(out, value);
-                } else {
-                    let mut lanes = [0.0f32; TILE];
-                    I::store(lanes.as_mut_ptr(), value);
-                    for (i, lane) in lanes.iter().enumerate().take(left) {
-                        let bias = c.bias.map_or(0.0, |bias| *bias.add(at + i));
-                        let old = if c.add { *out.add(i) } else { 0.0 };
-                        *out.add(i) = old + (lane + bias);
-                    }
+        let at = tile * TILE;
+        let left = c.rows - at;
+        each!(R < M, {
+            let out = c.out.add((row + R) * c.rows + at);
+            let mut value = sum[R];
+            if left >= TILE {
+                if let Some(bias) = c.bias {
+                    value = I::add(value, I::load(bias.add(at)));
                 }
-            });
+                if c.add {
+                    value = I::add(I::load(out), value);
+                }
+                I::store(out, value);
+            } else {
+                let mut lanes = [0.0f32; TILE];
+                I::store(lanes.as_mut_ptr(), value);
+                for (i, lane) in lanes.iter().enumerate().take(left) {
+                    let bias = c.bias.map_or(0.0, |bias| *bias.add(at + i));
+                    let old = if c.add { *out.add(i) } else { 0.0 };
+                    *out.add(i) = old + (lane + bias);
+                }
+            }
         });
     }
 }
@@ -440,13 +365,13 @@ impl Kernel for Read {
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) -> f32 {
-        // SAFETY: `bandwidth` gives four streams of as many vectors.
+        // SAFETY: `bandwidth` gives as many vectors, a multiple of four.
         unsafe {
             // As long as `each` has numbers; four are used.
             let mut sums = [I::splat(0.0); 6];
-            for v in 0..self.vectors {
+            for v in 0..self.vectors / 4 {
                 each!(Q < 4, {
-                    let at = self.at.add((Q * self.vectors + v) * 64);
+                    let at = self.at.add((4 * v + Q) * 64);
                     sums[Q] = I::add(sums[Q], I::load(at.cast()));
                     I::prefetch(at.wrapping_add(AHEAD));
                 });
@@ -461,11 +386,12 @@ impl Kernel for Read {
     }
 }
 
-/// Rate at which the threads of `team` read memory in four streams each, in bytes a second: the
-/// best of `repeats` passes over `bytes`, which should be several times the caches.
+/// Rate at which the threads of `team` read memory from its beginning to its end, in bytes a second:
+/// the best of `repeats` passes over `bytes`, which should be several times the caches.
 pub fn bandwidth(team: &Team, bytes: usize, repeats: usize) -> f64 {
     let arena = super::Arena::default();
-    let piece = (1 << 18) / 64 * 64;
+    // As many pieces as a product has tasks, in the same order.
+    let piece = (bytes / (team.threads() * 4)).next_multiple_of(256);
     let pieces = (bytes / piece).max(1);
     let mut region = arena.take(pieces * piece);
     // Pages that were never written are all the same page of zeros.
@@ -476,7 +402,7 @@ pub fn bandwidth(team: &Team, bytes: usize, repeats: usize) -> f64 {
         let start = Instant::now();
         team.each(pieces, |i| {
             let at = region[i * piece..(i + 1) * piece].as_ptr();
-            std::hint::black_box(dispatch(Read { at, vectors: piece / 256 }));
+            std::hint::black_box(dispatch(Read { at, vectors: piece / 64 }));
         });
         best = best.min(start.elapsed().as_secs_f64());
     }

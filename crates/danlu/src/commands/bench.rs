@@ -31,7 +31,7 @@ enum What {
     /// Each operation of training by itself, forward and backward
     Ops {
         /// Repetitions; the median counts
-        #[arg(long, default_value_t = 9)]
+        #[arg(long, default_value_t = 9, value_parser = counted)]
         repeats: usize,
         /// Only those whose names hold this, `attention` say
         #[arg(long, default_value = "", hide_default_value = true)]
@@ -43,7 +43,7 @@ enum What {
     /// Matrix products of the shapes of training
     Gemm {
         /// Repetitions; the median counts
-        #[arg(long, default_value_t = 15)]
+        #[arg(long, default_value_t = 15, value_parser = counted)]
         repeats: usize,
         /// One JSON object instead of a table
         #[arg(long)]
@@ -75,7 +75,7 @@ struct TrainArgs {
     #[arg(long, default_value_t = 8)]
     rows: usize,
     /// Steps that are measured
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = counted)]
     steps: usize,
     /// Steps before them
     #[arg(long, default_value_t = 2)]
@@ -131,23 +131,28 @@ struct DecodeArgs {
     #[arg(long, default_value = "f16", value_parser = cache_format)]
     cache: CacheFormat,
     /// Tokens of the prompt whose reading is timed
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = counted)]
     prefill: usize,
     /// Tokens before the reply that is timed
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = counted)]
     prompt: usize,
     /// Tokens of that reply
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = counted)]
     tokens: usize,
     /// Replies together, each half as long after a prompt of 16
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = counted)]
     batch: usize,
     /// Repetitions; the medians count
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = counted)]
     repeats: usize,
     /// One JSON object instead of a table
     #[arg(long)]
     json: bool,
+}
+
+/// A number of things of which there is at least one.
+pub(super) fn counted(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number from 1 on".into())
 }
 
 pub(super) fn weight_format(name: &str) -> std::result::Result<WeightFormat, String> {

@@ -91,6 +91,8 @@ fn weight_format(name: &str) -> std::result::Result<WeightFormat, String> {
 
 /// Where forms lie while they are made; nobody's but this command's.
 const WORK: &str = ".danlu-compress";
+const JSON: &str = "compress.json";
+const PAGE: &str = "compress.html";
 
 pub(crate) fn run(args: Args) -> Result<()> {
     check(&args)?;
@@ -102,7 +104,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             args.out.display(),
         ));
     }
-    free("--out", &args.out, &[WORK, "compress.json"])?;
+    free("--out", &args.out, &[WORK, JSON])?;
     let mut terminal = Terminal::new();
     let (model, looked) = Looked::load(&folder)?;
     let tests = Tests::read(&args.text, &args.questions, &args.choices)?;
@@ -142,28 +144,49 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Some(_) => candidates(&form, config, !args.data.is_empty()),
         None => vec![form],
     };
+    let share = args.drop_channels;
+    if share > 0.0 && forms.iter().all(|form| form.channels == 0) {
+        let wanted = format!("a share of at least one of {} channels", config.hidden);
+        return Err(Error::parameter("--drop-channels", wanted, share));
+    }
     let mut report = Report::new(&folder, &maker, args.keep, before);
     let mut found = None;
+    let mut last = None;
+    // Forms are measured apart: in the new model's folder is only what was decided on.
+    let trial = maker.work.join("trial");
     for form in forms {
         terminal.tell(Event::Note(format!("trying {}", form.name(!args.data.is_empty()))));
         let small = maker.make(&form, &mut terminal)?;
-        maker.save(&small, &form, &args.out)?;
-        let (again, looked) = Looked::load(&args.out)?;
+        maker.save(&small, &form, &trial)?;
+        let (again, looked) = Looked::load(&trial)?;
         let row = Row {
             name: form.name(!args.data.is_empty()),
             parity: Row::parity(&model, &again, &form)?,
             measured: tests.measure(&again, &looked)?,
         };
         report.rows.push(row);
+        last = Some((small, form));
         found = report.verdict();
         if found.is_some() {
             break;
         }
     }
+    // What says of an earlier model that it is good.
+    for page in [JSON, PAGE] {
+        match std::fs::remove_file(args.out.join(page)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(args.out.join(page), e));
+            }
+            _ => {}
+        }
+    }
+    if let Some((small, form)) = &last {
+        maker.save(small, form, &args.out)?;
+    }
     report.write(&args.out)?;
     remove(&args.out.join(WORK))?;
     println!("{}", report.text());
-    eprintln!("page: {}", args.out.join("compress.html").display());
+    eprintln!("page: {}", args.out.join(PAGE).display());
     match found {
         Some(_) => Ok(()),
         None => {
@@ -230,8 +253,8 @@ impl Report {
     /// Writes the page and the figures into the new model's folder.
     fn write(&self, out: &std::path::Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::Other(e.to_string()))?;
-        write_atomically(&out.join("compress.json"), text.as_bytes())?;
-        let page = out.join("compress.html");
+        write_atomically(&out.join(JSON), text.as_bytes())?;
+        let page = out.join(PAGE);
         self.page().write(&page).map_err(|e| Error::io(&page, e))
     }
 }

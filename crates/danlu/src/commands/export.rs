@@ -117,6 +117,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 let wanted = "a folder that holds no model of ours";
                 return Err(Error::parameter("--out", wanted, args.out.display()));
             }
+            let c = &model.transformer.config;
+            let llama = !c.qk_norm && c.experts == 0 && c.no_rope.is_empty() && c.out_bias;
+            if llama && !c.width.is_multiple_of(c.heads) {
+                let wanted = "gguf: with biases it is a Llama to transformers, which wants heads that divide the width";
+                let found = format!("{} heads of width {}", c.heads, c.width);
+                return Err(Error::parameter("--format", wanted, found));
+            }
             export::to_folder(&model, &args.out, args.kind.dtype()?, licence)?;
         }
         Format::Gguf => {

@@ -57,7 +57,9 @@ impl Precision {
 /// Refuses to write into a folder that holds something else than a model; `name` is the parameter that
 /// says which one.
 pub(crate) fn free(name: &str, out: &std::path::Path, marks: &[&str]) -> Result<()> {
-    let used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    // What a killed one was about to write is nothing yet.
+    let half = |e: std::fs::DirEntry| e.path().extension().is_some_and(|e| e == "part");
+    let used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.any(|e| !e.is_ok_and(half)));
     if used && !marks.iter().any(|m| out.join(m).exists()) {
         let wanted = "an empty folder, or one that it wrote before";
         return Err(Error::parameter(name, wanted, out.display()));

@@ -141,7 +141,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let draft = draft.as_deref();
         let all = folders.iter().map(|folder| hosted(host, folder, &mut adapters, engine, draft));
         let all = all.collect::<Result<_>>()?;
-        if let Some((name, _)) = adapters.first() {
+        if let Some((name, stack)) = adapters.first() {
+            if let ([folder], Some(lowest)) = (&folders[..], stack.first()) {
+                // Says by their hashes what it was learnt on.
+                let (adapter, base) = (Adapter::load(lowest)?, Model::weights_hash(folder)?);
+                adapter.check_base(&base, &[])?;
+                check_named(&adapter, lowest, folder, &base)?;
+            }
             let wanted = "an adapter that was learnt on one of the models";
             return Err(Error::parameter(format!("--adapter {name}"), wanted, "one of another"));
         }

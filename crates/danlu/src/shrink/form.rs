@@ -137,6 +137,8 @@ impl Maker<'_> {
     pub(crate) fn make(&self, form: &Form, watcher: &mut dyn Watcher) -> Result<Model> {
         let mut small = self.cut(form, watcher)?;
         if !form.weights.is_quantised() {
+            // A model in few bits becomes a whole one.
+            danlu_model::Module::thaw(&mut small.transformer);
             return Ok(small);
         }
         let how = match form.method(!self.data.is_empty()) {
@@ -182,7 +184,14 @@ impl Maker<'_> {
         recipe.train.steps = self.heal;
         recipe.train.rate = self.rate;
         let run = tune::open(&self.work.join(format!("heal-{}", self.tag(form))), &recipe)?;
-        let healed = tune::tune(&recipe, &run, &learner, false, watcher)?;
+        let healed = tune::tune(&recipe, &run, &learner, false, watcher).map_err(|e| match e {
+            // It is gone on with by what began it.
+            Error::Other(text) if text.starts_with("stopped at") => Error::Other(
+                text.split(';').next().unwrap_or_default().to_string()
+                    + "; go on by giving the same `danlu compress` again",
+            ),
+            other => other,
+        })?;
         Model::load(&healed, &danlu_ops::cpu_device())
     }
 

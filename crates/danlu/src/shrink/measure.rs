@@ -91,6 +91,9 @@ pub(crate) fn read_choices(path: &Path) -> Result<Vec<Choice>> {
             let found = format!("label {} of {} endings", line.label, line.endings.len());
             return Err(bad(found));
         }
+        if line.endings.iter().any(String::is_empty) {
+            return Err(bad("expected endings that say something, found an empty one".into()));
+        }
         Ok(Choice { context: line.context, endings: line.endings, label: line.label })
     };
     let all: Vec<Choice> = lines.map(one).collect::<Result<_>>()?;

@@ -37,7 +37,7 @@ impl Isa for Avx2 {
     type B = [__m256i; 2];
 
     const KEEPS_OFFSET: bool = false;
-    const TILES: [usize; 2] = [2, 1];
+    const REGISTERS: usize = 8;
     const ROWS: usize = 3;
 
     #[inline(always)]

@@ -19,7 +19,7 @@ impl Isa for Avx512 {
     type B = __m512i;
 
     const KEEPS_OFFSET: bool = true;
-    const TILES: [usize; 2] = [4, 2];
+    const REGISTERS: usize = 32;
     const ROWS: usize = 6;
 
     #[inline(always)]

@@ -26,8 +26,8 @@ pub(crate) trait Isa {
 
     /// Whether [`Self::dot_offset`] leaves the offset of 128 in, for the caller to take away.
     const KEEPS_OFFSET: bool;
-    /// Tiles that a kernel works on at a time, by whether there is one activation row or several.
-    const TILES: [usize; 2];
+    /// Vectors of sixteen floats that fit into the registers.
+    const REGISTERS: usize;
     /// Activation rows that a kernel works on at a time.
     const ROWS: usize;
 

@@ -22,7 +22,7 @@ impl Isa for Portable {
     type B = [u8; 64];
 
     const KEEPS_OFFSET: bool = false;
-    const TILES: [usize; 2] = [1, 1];
+    const REGISTERS: usize = 8;
     const ROWS: usize = 2;
 
     #[inline(always)]

@@ -29,19 +29,19 @@ pub(super) struct Args {
     #[arg(long, default_value = "f16", value_parser = cache_format)]
     cache: CacheFormat,
     /// Clients at a time
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = super::counted)]
     streams: usize,
     /// Requests of all clients together, after one of each that is not counted
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = super::counted)]
     requests: usize,
     /// Words of a prompt, about one token each
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = super::counted)]
     words: usize,
     /// Words of them that every prompt begins with
     #[arg(long, default_value_t = 0)]
     shared: usize,
     /// Most tokens of a reply
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = super::counted)]
     tokens: usize,
     /// Temperature of drawing
     #[arg(long, default_value_t = 1.0)]
