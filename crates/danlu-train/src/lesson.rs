@@ -715,7 +715,11 @@ mod tests {
             }
             assert!(rounds.windows(2).any(|w| w[0] != w[1]), "each round has its own order");
         }
+        // However small a share is, its file has its turns.
+        let order = Order::new(7, &[10_000.0, 1.0], vec![5, 4]);
+        assert_eq!((0..20_002).filter(|&i| order.at(i).0 == 1).count(), 2);
         // A pure function: asking out of turn changes nothing.
+        let order = Order::new(7, &[3.0, 1.0], vec![5, 4]);
         assert_eq!(order.at(3), turns[3]);
         assert_eq!(Order::new(7, &[3.0, 1.0], vec![5, 4]).at(2345), turns[2345]);
     }
@@ -749,6 +753,11 @@ mod tests {
         let seen = documents(&files, &model, 48, 40, &mut Silent).expect("reads");
         let reply = model.tokenisers.text.encode("hello");
         assert!(seen[0].0.windows(reply.len()).any(|w| w == reply), "{seen:?}");
+        let pad = model.tokenisers.vocabulary().control_id(danlu_core::Control::Pad);
+        for (ids, starts) in &seen {
+            assert!(!ids.contains(&pad), "what fills a row is not looked at");
+            assert_eq!(starts.last().map(|&end| end as usize), Some(ids.len()));
+        }
         // Held out, it counts as the same; a file without a usable row is no file.
         let recipe = recipe_of_rows(&files, std::path::Path::new("."), 48, Objective::Reply);
         let mut recipe = recipe.expect("valid");
@@ -798,6 +807,10 @@ mod tests {
             (Reward::Contains, "London", "paris", false),
             (Reward::Number, "3 + 4 = 1,007.", "#### 1007", true),
             (Reward::Number, "no idea", "7", false),
+            (Reward::Number, "a 12-hour day", "12", true),
+            (Reward::Number, "pages 3-4", "4", true),
+            (Reward::Number, "It is -4.", "-4", true),
+            (Reward::Number, "x=-0.5", "-.5", true),
             (Reward::Number, "so -7", "7", false),
         ] {
             assert_eq!(reward.of(reply, expected), want, "{reply} / {expected}");

@@ -78,9 +78,17 @@ mod tests {
         // "abc" against "abd": 1-grams 2/3, 2-grams 1/2, 3-grams 0/1, both ways.
         let expected = (2.0 / 3.0 + 0.5 + 0.0) / 3.0;
         assert!((Chrf.score("abc", "abd") - expected).abs() < 1e-12);
-        // "ab" against "abab": precision (2/4 + 1/3 + 0 + 0)/4, recall 1.
-        let (p, r) = ((0.5 + 1.0 / 3.0) / 4.0, 1.0);
+        // "ab" against "abab", both of which have 1-grams and 2-grams: precision (2/4 + 1/3)/2, recall 1.
+        let (p, r) = ((0.5 + 1.0 / 3.0) / 2.0, 1.0);
         assert!((Chrf.score("ab", "abab") - 5.0 * p * r / (4.0 * p + r)).abs() < 1e-12);
+        // What sacrebleu 2 says.
+        for (expected, got, score) in [
+            ("cat", "a cat", 0.8984),
+            ("cat", "cats and dogs", 0.5471),
+            ("red apple", "red apples", 0.9617),
+        ] {
+            assert!((Chrf.score(expected, got) - score).abs() < 1e-4, "{expected} {got}");
+        }
     }
 
     #[test]

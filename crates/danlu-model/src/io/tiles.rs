@@ -208,6 +208,26 @@ mod tests {
     }
 
     #[test]
+    fn a_mixture_of_experts_in_few_bits_is_written_so_and_its_router_whole() {
+        let path = std::env::temp_dir().join(format!("danlu-moe-tiles-{}", std::process::id()));
+        let device = danlu_ops::cpu_device();
+        let dense = tiny_model(3).transformer.config;
+        let config = crate::arch::TransformerConfig { experts: 4, experts_per_token: 2, ..dense };
+        let mut model = Transformer::new(config.clone(), 5, &device);
+        let nearest = crate::compress::Rounding::Nearest;
+        crate::compress::quantise(&mut model, WeightFormat::Q4_0, nearest, &mut |_| {})
+            .expect("quantises");
+        write_tiles(&model, &path).expect("writes");
+        let mut back = Transformer::blank(config, &device);
+        map_tiles(&mut back, &path).expect("maps");
+        for (a, b) in model.parameters().iter().zip(back.parameters()) {
+            assert_eq!(a.values(), b.values(), "{}", a.name);
+            assert_eq!(b.frozen.is_some(), a.is_matrix() && !is_router(&a.name), "{}", a.name);
+        }
+        std::fs::remove_file(&path).expect("removes");
+    }
+
+    #[test]
     fn damaged_files_are_refused_and_never_panic() {
         let path = std::env::temp_dir().join(format!("danlu-bad-tiles-{}", std::process::id()));
         let model = frozen(WeightFormat::Q4_0);

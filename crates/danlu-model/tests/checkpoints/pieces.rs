@@ -1,7 +1,8 @@
 //! SentencePiece's BPE, held against it and against transformers (golden/make_pieces.py).
 
 use super::{golden, temporary, turns};
-use danlu_model::chat::ChatTemplate;
+use danlu_core::Role;
+use danlu_model::chat::{ChatTemplate, Piece, Turn};
 use danlu_model::io::{Gguf, GgufTensor, Packing, tokeniser_keys, tokeniser_of_gguf, write_gguf};
 use danlu_model::modality::TextTokeniser;
 use serde_json::Value;
@@ -123,4 +124,58 @@ fn every_kind_goes_through_gguf() {
         }
         std::fs::remove_file(&path).unwrap();
     }
+}
+
+/// What is learnt of a conversation, reply by reply, each with its turn.
+fn learnt(template: &str, said: &[(Role, &str)]) -> Vec<(usize, String)> {
+    let kinds = file();
+    let text = tokeniser(&kinds["kinds"]["first"]);
+    let turn = |(role, said): &(Role, &str)| Turn::new(*role, vec![Piece::Text(said.to_string())]);
+    let turns: Vec<Turn> = said.iter().map(turn).collect();
+    let got = chat(template).ids(&text, &turns, Default::default(), false, 2).unwrap();
+    let of = |r: std::ops::Range<usize>| {
+        let ends = ["</s>", "<unk>"].map(|end| (text.id(end).unwrap(), end));
+        let piece = |id: &u32| match ends.iter().find(|(end, _)| end == id) {
+            Some((_, end)) => end.to_string(),
+            None => text.decode(&[*id]),
+        };
+        got.ids[r].iter().map(piece).collect::<String>()
+    };
+    got.spoken.into_iter().zip(got.replies.into_iter().map(of)).collect()
+}
+
+#[test]
+fn what_is_learnt_is_what_the_model_says() {
+    use Role::{Assistant, Tool, User};
+    let bare = |all: Vec<(usize, String)>| -> Vec<(usize, String)> {
+        all.into_iter().map(|(i, said)| (i, said.replace(' ', ""))).collect()
+    };
+    let want = |all: &[(usize, &str)]| -> Vec<(usize, String)> {
+        all.iter().map(|(i, said)| (*i, said.to_string())).collect()
+    };
+    let turns = [(User, "a"), (Assistant, "hello"), (User, "b"), (Assistant, "there")];
+    // An end of the conversation, and none of its turns.
+    let once = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}{{ m.content }}{% endif %}{% endfor %}{% if not add_generation_prompt %}{{ eos_token }}{% endif %}";
+    assert_eq!(bare(learnt(once, &turns)), want(&[(1, "hello"), (3, "there</s>")]));
+    // Two ends, one before what a tool says.
+    let two = "{% for m in messages %}{% if m.role == 'assistant' %}:{{ m.content }}{{ unk_token if not loop.last else eos_token }}{% else %}[{{ m.content }}]{% endif %}{% endfor %}{% if add_generation_prompt %}:{% endif %}";
+    let tools = [(User, "a"), (Assistant, "hello"), (Tool, "cold"), (Assistant, "there")];
+    assert_eq!(bare(learnt(two, &tools)), want(&[(1, "hello<unk>"), (3, "there</s>")]));
+    // Marked, but for what comes before it.
+    let marked = "{% for m in messages %}{% if m.role == 'assistant' %}:{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}{% if add_generation_prompt %}:{% endif %}";
+    let all = want(&[(1, "hello</s>"), (3, "there</s>")]);
+    assert_eq!(bare(learnt(marked, &turns)), all);
+    let inner =
+        marked.replace("{{ eos_token }}{% endgeneration %}", "{% endgeneration %}{{ eos_token }}");
+    assert_eq!(bare(learnt(&inner, &turns)), want(&[(1, "hello"), (3, "there")]));
+    // Who speaks first has a prompt without what comes before the first turn.
+    let first = "{% if messages %}({% endif %}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    let speaks = [(Assistant, "hello"), (User, "a"), (Assistant, "there")];
+    assert_eq!(bare(learnt(first, &speaks)), want(&[(0, "hello</s>"), (2, "there</s>")]));
+    // The first token began with the prompt's last blank.
+    let blank = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}: {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}: {% endif %}";
+    assert_eq!(bare(learnt(blank, &turns)), all);
+    // Not one turn of the user's is learnt as well.
+    let texts = learnt(once, &turns).into_iter().map(|t| t.1).collect::<String>();
+    assert!(!texts.contains('b') && !texts.contains('['), "{texts}");
 }
