@@ -5,7 +5,7 @@ use crate::shrink::{Form, Looked, Maker, Method, Report, Row, Tests, candidates}
 use danlu_core::{Error, Result};
 use danlu_model::Model;
 use danlu_model::engine::WeightFormat;
-use danlu_model::io::write_atomically;
+use danlu_model::io::{HfConfig, write_atomically};
 use danlu_train::{Event, Watcher};
 use std::path::PathBuf;
 
@@ -114,6 +114,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     terminal.tell(Event::Note(format!("measuring {}", folder.display())));
     let before = tests.measure(&model, &looked)?;
+    let window = match &args.student {
+        // A student may read less at a time than the model.
+        Some(student) => {
+            let path = student.join("config.json");
+            args.window.min(HfConfig::read(&path)?.to_ours(&path)?.context)
+        }
+        None => args.window,
+    };
     let maker = Maker {
         folder: &folder,
         model: &model,
@@ -121,7 +129,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         work: args.out.join(WORK),
         data: &args.data,
         tokens: args.tokens,
-        window: args.window,
+        window,
         heal: args.heal,
         rate: args.rate,
         student: args.student.as_deref(),
