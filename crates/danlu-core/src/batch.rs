@@ -9,24 +9,23 @@ pub struct Document {
     pub task: u16,
 }
 
-/// What one training step eats: `rows * window` token positions, flat, packed with documents.
+/// What one training step eats: up to `rows * window` token positions, flat, documents one after the
+/// other without filling, which would be computed for nothing and counted by routers.
 ///
-/// Position `i` predicts `targets[i]` with weight `weights[i]`. Documents never cross a row, and
-/// attention never leaves a document.
+/// Position `i` predicts `targets[i]` with weight `weights[i]`. Attention never leaves a document.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
-    /// Input ids, `[rows * window]`.
+    /// Input ids, `[n]`.
     pub ids: Vec<u32>,
-    /// Id to predict at each position, `[rows * window]`.
+    /// Id to predict at each position, `[n]`.
     pub targets: Vec<u32>,
-    /// Loss weight of each position, `[rows * window]`; 0 where nothing is learnt.
+    /// Loss weight of each position, `[n]`; 0 where nothing is learnt.
     pub weights: Vec<f32>,
-    /// Task number of each position, `[rows * window]`.
+    /// Task number of each position, `[n]`.
     pub tasks: Vec<u16>,
-    /// Where documents start in the flat positions, ascending from 0, closed by `rows * window`.
-    /// The padding at the end of a row counts as one document.
+    /// Where documents start in the flat positions, ascending from 0, closed by `n`.
     pub starts: Vec<u32>,
-    /// Real tokens in the batch (padding not counted).
+    /// Tokens in the batch, `n`.
     pub tokens: usize,
     /// Index of the first sample that is not in this batch: where the next batch begins.
     pub next: u64,

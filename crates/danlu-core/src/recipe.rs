@@ -796,6 +796,30 @@ impl Recipe {
                 ));
             }
         }
+        let (image, audio) = (&self.image, &self.audio);
+        for (name, value, most) in [
+            ("image.batch", image.batch, MOST_CLIPS),
+            ("image.channels", image.channels, MOST_CHANNELS),
+            ("image.blocks", image.blocks, MOST_BLOCKS),
+            ("image.semantic.batch", image.semantic.batch, MOST_CLIPS),
+            ("image.semantic.channels", image.semantic.channels, MOST_CHANNELS),
+            ("image.semantic.blocks", image.semantic.blocks, MOST_BLOCKS),
+            ("image.semantic.width", image.semantic.width, MOST_CHANNELS),
+            ("audio.batch", audio.batch, MOST_CLIPS),
+            ("audio.channels", audio.channels, MOST_CHANNELS),
+            ("audio.blocks", audio.blocks, MOST_BLOCKS),
+            ("audio.mels", audio.mels, MOST_CHANNELS),
+            ("audio.frames", audio.frames, MOST_CHANNELS),
+            ("audio.clip", audio.clip, MOST_CLIPS),
+            ("audio.hop", audio.hop, MOST_SAMPLES),
+            ("audio.fft", audio.fft, MOST_SAMPLES),
+            ("audio.semantic.batch", audio.semantic.batch, MOST_CLIPS),
+            ("audio.semantic.channels", audio.semantic.channels, MOST_CHANNELS),
+            ("audio.semantic.blocks", audio.semantic.blocks, MOST_BLOCKS),
+            ("audio.semantic.width", audio.semantic.width, MOST_CHANNELS),
+        ] {
+            at_most(name, value, most)?;
+        }
         let rate = 16_000.0 / (self.audio.hop * self.audio.frames) as f32;
         if rate > 50.0 {
             return Err(Error::parameter(
@@ -867,6 +891,14 @@ pub(crate) const MOST_ROWS: usize = 1 << 32;
 const MOST_WINDOW: usize = 1 << 28;
 /// Most tokens of a batch.
 const MOST_TOKENS: usize = 1 << 36;
+/// Most pictures or clips at a time, and tokens of a clip.
+const MOST_CLIPS: usize = 1 << 14;
+/// Most channels of a tokeniser's or recogniser's network.
+const MOST_CHANNELS: usize = 1 << 12;
+/// Most blocks at a scale of one.
+const MOST_BLOCKS: usize = 1 << 8;
+/// Most samples of an analysis window: four seconds.
+const MOST_SAMPLES: usize = 1 << 16;
 /// Most scenes that are composed.
 const MOST_SCENES: usize = 10_000_000;
 

@@ -1,4 +1,4 @@
-//! Fills fixed windows with documents.
+//! Fills windows with documents. What is left of a window stays out of the batch.
 
 use danlu_core::{Batch, Document, Error, Result};
 
@@ -7,10 +7,8 @@ use danlu_core::{Batch, Document, Error, Result};
 pub struct Packer {
     /// Rows of a batch.
     pub rows: usize,
-    /// Positions of a row.
+    /// Positions of a row, at most.
     pub window: usize,
-    /// Id that fills the end of a row.
-    pub pad: u32,
 }
 
 /// Shortens `document` to what fits a row of `window` positions: for plain text, whose start is
@@ -69,11 +67,11 @@ impl Packer {
                 "document {first}: expected one for a batch, found the end"
             )));
         }
-        Ok(self.lay_out(&rows, next))
+        Ok(Self::lay_out(&rows, next))
     }
 
-    fn lay_out(&self, rows: &[Vec<Document>], next: u64) -> Batch {
-        let size = self.rows * self.window;
+    fn lay_out(rows: &[Vec<Document>], next: u64) -> Batch {
+        let size = rows.iter().flatten().map(|d| d.ids.len() - 1).sum();
         let mut batch = Batch {
             ids: Vec::with_capacity(size),
             targets: Vec::with_capacity(size),
@@ -82,24 +80,14 @@ impl Packer {
             next,
             ..Batch::default()
         };
-        for (r, row) in rows.iter().enumerate() {
-            let end = (r + 1) * self.window;
-            for document in row {
-                let length = document.ids.len() - 1;
-                batch.starts.push(batch.ids.len() as u32);
-                batch.ids.extend(&document.ids[..length]);
-                batch.targets.extend(&document.ids[1..]);
-                batch.weights.extend(&document.weights[1..]);
-                batch.tasks.extend(std::iter::repeat_n(document.task, length));
-                batch.tokens += length;
-            }
-            if batch.ids.len() < end {
-                batch.starts.push(batch.ids.len() as u32);
-                batch.ids.resize(end, self.pad);
-                batch.targets.resize(end, self.pad);
-                batch.weights.resize(end, 0.0);
-                batch.tasks.resize(end, 0);
-            }
+        for document in rows.iter().flatten() {
+            let length = document.ids.len() - 1;
+            batch.starts.push(batch.ids.len() as u32);
+            batch.ids.extend(&document.ids[..length]);
+            batch.targets.extend(&document.ids[1..]);
+            batch.weights.extend(&document.weights[1..]);
+            batch.tasks.extend(std::iter::repeat_n(document.task, length));
+            batch.tokens += length;
         }
         batch.starts.push(size as u32);
         batch
@@ -138,11 +126,11 @@ mod tests {
             lengths in proptest::collection::vec(0usize..=17, 1..60),
             rows in 1usize..5,
         ) {
-            let packer = Packer { rows, window: 16, pad: 0 };
+            let packer = Packer { rows, window: 16 };
             let mut seen = vec![0usize; lengths.len()];
             for batch in batches(&packer, &lengths) {
-                let size = rows * 16;
-                prop_assert_eq!(batch.ids.len(), size);
+                let size = batch.ids.len();
+                prop_assert!(size <= rows * 16);
                 prop_assert_eq!(batch.targets.len(), size);
                 prop_assert_eq!(batch.weights.len(), size);
                 prop_assert_eq!(batch.tasks.len(), size);
@@ -152,13 +140,6 @@ mod tests {
                 let mut tokens = 0;
                 for w in batch.starts.windows(2) {
                     let (from, to) = (w[0] as usize, w[1] as usize);
-                    prop_assert_eq!(from / 16, (to - 1) / 16, "crosses a row");
-                    if batch.ids[from] == 0 {
-                        prop_assert_eq!(to % 16, 0, "padding inside a row");
-                        prop_assert!(batch.weights[from..to].iter().all(|&w| w == 0.0));
-                        prop_assert!(batch.targets[from..to].iter().all(|&t| t == 0));
-                        continue;
-                    }
                     let i = batch.ids[from] as usize / 1000;
                     seen[i] += 1;
                     let want = document(i as u64, lengths[i]);
@@ -169,7 +150,7 @@ mod tests {
                     prop_assert!(batch.tasks[from..to].iter().all(|&t| t == want.task));
                     tokens += to - from;
                 }
-                prop_assert_eq!(batch.tokens, tokens);
+                prop_assert_eq!([batch.tokens, size], [tokens; 2], "nothing else is in it");
             }
             for (i, &length) in lengths.iter().enumerate() {
                 prop_assert_eq!(seen[i], usize::from(length > 1), "document {}", i);
@@ -180,14 +161,14 @@ mod tests {
     #[test]
     fn the_fullest_row_that_has_room_is_chosen() {
         // 9 positions, 6 positions in the second row, then 2: the first row has 1 left, no room.
-        let batch = batches(&Packer { rows: 2, window: 10, pad: 0 }, &[10, 7, 3, 2, 3]).remove(0);
+        let batch = batches(&Packer { rows: 2, window: 10 }, &[10, 7, 3, 2, 3]).remove(0);
         assert_eq!(batch.starts, [0, 9, 10, 16, 18, 20]);
         assert_eq!((batch.tokens, batch.next), (20, 5));
     }
 
     #[test]
     fn too_long_is_an_error_unless_it_is_cut() {
-        let packer = Packer { rows: 1, window: 8, pad: 0 };
+        let packer = Packer { rows: 1, window: 8 };
         let error = packer.pack(3, &mut |i| Ok(Some(document(i, 10)))).unwrap_err().to_string();
         assert!(error.contains("document 3") && error.contains("at most 9"), "{error}");
         let error = packer.pack(3, &mut |_| Ok(None)).unwrap_err().to_string();

@@ -15,6 +15,8 @@ pub const RATE: u32 = 16_000;
 /// Longest sound that [`decode_sound`] accepts, in seconds.
 pub const MAX_SECONDS: f64 = 600.0;
 
+/// Largest sample that is taken for one.
+const LOUDEST: f32 = 100.0;
 const KINDS: &str = "a WAV, FLAC, Ogg Vorbis or MP3";
 
 /// Reads a WAV, FLAC, Ogg Vorbis or MP3 file. See [`decode_sound`].
@@ -123,6 +125,11 @@ fn mono(bytes: &[u8], max_seconds: f64) -> Result<(u32, Vec<f32>), (String, Stri
     };
     if samples.iter().any(|s| !s.is_finite()) {
         return Err(("finite samples".into(), "NaN or infinity among them".into()));
+    }
+    // A little over full scale is clipped when it is played; far over it is another scale or damage.
+    let peak = samples.iter().fold(0.0f32, |peak, s| peak.max(s.abs()));
+    if peak > LOUDEST {
+        return Err(("samples of about -1 to 1".into(), format!("one of {peak:e}")));
     }
     Ok((rate, samples))
 }

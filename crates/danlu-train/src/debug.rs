@@ -281,8 +281,12 @@ impl Again for Session<'_> {
             if batch.tokens == 0 {
                 continue;
             }
-            let (value, each) =
-                forward(&self.model, &batch, mean(&batch), self.recipe.train.z_loss);
+            let (value, each) = forward(
+                &self.model,
+                &batch,
+                mean(std::slice::from_ref(&batch)),
+                self.recipe.train.z_loss,
+            );
             let gradient = squares(&gradients(&self.model, value.backward()));
             let (task, text) = drawn(self, self.source.corpus, index);
             let task = names[task as usize];
@@ -321,7 +325,8 @@ impl Again for Tuning<'_> {
         for index in pass.samples[0]..pass.samples[1] {
             // What the model tries by itself is no sample that could be to blame.
             let Some((batch, task, text)) = self.lessons.alone(index) else { continue };
-            let (value, each) = forward(&self.learner.transformer, &batch, mean(&batch), 0.0);
+            let (value, each) =
+                forward(&self.learner.transformer, &batch, mean(std::slice::from_ref(&batch)), 0.0);
             let gradient = squares(&gradients(&*self.learner.module(), value.backward()));
             rows.push(row(&batch, &each, index, (&task, usual), short(&text), gradient));
         }

@@ -11,7 +11,7 @@ use crate::session::{self, load};
 use crate::watch::{Event, Watcher};
 use crate::{CodeTable, pretrain, rehearsal, tune};
 use danlu_core::recipe::{GuardRecipe, Optimiser};
-use danlu_core::{Recipe, Result, TuneRecipe, Vocabulary};
+use danlu_core::{Error, Recipe, Result, TuneRecipe, Vocabulary};
 use danlu_data::{Corpus, LoadOptions, Mixture, Split, picture_classes, sound_classes};
 use danlu_model::modality::PLACES;
 use danlu_model::{Model, Tokenisers};
@@ -128,6 +128,11 @@ pub fn examine(path: &Path, folder: &Path, price: Option<f64>) -> Vec<Finding> {
         Err(e) => out.bad("data", e.to_string()),
     }
     let run = Run { folder: folder.to_path_buf() };
+    if !run.tokenisers().exists()
+        && let Err(e) = can_learn(&recipe, &corpus)
+    {
+        out.bad("data", e.to_string());
+    }
     let vocabulary = match lengths(&mut out, &recipe, &run, &mut corpus) {
         Ok(Some(vocabulary)) => {
             if let Err(e) = session::check_brief(&recipe, &vocabulary) {
@@ -420,6 +425,25 @@ pub fn early(recipe: &Recipe, corpus: &Corpus) -> Result<()> {
     held_out::load(recipe)?;
     let (_, prediction, would_help) = reckoned(recipe, &expected_vocabulary(recipe, corpus))?;
     memory::check(&prediction, danlu_ops::available_memory(), &would_help).map(drop)
+}
+
+/// Refuses to learn tokenisers of pictures and sounds where there are none.
+pub fn can_learn(recipe: &Recipe, corpus: &Corpus) -> Result<()> {
+    if recipe.model.from.is_some() {
+        // Its own are taken.
+        return Ok(());
+    }
+    let none = |there: bool, steps: usize, name: &str, what: &str| {
+        let wanted = format!("packs with {what} to learn from, or {name}.steps = 0");
+        match there || steps == 0 {
+            true => Ok(()),
+            false => Err(Error::parameter("data.packs", wanted, "none")),
+        }
+    };
+    let pictures = corpus.pictures.iter().any(|p| p.split == Split::Train);
+    let sounds = corpus.sounds.iter().any(|s| s.split == Split::Train);
+    none(pictures, recipe.image.steps, "image", "pictures")?;
+    none(sounds, recipe.audio.steps, "audio", "sounds")
 }
 
 /// The sizes of a recipe's model, the memory that its training takes, and what would lower it.

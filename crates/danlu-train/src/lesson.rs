@@ -157,7 +157,7 @@ impl<'a> Lessons<'a> {
 
     fn replies(&self, next: u64) -> Result<Lesson> {
         let t = &self.recipe.train;
-        let packer = Packer { rows: t.rows, window: t.window, pad: self.pad() };
+        let packer = Packer { rows: t.rows, window: t.window };
         let batch = packer.pack(next, &mut |i| match self.item(i) {
             Item::Document(document) => {
                 let mut document = document.clone();
@@ -292,10 +292,6 @@ impl<'a> Lessons<'a> {
         let vocabulary = self.model.tokenisers.vocabulary().size();
         fault::spoil(document, index, self.recipe.seed, vocabulary);
     }
-
-    fn pad(&self) -> u32 {
-        self.model.tokenisers.vocabulary().control_id(danlu_core::Control::Pad)
-    }
 }
 
 /// Packed documents of some files of rows, to look at what runs through a model: batches of up to
@@ -318,16 +314,7 @@ pub fn documents(
         let batch = lessons.replies(next)?.batch;
         next = batch.next;
         read += batch.tokens;
-        // What fills a row says nothing about the rows.
-        let (mut ids, mut starts) = (Vec::new(), vec![0]);
-        for part in batch.starts.windows(2) {
-            let document = &batch.ids[part[0] as usize..part[1] as usize];
-            if document.iter().any(|&id| id != lessons.pad()) {
-                ids.extend_from_slice(document);
-                starts.push(ids.len() as u32);
-            }
-        }
-        out.push((ids.into(), starts.into()));
+        out.push((batch.ids.as_slice().into(), batch.starts.as_slice().into()));
     }
     Ok(out)
 }

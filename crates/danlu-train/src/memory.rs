@@ -286,7 +286,9 @@ pub fn predict(sizes: &Sizes, load: &Load) -> Prediction {
         activations: book.peak[ACTIVATIONS],
         workspace: book.peak[WORKSPACE],
         // With guidance, every reply is two sequences.
-        replies: 2 * load.replies * 2 * sizes.depth * kept,
+        // Whoever replies has the weights once more, as decoding reads them.
+        replies: 2 * load.replies * 2 * sizes.depth * kept
+            + if load.replies > 0 { parameters } else { 0 },
         saving: if load.saves { saved } else { 0 },
     }
 }

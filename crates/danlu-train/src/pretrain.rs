@@ -604,9 +604,11 @@ fn figures(line: &LogLine) -> String {
     )
 }
 
-/// One over the sum of a batch's weights.
-pub(crate) fn mean(batch: &Batch) -> f32 {
-    1.0 / batch.weights.iter().sum::<f32>().max(1e-6)
+/// What losses of the batches of a step are scaled with, for their mean to be the loss of all of them
+/// as one batch: a token counts the same in whichever it is.
+pub(crate) fn mean(batches: &[Batch]) -> f32 {
+    let weights: f32 = batches.iter().flat_map(|batch| &batch.weights).sum();
+    batches.len() as f32 / weights.max(1e-6)
 }
 
 /// Loss of a batch and the cross-entropy of each position.
@@ -829,6 +831,11 @@ const SHOWN: [(&str, View); 8] = [
     ("say_en", View::HeldStyle),
     ("say_zh", View::HeldStyle),
 ];
+
+/// Whether any of them is of a task that a recipe's mixture has.
+pub(crate) fn shows_replies(recipe: &Recipe) -> bool {
+    SHOWN.iter().any(|(name, _)| recipe.mixture.get(*name).is_some_and(|&w| w > 0.0))
+}
 
 fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> Result<()> {
     let folder = run.samples();

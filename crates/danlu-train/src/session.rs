@@ -8,12 +8,12 @@ use crate::fault;
 use crate::guard::{self, Figures, Limits, Memory, Spread, Subject};
 use crate::memory;
 use crate::optim::{Optimiser, gradients, rate_at, squares};
-use crate::pretrain::{REPLIES, Source, Sums, forward, frozen, mean, mean_span};
+use crate::pretrain::{REPLIES, Source, Sums, forward, frozen, mean, mean_span, shows_replies};
 use crate::run::Run;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
 use danlu_core::recipe::{Optimiser as Kind, Recipe};
-use danlu_core::{Batch, Control, Document, Error, Result, Vocabulary};
+use danlu_core::{Batch, Document, Error, Result, Vocabulary};
 use danlu_data::{Corpus, Mixture, Packer, picture_classes, sound_classes};
 use danlu_model::arch::LayerView;
 use danlu_model::layers::experts_used;
@@ -146,8 +146,7 @@ impl<'a> Session<'a> {
             too_long: Default::default(),
         };
         check_brief(recipe, &vocabulary)?;
-        let packer =
-            Packer { rows: r.rows, window: r.window, pad: vocabulary.control_id(Control::Pad) };
+        let packer = Packer { rows: r.rows, window: r.window };
         let load = load(recipe, config.depth)?;
         let sizes = memory::Sizes::from(&config);
         let prediction = memory::predict(&sizes, &load);
@@ -231,6 +230,7 @@ impl<'a> Session<'a> {
         let (batches, to) = self.batches(from)?;
         self.state.next = to;
         let accumulate = batches.len() as f64;
+        let even = mean(&batches);
         let (mut loss, mut sums) = (0.0, Sums::new(self.source.mixture.names().len()));
         let (mut tokens, mut span) = (0, 0.0);
         let mut total: Option<Vec<Tensor<2>>> = None;
@@ -239,7 +239,7 @@ impl<'a> Session<'a> {
         for batch in &batches {
             tokens += batch.tokens;
             span += mean_span(batch) / accumulate;
-            let (value, each) = forward(&self.model, batch, mean(batch), z_loss);
+            let (value, each) = forward(&self.model, batch, even, z_loss);
             let number: f32 = value.clone().inner().into_scalar();
             loss += number as f64 / accumulate;
             sums.add(batch, &each, &self.vocabulary);
@@ -289,8 +289,8 @@ impl<'a> Session<'a> {
     pub(crate) fn loss_of(&self, batches: &[Batch]) -> f64 {
         let plain = self.plain();
         let z_loss = self.recipe.train.z_loss;
-        let loss =
-            |batch| forward(&plain, batch, mean(batch), z_loss).0.into_scalar::<f32>() as f64;
+        let even = mean(batches);
+        let loss = |batch| forward(&plain, batch, even, z_loss).0.into_scalar::<f32>() as f64;
         batches.iter().map(loss).sum::<f64>() / batches.len().max(1) as f64
     }
 
@@ -349,9 +349,12 @@ impl Subject for Session<'_> {
         let grads = std::mem::take(&mut pass.grads);
         self.optimiser.step_known(&mut self.model, grads, &pass.squares, rates, scale);
         if let Some(average) = &mut self.average {
+            // Shorter at first, so that what it began with does not stay in it.
+            let step = self.state.step as f32;
+            let ema = r.ema.min((1.0 + step) / (10.0 + step));
             for (a, p) in average.iter_mut().zip(self.model.parameters()) {
                 let now = p.tensor.clone().inner();
-                *a = a.clone().mul_scalar(r.ema) + now.mul_scalar(1.0 - r.ema);
+                *a = a.clone().mul_scalar(ema) + now.mul_scalar(1.0 - ema);
             }
         }
         self.state.step += 1;
@@ -414,7 +417,7 @@ pub(crate) fn load(recipe: &Recipe, depth: usize) -> Result<memory::Load> {
         again: r.recompute.blocks("train.recompute", depth)?,
         muon: r.optimiser == Kind::Muon,
         average: r.ema > 0.0,
-        replies: REPLIES,
+        replies: if shows_replies(recipe) { REPLIES } else { 0 },
         saves: true,
         threads: rayon::current_num_threads(),
         adapters: None,

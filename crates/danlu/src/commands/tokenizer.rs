@@ -50,7 +50,7 @@ pub(crate) fn load(recipe: &Recipe) -> Result<Corpus> {
         corpus.scenes.len(),
         corpus.samples.len()
     );
-    for line in corpus.notices.iter().chain(corpus.skipped.iter().take(5)) {
+    for line in corpus.notices.iter().chain(&corpus.skipped) {
         eprintln!("note: {line}");
     }
     Ok(corpus)

@@ -93,6 +93,9 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Mod
     // What is cheap to find comes before tokenisers are learnt, which takes minutes.
     Mixture::new(&recipe.mixture, &corpus)?;
     danlu_train::doctor::early(recipe, &corpus)?;
+    if tokenizers.is_none() && !run.tokenisers().exists() {
+        danlu_train::doctor::can_learn(recipe, &corpus)?;
+    }
     let mut foreign = None;
     if let Some(base) = &recipe.model.from {
         foreign = Model::vocabulary(base)?.foreign;
@@ -102,7 +105,9 @@ pub(crate) fn train(run: &Run, recipe: &Recipe, options: Options) -> Result<(Mod
     if let Some(from) = tokenizers {
         copy_tokenisers(&from, run)?;
     }
-    super::tokenizer::learn(run, recipe, &corpus, changed_data)?;
+    if recipe.model.from.is_none() {
+        super::tokenizer::learn(run, recipe, &corpus, changed_data)?;
+    }
     let tokenisers = Tokenisers::load(&run.tokenisers(), foreign, &danlu_ops::cpu_device())?;
     let print = pretrain::codes_fingerprint(recipe, run, &corpus)?;
     let path = run.folder.join("codes.bin");
