@@ -3,9 +3,11 @@
 //! Unknown keys are errors that name the key and the nearest valid one. Every default is here,
 //! beside the field's meaning; the file on disk states only what differs.
 
+mod bounds;
 mod changes;
 mod running;
 
+pub(crate) use bounds::{at_most, batch_at_most};
 pub use changes::changes;
 pub use running::{CheckpointRecipe, GuardRecipe, TrackRecipe};
 
@@ -236,7 +238,8 @@ pub enum Schedule {
 pub enum Optimiser {
     /// Adam with decoupled weight decay (Loshchilov and Hutter 2017).
     AdamW,
-    /// Momentum orthogonalised by Newton-Schulz (Jordan 2024), for the matrices inside the blocks.
+    /// Momentum orthogonalised by Newton-Schulz (Jordan 2024), for the matrices inside the blocks, as they
+    /// are kept: queries, keys and values are one, gate and up another.
     Muon,
 }
 
@@ -796,30 +799,7 @@ impl Recipe {
                 ));
             }
         }
-        let (image, audio) = (&self.image, &self.audio);
-        for (name, value, most) in [
-            ("image.batch", image.batch, MOST_CLIPS),
-            ("image.channels", image.channels, MOST_CHANNELS),
-            ("image.blocks", image.blocks, MOST_BLOCKS),
-            ("image.semantic.batch", image.semantic.batch, MOST_CLIPS),
-            ("image.semantic.channels", image.semantic.channels, MOST_CHANNELS),
-            ("image.semantic.blocks", image.semantic.blocks, MOST_BLOCKS),
-            ("image.semantic.width", image.semantic.width, MOST_CHANNELS),
-            ("audio.batch", audio.batch, MOST_CLIPS),
-            ("audio.channels", audio.channels, MOST_CHANNELS),
-            ("audio.blocks", audio.blocks, MOST_BLOCKS),
-            ("audio.mels", audio.mels, MOST_CHANNELS),
-            ("audio.frames", audio.frames, MOST_CHANNELS),
-            ("audio.clip", audio.clip, MOST_CLIPS),
-            ("audio.hop", audio.hop, MOST_SAMPLES),
-            ("audio.fft", audio.fft, MOST_SAMPLES),
-            ("audio.semantic.batch", audio.semantic.batch, MOST_CLIPS),
-            ("audio.semantic.channels", audio.semantic.channels, MOST_CHANNELS),
-            ("audio.semantic.blocks", audio.semantic.blocks, MOST_BLOCKS),
-            ("audio.semantic.width", audio.semantic.width, MOST_CHANNELS),
-        ] {
-            at_most(name, value, most)?;
-        }
+        bounds::of_tokenisers(&self.image, &self.audio)?;
         let rate = 16_000.0 / (self.audio.hop * self.audio.frames) as f32;
         if rate > 50.0 {
             return Err(Error::parameter(
@@ -887,35 +867,8 @@ impl Recipe {
 
 /// Most rows of a batch, and batches of a step: so many that what they take of memory is still a number.
 pub(crate) const MOST_ROWS: usize = 1 << 32;
-/// Most tokens of a row.
-const MOST_WINDOW: usize = 1 << 28;
-/// Most tokens of a batch.
-const MOST_TOKENS: usize = 1 << 36;
-/// Most pictures or clips at a time, and tokens of a clip.
-const MOST_CLIPS: usize = 1 << 14;
-/// Most channels of a tokeniser's or recogniser's network.
-const MOST_CHANNELS: usize = 1 << 12;
-/// Most blocks at a scale of one.
-const MOST_BLOCKS: usize = 1 << 8;
-/// Most samples of an analysis window: four seconds.
-const MOST_SAMPLES: usize = 1 << 16;
 /// Most scenes that are composed.
 const MOST_SCENES: usize = 10_000_000;
-
-/// Refuses a count that no machine has room for.
-pub(crate) fn at_most(name: &str, value: usize, most: usize) -> Result<()> {
-    match value <= most {
-        true => Ok(()),
-        false => Err(Error::parameter(name, format!("at most {most}"), value)),
-    }
-}
-
-/// Refuses a batch that no machine has room for.
-pub(crate) fn batch_at_most(rows: usize, window: usize) -> Result<()> {
-    at_most("train.rows", rows, MOST_ROWS)?;
-    at_most("train.window", window, MOST_WINDOW)?;
-    at_most("train.rows * train.window", rows * window, MOST_TOKENS)
-}
 
 /// Whether two paths are of one file, however they are written.
 pub fn same_file(a: &Path, b: &Path) -> bool {

@@ -104,42 +104,41 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
     };
     // Tables give every row every column.
     map.retain(|_, value| !value.is_null());
-    refuse_judged(&map)?;
     let mut media = Attached::take(&mut map, base)?;
-    let forms = ["messages", "conversations", "instruction", "completion"];
-    // Alpaca's instruction may be empty.
-    let bare = map.contains_key("input") && map.contains_key("output");
-    let there = |key: &&&str| map.contains_key(**key) || **key == "instruction" && bare;
-    let mut forms = forms.iter().filter(there);
-    let (form, second) = (forms.next().copied(), forms.next());
-    if let (Some(first), Some(second)) = (form, second) {
-        return Err(format!("has both `{first}` and `{second}`; expected one of them"));
-    }
     let row = if map.contains_key("chosen") || map.contains_key("rejected") {
         pair(&map, base, &mut media)?
     } else {
-        let turns = match form {
-            Some("completion") => completed(&map, base)?,
-            Some("conversations") => sharegpt(&map, base)?,
-            Some("instruction") => alpaca(&map)?,
-            _ => Vec::new(),
-        };
-        if turns.is_empty() {
-            match Row::of(&Value::Object(map.clone()), base)? {
-                Row::Text(text) => TuneRow::Text(text),
-                Row::Chat(mut sample) => {
-                    media.fill(&mut sample.messages)?;
-                    if let Some(system) = system(&map, sample.messages.first())? {
-                        sample.messages.insert(0, system);
-                        sample.unlearnt.iter_mut().for_each(|i| *i += 1);
+        let mut forms = FORMS.iter().filter(|form| form.is_whole(&map));
+        match forms.next() {
+            None => match FORMS.iter().find(|form| map.contains_key(form.key())) {
+                // Says what it lacks.
+                Some(form) => TuneRow::Chat(sample(&map, form.turns(&map, base)?, &mut media)?),
+                None => of_messages(&map, base, &mut media)?,
+            },
+            Some(first) => {
+                let turns = first.turns(&map, base)?;
+                for other in forms {
+                    // Many sets have a conversation twice, whole and as its first question.
+                    let same = |other: &Turns| {
+                        last_reply(other).is_none_or(|r| turns.iter().any(|t| t.0 == *r))
+                    };
+                    if other.turns(&map, base).is_ok_and(|other| !same(&other)) {
+                        let (a, b) = (first.key(), other.key());
+                        return Err(format!(
+                            "`{a}` and `{b}` say different things; expected one of them"
+                        ));
                     }
-                    TuneRow::Chat(sample)
+                }
+                match first {
+                    Form::Messages => of_messages(&map, base, &mut media)?,
+                    _ => TuneRow::Chat(sample(&map, turns, &mut media)?),
                 }
             }
-        } else {
-            TuneRow::Chat(sample(&map, turns, &mut media)?)
         }
     };
+    if matches!(row, TuneRow::Chat(_)) {
+        refuse_judged(&map)?;
+    }
     media.used_up()?;
     if row == TuneRow::Text(String::new()) {
         return Err("`text`: expected a text, found an empty one".into());
@@ -159,6 +158,78 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
         }
     }
     Ok(row)
+}
+
+/// A form of a conversation that a row may have.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Form {
+    Messages,
+    Sharegpt,
+    Alpaca,
+    Completed,
+}
+
+/// In the order in which they count where a row has several.
+const FORMS: [Form; 4] = [Form::Messages, Form::Sharegpt, Form::Alpaca, Form::Completed];
+
+impl Form {
+    /// The key that tells it.
+    fn key(self) -> &'static str {
+        match self {
+            Form::Messages => "messages",
+            Form::Sharegpt => "conversations",
+            Form::Alpaca => "instruction",
+            Form::Completed => "completion",
+        }
+    }
+
+    /// Whether a row has all of it.
+    fn is_whole(self, map: &Map<String, Value>) -> bool {
+        let there = |key: &str| match map.get(key) {
+            Some(Value::Array(list)) => !list.is_empty(),
+            other => other.is_some(),
+        };
+        match self {
+            Form::Messages | Form::Sharegpt => there(self.key()),
+            // The instruction may be empty where there is an input.
+            Form::Alpaca => there("output") && (there("instruction") || there("input")),
+            Form::Completed => there("prompt") && there("completion"),
+        }
+    }
+
+    fn turns(self, map: &Map<String, Value>, base: &Path) -> Result<Turns, String> {
+        match self {
+            Form::Messages => turns(map, "messages", Role::User, base),
+            Form::Sharegpt => sharegpt(map, base),
+            Form::Alpaca => alpaca(map),
+            Form::Completed => completed(map, base),
+        }
+    }
+}
+
+fn last_reply(turns: &Turns) -> Option<&Message> {
+    turns.iter().map(|t| &t.0).rfind(|m| m.role == Role::Assistant)
+}
+
+/// A row of `messages` or `text`.
+fn of_messages(
+    map: &Map<String, Value>,
+    base: &Path,
+    media: &mut Attached,
+) -> Result<TuneRow, String> {
+    match Row::of(&Value::Object(map.clone()), base)? {
+        Row::Text(text) => Ok(TuneRow::Text(text)),
+        Row::Chat(mut sample) => {
+            media.fill(&mut sample.messages)?;
+            // Another's column of that name may be anything.
+            let told = map.get("system").is_some_and(Value::is_string);
+            if told && let Some(system) = system(map, sample.messages.first())? {
+                sample.messages.insert(0, system);
+                sample.unlearnt.iter_mut().for_each(|i| *i += 1);
+            }
+            Ok(TuneRow::Chat(sample))
+        }
+    }
 }
 
 /// The columns `images` and `audios`: a path or a list of paths each, for the marks `<image>` and
@@ -376,7 +447,10 @@ fn sharegpt(map: &Map<String, Value>, base: &Path) -> Result<Turns, String> {
 fn turn_of(turn: &Value, base: &Path) -> Result<(Message, bool), String> {
     let map = turn.as_object().ok_or("expected an object")?;
     // Some have the keys of `messages` here, or one of them.
-    if map.contains_key("role") && !map.contains_key("value") {
+    let there = |key: &str| map.get(key).filter(|value| !value.is_null());
+    let role = there("role").and_then(Value::as_str);
+    let ours = matches!(role, Some("system" | "user" | "assistant" | "tool"));
+    if ours && there("value").is_none() && there("from").is_none() {
         return danlu_core::message(turn, base);
     }
     let either = |names: [&str; 2]| -> Result<&str, String> {
@@ -679,6 +753,16 @@ mod tests {
         ] {
             assert_eq!(chat(text), wanted, "{text}");
         }
+        for text in [
+            r#"{"uuid":"1","instruction":"Add","response":"2","conversations":[{"from":"human","value":"Add"},{"from":"gpt","value":"2"}]}"#,
+            r#"{"messages":[{"role":"user","content":"Add"},{"role":"assistant","content":"2"}],"prompt":"Add","completion":"2","system":true}"#,
+            r#"{"messages":[{"role":"user","content":"Add"},{"role":"assistant","content":"2"}],"input":"Add","output":"2","conversations":[]}"#,
+            r#"{"conversations":[{"role":"human","content":"Add"},{"role":"gpt","content":"2"}]}"#,
+            r#"{"conversations":[{"from":null,"value":null,"role":"user","content":"Add"},{"from":null,"value":null,"role":"assistant","content":"2"}]}"#,
+        ] {
+            assert_eq!(chat(text), wanted, "{text}");
+        }
+        assert_eq!(row(r#"{"text":"plain","label":true}"#), TuneRow::Text("plain".into()));
         let at = std::env::temp_dir().join(format!("danlu-array-{}.json", std::process::id()));
         let array = "[\n {\"instruction\":\"Add\",\"output\":\"2\"},\n {\"text\":3}\n]";
         std::fs::write(&at, array).expect("write");
@@ -726,8 +810,14 @@ mod tests {
             (r#"{"prompt":"a","completion":"b","label":false}"#, "judged one by one (KTO)"),
             (r#"{"instruction":"a","output":"b","kto_tag":"true"}"#, "judged one by one (KTO)"),
             (
-                r#"{"instruction":"a","output":"b","conversations":[]}"#,
-                "has both `conversations` and `instruction`",
+                r#"{"instruction":"a","output":"b","conversations":[{"from":"human","value":"a"},
+                    {"from":"gpt","value":"c"}]}"#,
+                "`conversations` and `instruction` say different things",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],
+                    "text":"c"}"#,
+                "has both `messages` and `text`",
             ),
             (r#"{"instruction":"","input":"","output":"b"}"#, "something that is asked"),
             (r#"{"prompt":"a","chosen":"b","rejected":"c","sytem":"d"}"#, "unknown key `sytem`"),

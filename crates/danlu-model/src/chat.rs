@@ -20,6 +20,8 @@ const RECURSION: usize = 100;
 /// Longest template, in bytes.
 const LONGEST: usize = 1 << 20;
 const NAME: &str = "chat template";
+/// What stands in for the content of a turn, to see where it begins.
+const OTHER: char = '\u{FFFFB}';
 /// What a template's `{% generation %}` renders its content between, until replies are found.
 const SPOKEN: [char; 2] = ['\u{FFFFC}', '\u{FFFFD}'];
 
@@ -329,8 +331,10 @@ impl ChatTemplate {
             let closed = whole.starts_with(&until);
             let start = if whole.starts_with(&before[k]) {
                 before[k].len()
-            } else if let Some(at) = content_in(&until, &said[i].1).filter(|_| closed) {
-                // Of the first turn the prompt may lack what comes before any turn.
+            } else if let Some(at) = self.content_at(&said[..=i], given, &until).filter(|_| closed)
+            {
+                // Of the first turn the prompt may lack what comes before any turn; or it ends in what
+                // only a thought would go on with.
                 at
             } else {
                 // Some templates cut what was said before the last question; it cannot be learnt.
@@ -346,9 +350,11 @@ impl ChatTemplate {
                 from + length + 1
             } else if let Some(last) = place.ended(from, to, limit).filter(|_| closed) {
                 last
-            } else if i + 1 < said.len() && shared > start {
+            } else if let Some(last) = place.open_end(from, shared, &until) {
                 // A conversation that is ended as a whole.
-                place.until(shared)
+                last
+            } else if !closed {
+                continue;
             } else {
                 let wanted = format!("token {end} to end the reply of turn {i}");
                 return Err(Error::parameter(NAME, wanted, "none"));
@@ -357,18 +363,33 @@ impl ChatTemplate {
         }
         Ok(out)
     }
+
+    /// Where the content of the last of some turns begins in their text: where it parts from that with
+    /// another content.
+    fn content_at(
+        &self,
+        said: &[(Role, Value)],
+        given: &[(String, Value)],
+        text: &str,
+    ) -> Option<usize> {
+        let ((role, last), before) = said.split_last()?;
+        let content = last.get_attr("content").ok()?;
+        content.as_str().filter(|content| !content.trim().is_empty())?;
+        let key = |key: Value| {
+            let value = last.get_item(&key).ok()?;
+            let name = key.as_str()?.to_string();
+            let other = Value::from(OTHER.to_string());
+            Some((name.clone(), if name == "content" { other } else { value }))
+        };
+        let other = map(last.try_iter().ok()?.filter_map(key));
+        let turns = [before, &[(*role, other)]].concat();
+        Some(common(&self.text(&turns, given, false).ok()?, text))
+    }
 }
 
 /// The turns in which the model speaks.
 fn assistants(said: &[(Role, Value)]) -> impl Iterator<Item = usize> {
     said.iter().enumerate().filter(|(_, turn)| turn.0 == Role::Assistant).map(|(i, _)| i)
-}
-
-/// Where the content of the last message begins in its conversation's text.
-fn content_in(text: &str, message: &Value) -> Option<usize> {
-    let content = message.get_attr("content").ok()?;
-    let content = content.as_str()?.trim();
-    if content.is_empty() { None } else { text.rfind(content) }
 }
 
 /// Bytes that two texts begin with alike.
@@ -422,6 +443,21 @@ impl Place<'_> {
     /// The token after what ends at a byte.
     fn until(&self, byte: usize) -> usize {
         self.tokens.partition_point(|t| t.1 < byte)
+    }
+
+    /// The token after those from `from` on that end within the `shared` first bytes, if what `until`,
+    /// the text that is ended there, has after them ends it and says nothing.
+    fn open_end(&self, from: usize, shared: usize, until: &str) -> Option<usize> {
+        let ends = |byte: usize| {
+            let mut rest = until.get(byte..).unwrap_or("?").to_string();
+            for special in self.text.specials() {
+                rest = rest.replace(&special.content, "");
+            }
+            byte <= shared && rest.trim().is_empty()
+        };
+        // An end may begin as what comes next does.
+        let end = |to: usize| self.tokens.get(to).map_or(self.whole.len(), |t| t.1);
+        (from + 1..=self.until(shared)).rev().find(|&to| ends(end(to)))
     }
 
     /// The token after the last special one of some, if nothing but blanks follows it up to a byte.

@@ -3,13 +3,21 @@
 use std::path::Path;
 
 /// Bytes of memory that this process may still take: what the system has available, or what is left
-/// of the limit of a control group that it is in, whichever is less. `None` where nobody tells.
+/// of the limit of a control group that it is in or of its address space, whichever is less. `None` where nobody tells.
 pub fn available_memory() -> Option<usize> {
     let system = std::fs::read_to_string("/proc/meminfo").ok();
     let system = system.as_deref().and_then(|text| field(text, "MemAvailable:")).map(|k| k * 1024);
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let left = groups.lines().filter_map(|line| left_in(Path::new("/sys/fs/cgroup"), line));
-    system.into_iter().chain(left).min()
+    system.into_iter().chain(left).chain(address_space()).min()
+}
+
+/// What is left of a limit of the address space (`ulimit -v`).
+fn address_space() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let limit = field(&limits, "Max address space")?;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    Some(limit.saturating_sub(field(&status, "VmSize:")? * 1024))
 }
 
 /// The number after `name` at the start of a line.

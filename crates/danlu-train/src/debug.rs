@@ -7,9 +7,9 @@ use crate::distil::Teacher;
 use crate::guard::{Subject, by_group, memory_of};
 use crate::lesson::Lessons;
 use crate::optim::{gradients, squares};
-use crate::pretrain::{fingerprint, forward, mean};
+use crate::pretrain::{fingerprint, forward};
 use crate::run::{Run, entries};
-use crate::session::{Pass, Session};
+use crate::session::{Pass, Session, mean};
 use crate::tune::Base;
 use crate::tuning::{self, Tuning};
 use crate::watch::{Event, Watcher};
@@ -36,6 +36,8 @@ pub struct Replay {
     pub window: u64,
     /// What each layer does.
     pub layers: Vec<LayerRow>,
+    /// Whether the log has the step.
+    pub found: bool,
     /// Its samples, those that cost most over what is usual for their task first.
     pub samples: Vec<SampleRow>,
 }
@@ -46,7 +48,9 @@ impl Replay {
     pub fn exact(&self) -> Option<bool> {
         let [now, then] = self.loss;
         let [norm, norm_then] = self.norm;
-        then.or(norm_then)?;
+        if !self.found {
+            return None;
+        }
         Some(now.map(f64::to_bits) == then.map(f64::to_bits) && norm == norm_then)
     }
 }
@@ -174,6 +178,17 @@ fn again<S: Again>(
     let until = if before(far) + 10 * WINDOW < before(near) { near } else { far };
     let mut subject = open(until, watcher)?;
     let from = subject.state().step;
+    if from == 0 && run.begun()?.from.is_some() {
+        // From the very start would be from other weights than it had.
+        let first = there.iter().min().map_or("none".into(), |first| format!("of step {first}"));
+        let wanted =
+            "a step after a checkpoint that there still is: it began with another run's weights";
+        return Err(Error::parameter(
+            "--step",
+            wanted,
+            format!("{step}; the first checkpoint is {first}"),
+        ));
+    }
     if let Some(now) = newest_state(&run.checkpoints()).and_then(|s| s.guard) {
         let memory = memory_of(&mut subject);
         (memory.eases, memory.left_out) = (now.eases, now.left_out);
@@ -214,7 +229,8 @@ fn again<S: Again>(
         row.entropy[1] = mean(&row.name, &|r| r.entropy[0]);
     }
     let mut samples = subject.samples(&pass)?;
-    let excess = |r: &SampleRow| (r.loss - r.usual.unwrap_or(0.0)) * r.tokens as f64;
+    // A token each, or long texts would come before a short one that is all wrong.
+    let excess = |r: &SampleRow| r.loss - r.usual.unwrap_or(0.0);
     samples.sort_by(|a, b| excess(b).total_cmp(&excess(a)));
     let (loss, norm) = (S::logged(&pass), S::figures(&pass).norm);
     watcher.tell(Event::PhaseDone { result: format!("loss {loss:.4}") });
@@ -222,6 +238,7 @@ fn again<S: Again>(
     Ok(Replay {
         step,
         from,
+        found: logged.is_some(),
         loss: [finite(loss), logged.and_then(|l| l.loss)],
         norm: [finite(norm), logged.and_then(|l| l.norm)],
         window: window.len() as u64,

@@ -147,7 +147,7 @@ pub(crate) fn learn<M: Module, const D: usize>(
             guard::memory_of(&mut learning).mark(done as u64);
         }
         if stop || (scheduled || writer.due()) && done < steps {
-            guard::keep(&mut learning, &mut writer, watcher);
+            guard::keep(&recipe.guard, &mut learning, &mut writer, watcher);
         }
         learning.state.upkeep.step(started, &mut writer);
         let last = done == steps;

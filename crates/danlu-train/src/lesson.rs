@@ -392,7 +392,9 @@ fn last_number(text: &str) -> Option<f64> {
         let sign = start > 0 && bare[start - 1] == '-';
         let signed = sign && (start < 2 || !bare[start - 2].is_alphanumeric());
         let number: String = bare[start - usize::from(signed)..=last].iter().collect();
-        if let Ok(number) = number.parse() {
+        // Dots before it may be the end of what was said.
+        let bare = number.trim_start_matches('.');
+        if let Some(number) = [&number, bare].into_iter().find_map(|n| n.parse().ok()) {
             return Some(number);
         }
         end = start;
@@ -652,6 +654,11 @@ impl Order {
             cycle.push((file, counts[file]));
             counts[file] += 1;
         }
+        // Beyond the longest cycle each still has a turn in it.
+        for (file, count) in counts.iter_mut().enumerate().filter(|(_, count)| **count == 0) {
+            cycle.push((file, 0));
+            *count = 1;
+        }
         let rounds = std::cell::RefCell::new(vec![None; sizes.len()]);
         Self { seed, cycle, counts, sizes, rounds }
     }
@@ -705,6 +712,8 @@ mod tests {
         // However small a share is, its file has its turns.
         let order = Order::new(7, &[10_000.0, 1.0], vec![5, 4]);
         assert_eq!((0..20_002).filter(|&i| order.at(i).0 == 1).count(), 2);
+        let order = Order::new(7, &[1.0, 1e-9], vec![5, 4]);
+        assert_eq!((0..1_000_001).filter(|&i| order.at(i).0 == 1).count(), 1);
         // A pure function: asking out of turn changes nothing.
         let order = Order::new(7, &[3.0, 1.0], vec![5, 4]);
         assert_eq!(order.at(3), turns[3]);
@@ -796,6 +805,7 @@ mod tests {
             (Reward::Number, "no idea", "7", false),
             (Reward::Number, "a 12-hour day", "12", true),
             (Reward::Number, "pages 3-4", "4", true),
+            (Reward::Number, "2 + 2 is...4", "4", true),
             (Reward::Number, "It is -4.", "-4", true),
             (Reward::Number, "x=-0.5", "-.5", true),
             (Reward::Number, "so -7", "7", false),

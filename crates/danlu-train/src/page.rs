@@ -273,7 +273,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 fn mean_of_last(log: &[LogLine], n: usize, of: impl Fn(&LogLine) -> &Losses) -> Losses {
     let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
-    for (name, value) in log.iter().rev().take(n).flat_map(of) {
+    for (name, value) in log.iter().rev().take(n).flat_map(of).filter(|(_, v)| v.is_finite()) {
         let sum = sums.entry(name.clone()).or_default();
         sum.0 += value;
         sum.1 += 1.0;
@@ -288,6 +288,9 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points
         .iter()
         .map(|&(x, y)| {
+            if !y.is_finite() {
+                return (x, y);
+            }
             let next = now.map_or(y, |n| n * keep + y * (1.0 - keep));
             now = Some(next);
             (x, next)

@@ -40,10 +40,13 @@ pub struct LogLine {
     /// Tokens trained on so far.
     pub tokens: u64,
     /// Weighted training loss, z-loss included.
+    #[serde(deserialize_with = "crate::run::number")]
     pub loss: f64,
     /// Training cross-entropy by modality.
+    #[serde(deserialize_with = "crate::run::numbers")]
     pub modality: Losses,
     /// Training cross-entropy by task.
+    #[serde(deserialize_with = "crate::run::numbers")]
     pub task: Losses,
     /// Validation cross-entropy by modality, and of each file of `data.held_out`, where it was measured.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -56,6 +59,7 @@ pub struct LogLine {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub experts: Losses,
     /// Gradient norm before clipping.
+    #[serde(deserialize_with = "crate::run::number")]
     pub norm: f64,
     /// Share of the peak learning rate.
     pub rate: f32,
@@ -367,7 +371,13 @@ pub fn pretrain(
     watcher: &mut dyn Watcher,
 ) -> Result<Model> {
     track::tracked(watcher, |trackers, watcher| {
-        steps(recipe, run, corpus, tokenisers, codes, trackers, watcher)
+        let done = steps(recipe, run, corpus, tokenisers, codes, trackers, watcher);
+        if done.is_err() && run.log(crate::run::LOG).exists() {
+            // What stopped it is wanted there most.
+            run_page(run, recipe, corpus)
+                .unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+        }
+        done
     })
 }
 
@@ -510,7 +520,7 @@ fn steps(
         if stop || scheduled || writer.due() || looks {
             let noted = run.note_line(&line);
             noted.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
-            guard::keep(&mut session, &mut writer, watcher);
+            guard::keep(&recipe.guard, &mut session, &mut writer, watcher);
         }
         if looks {
             // Whatever becomes of the evaluation, the training is on the disk.
@@ -524,8 +534,8 @@ fn steps(
         trackers.step(done as u64, &track::figures(&line), watcher);
         if looks || done == 20 {
             // No page is worth a training.
-            let drawn = run_page(run, recipe, corpus);
-            drawn.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+            run_page(run, recipe, corpus)
+                .unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
         }
         if let Some(words) = pace.step(started.elapsed().as_secs_f64()).filter(|_| !looks) {
             watcher.tell(Event::Note(format!("step {done}: {words}")));
@@ -602,13 +612,6 @@ fn figures(line: &LogLine) -> String {
         line.speed,
         100.0 * line.utilisation
     )
-}
-
-/// What losses of the batches of a step are scaled with, for their mean to be the loss of all of them
-/// as one batch: a token counts the same in whichever it is.
-pub(crate) fn mean(batches: &[Batch]) -> f32 {
-    let weights: f32 = batches.iter().flat_map(|batch| &batch.weights).sum();
-    batches.len() as f32 / weights.max(1e-6)
 }
 
 /// Loss of a batch and the cross-entropy of each position.
@@ -816,9 +819,7 @@ const PLAIN: [&str; 3] = ["text_en", "text_zh", "code"];
 
 /// Bytes of each language that are measured at every validation but the last, which has them all.
 const TEXT_BYTES: usize = 20_000;
-
-/// Replies at one time.
-pub(crate) const REPLIES: usize = 16;
+const REPLIES: usize = 16;
 
 /// The questions whose replies are kept at every validation.
 const SHOWN: [(&str, View); 8] = [
@@ -832,9 +833,10 @@ const SHOWN: [(&str, View); 8] = [
     ("say_zh", View::HeldStyle),
 ];
 
-/// Whether any of them is of a task that a recipe's mixture has.
-pub(crate) fn shows_replies(recipe: &Recipe) -> bool {
-    SHOWN.iter().any(|(name, _)| recipe.mixture.get(*name).is_some_and(|&w| w > 0.0))
+/// How many there are at one time, none where a recipe has none of their tasks.
+pub(crate) fn replies(recipe: &Recipe) -> usize {
+    let asked = |(name, _): &(&str, View)| recipe.mixture.get(*name).is_some_and(|&w| w > 0.0);
+    if SHOWN.iter().any(asked) { REPLIES } else { 0 }
 }
 
 fn samples(model: &Transformer, source: &Source<'_>, run: &Run, step: usize) -> Result<()> {

@@ -282,6 +282,21 @@ pub(crate) fn append(path: &Path, entry: &impl Serialize) -> Result<()> {
     file.write_all(line.as_bytes()).map_err(|e| Error::io(path, e))
 }
 
+/// A number of a log: JSON has no other word than `null` for those that are not finite.
+pub(crate) fn number<'de, D: serde::Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
+    Ok(<Option<f64> as serde::Deserialize>::deserialize(d)?.unwrap_or(f64::NAN))
+}
+
+/// The same by name.
+pub(crate) fn numbers<'de, D>(d: D) -> Result<std::collections::BTreeMap<String, f64>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    type Named = std::collections::BTreeMap<String, Option<f64>>;
+    let all = <Named as serde::Deserialize>::deserialize(d)?;
+    Ok(all.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
+}
+
 /// The lines of a log; one that was cut off by a crash is passed over.
 pub(crate) fn entries<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     if !path.exists() {

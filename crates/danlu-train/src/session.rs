@@ -8,7 +8,7 @@ use crate::fault;
 use crate::guard::{self, Figures, Limits, Memory, Spread, Subject};
 use crate::memory;
 use crate::optim::{Optimiser, gradients, rate_at, squares};
-use crate::pretrain::{REPLIES, Source, Sums, forward, frozen, mean, mean_span, shows_replies};
+use crate::pretrain::{Source, Sums, forward, frozen, mean_span, replies};
 use crate::run::Run;
 use crate::watch::{Event, Watcher};
 use burn::tensor::Tensor;
@@ -407,6 +407,13 @@ fn spreads(model: &Transformer) -> Vec<Spread> {
         .collect()
 }
 
+/// What losses of the batches of a step are scaled with, for their mean to be the loss of all of them
+/// as one batch: a token counts the same in whichever it is.
+pub(crate) fn mean(batches: &[Batch]) -> f32 {
+    let weights: f32 = batches.iter().flat_map(|batch| &batch.weights).sum();
+    batches.len() as f32 / weights.max(1e-6)
+}
+
 /// What a recipe's training does with memory.
 pub(crate) fn load(recipe: &Recipe, depth: usize) -> Result<memory::Load> {
     let r = &recipe.train;
@@ -417,7 +424,7 @@ pub(crate) fn load(recipe: &Recipe, depth: usize) -> Result<memory::Load> {
         again: r.recompute.blocks("train.recompute", depth)?,
         muon: r.optimiser == Kind::Muon,
         average: r.ema > 0.0,
-        replies: if shows_replies(recipe) { REPLIES } else { 0 },
+        replies: replies(recipe),
         saves: true,
         threads: rayon::current_num_threads(),
         adapters: None,

@@ -37,6 +37,7 @@ pub struct TuneLine {
     /// Tokens trained on so far.
     pub tokens: u64,
     /// What is minimised.
+    #[serde(deserialize_with = "crate::run::number")]
     pub loss: f64,
     /// Other figures of the objective: `margin`, `preferred`, `reward`, `divergence`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -45,6 +46,7 @@ pub struct TuneLine {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub held_out: Losses,
     /// Gradient norm before clipping.
+    #[serde(deserialize_with = "crate::run::number")]
     pub norm: f64,
     /// Share of the peak learning rate.
     pub rate: f32,
@@ -199,7 +201,12 @@ pub fn tune(
     watcher: &mut dyn Watcher,
 ) -> Result<PathBuf> {
     track::tracked(watcher, |trackers, watcher| {
-        steps(recipe, run, folder, changed, trackers, watcher)
+        let done = steps(recipe, run, folder, changed, trackers, watcher);
+        if done.is_err() && run.log(crate::run::LOG).exists() {
+            // What stopped it is wanted there most.
+            tune_page(run, recipe).unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
+        }
+        done
     })
 }
 
@@ -366,7 +373,7 @@ fn steps(
         if stop || looks || scheduled || writer.due() {
             let noted = run.note_line(&line);
             noted.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
-            guard::keep(&mut tuning, &mut writer, watcher);
+            guard::keep(&recipe.guard, &mut tuning, &mut writer, watcher);
         }
         if looks {
             // Whatever becomes of the evaluation, the training is on the disk.

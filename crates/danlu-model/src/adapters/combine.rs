@@ -118,7 +118,9 @@ fn product(b: &[f32], a: &[f32], rank: usize, inputs: usize, scale: f32) -> Vec<
 
 /// Sets all but the largest share of the values to zero.
 fn keep_largest(values: &mut [f32], share: f32) {
-    let kept = ((values.len() as f64 * share as f64) as usize).clamp(1, values.len());
+    // As it was written: 0.7 is a little less in 32 bits, and one value of ten fewer.
+    let share = share.to_string().parse().unwrap_or(f64::from(share));
+    let kept = ((values.len() as f64 * share) as usize).clamp(1, values.len());
     let mut sizes: Vec<f32> = values.iter().map(|v| v.abs()).collect();
     let (_, &mut least, _) = sizes.select_nth_unstable_by(kept - 1, |x, y| y.total_cmp(x));
     values.iter_mut().filter(|v| v.abs() < least).for_each(|v| *v = 0.0);
@@ -184,6 +186,9 @@ mod tests {
         let mut values = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         keep_largest(&mut values, 0.3);
         assert_eq!(values, [0.0, 0.0, 0.0, 0.0, 0.0, 6.0], "as many as fit whole, 1.8 of 6");
+        let mut values: Vec<f32> = (1..=10).map(|i| i as f32).collect();
+        keep_largest(&mut values, 0.7);
+        assert_eq!(values.iter().filter(|v| **v != 0.0).count(), 7);
     }
 
     #[test]

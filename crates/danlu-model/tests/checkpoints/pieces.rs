@@ -158,7 +158,7 @@ fn what_is_learnt_is_what_the_model_says() {
     let once = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}{{ m.content }}{% endif %}{% endfor %}{% if not add_generation_prompt %}{{ eos_token }}{% endif %}";
     assert_eq!(bare(learnt(once, &turns)), want(&[(1, "hello"), (3, "there</s>")]));
     // Two ends, one before what a tool says.
-    let two = "{% for m in messages %}{% if m.role == 'assistant' %}:{{ m.content }}{{ unk_token if not loop.last else eos_token }}{% else %}[{{ m.content }}]{% endif %}{% endfor %}{% if add_generation_prompt %}:{% endif %}";
+    let two = "{% for m in messages %}{% if m.role == 'assistant' %}:{{ m.content }}{{ unk_token if m.content == 'hello' else eos_token }}{% else %}[{{ m.content }}]{% endif %}{% endfor %}{% if add_generation_prompt %}:{% endif %}";
     let tools = [(User, "a"), (Assistant, "hello"), (Tool, "cold"), (Assistant, "there")];
     assert_eq!(bare(learnt(two, &tools)), want(&[(1, "hello<unk>"), (3, "there</s>")]));
     // Marked, but for what comes before it.
@@ -172,6 +172,13 @@ fn what_is_learnt_is_what_the_model_says() {
     let first = "{% if messages %}({% endif %}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
     let speaks = [(Assistant, "hello"), (User, "a"), (Assistant, "there")];
     assert_eq!(bare(learnt(first, &speaks)), want(&[(0, "hello</s>"), (2, "there</s>")]));
+    // The prompt begins a thought, which the conversation has none of.
+    let thinks = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]<think>{% endif %}";
+    let short = [(User, "a"), (Assistant, "s"), (User, "b"), (Assistant, "there")];
+    assert_eq!(bare(learnt(thinks, &short)), want(&[(1, "s</s>"), (3, "there</s>")]));
+    // What ends the conversation begins as what begins a turn.
+    let alike = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% else %}{{ eos_token }}{% endif %}";
+    assert_eq!(bare(learnt(alike, &turns)), want(&[(1, "hello"), (3, "there</s>")]));
     // The first token began with the prompt's last blank.
     let blank = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}: {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}: {% endif %}";
     assert_eq!(bare(learnt(blank, &turns)), all);

@@ -72,7 +72,10 @@ impl Arena {
 /// A file whose bytes are read where they lie: only what is used takes memory, and the system
 /// shares it among processes and may let it go.
 #[derive(Debug, Clone)]
-pub struct Mapped(Arc<memmap2::Mmap>);
+pub struct Mapped {
+    map: Arc<memmap2::Mmap>,
+    file: Arc<File>,
+}
 
 impl Mapped {
     /// Maps a whole file. It must not be changed in place as long as the map lives; files of models
@@ -88,7 +91,7 @@ impl Mapped {
         #[cfg(unix)]
         // Only a hint, and a system without it reads just as well.
         let _ = map.advise(memmap2::Advice::WillNeed);
-        Ok(Self(Arc::new(map)))
+        Ok(Self { map: Arc::new(map), file: Arc::new(file) })
     }
 
     /// Puts copies in large pages where the pages of the file are, while others may read: products
@@ -97,25 +100,24 @@ impl Mapped {
     /// is no room for twice the file.
     pub fn enlarge(&self) {
         #[cfg(target_os = "linux")]
-        if large_pages() && crate::available_memory().is_some_and(|b| b > 2 * self.0.len()) {
-            let start = self.0.as_ptr().addr();
-            let pages = (start.next_multiple_of(LARGE)..start + self.0.len())
+        if large_pages() && crate::available_memory().is_some_and(|b| b > 2 * self.map.len()) {
+            let (start, len) = (self.map.as_ptr().addr(), self.map.len());
+            let pages = (start.next_multiple_of(LARGE)..start + len)
                 .step_by(LARGE)
-                .take_while(|page| page + LARGE <= start + self.0.len());
-            // What is copied is the same and what is not stays, so a failure needs no words.
-            let _ = replace(self.0.as_ptr(), pages.map(|page| page - start));
+                .take_while(|page| page + LARGE <= start + len);
+            replace(self.map.as_ptr(), &self.file, pages.map(|page| page - start));
         }
     }
 
     /// The bytes of the file.
     pub fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 
     /// A part of it, if it lies within and begins on a cache line.
     pub(super) fn region(&self, start: usize, len: usize) -> Option<Region> {
         let end = start.checked_add(len)?;
-        let fits = end <= self.0.len() && start.is_multiple_of(LINE);
+        let fits = end <= self.map.len() && start.is_multiple_of(LINE);
         fits.then(|| Region(Place::File { map: self.clone(), start, len }))
     }
 }
@@ -127,30 +129,60 @@ fn large_pages() -> bool {
     enabled.is_ok_and(|text| text.contains("[madvise]") || text.contains("[always]"))
 }
 
-/// Replaces the memory at these offsets of a map, each a large page, by copies.
+/// Replaces the pages of a file's map at these offsets, each a large page, by copies. It ends where the
+/// system has no memory for the next.
 #[cfg(target_os = "linux")]
-fn replace(map: *const u8, pages: impl Iterator<Item = usize>) -> std::io::Result<()> {
-    // Emptied by each move and filled again.
-    let slab = Slab::new(LARGE);
-    let copy = slab.at.as_ptr();
+fn replace(map: *const u8, file: &File, pages: impl Iterator<Item = usize>) {
+    use std::os::fd::AsRawFd;
     for offset in pages {
-        // SAFETY: the page lies within the map, and the copy within its slab. The move is one change
-        // of the address space: who reads the page finds the old bytes or the same ones new. That
-        // the slab's own range stays mapped is what `DONTUNMAP` says.
+        let Some(copy) = large_page() else { return };
+        // SAFETY: the page lies within the map, and the copy is a mapping of that size that nobody
+        // else knows. Moving it is one change of the address space: who reads the page finds the old
+        // bytes or the same ones new.
         unsafe {
             let page = map.add(offset);
-            std::ptr::copy_nonoverlapping(page, copy, LARGE);
-            let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+            std::ptr::copy_nonoverlapping(page, copy.as_ptr().cast(), LARGE);
+            let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
             let to = page.cast_mut().cast::<libc::c_void>();
-            if libc::mprotect(copy.cast(), LARGE, libc::PROT_READ) != 0
-                || libc::mremap(copy.cast(), LARGE, LARGE, how, to) == libc::MAP_FAILED
-                || libc::mprotect(copy.cast(), LARGE, libc::PROT_READ | libc::PROT_WRITE) != 0
+            if libc::mprotect(copy.as_ptr(), LARGE, libc::PROT_READ) == 0
+                && libc::mremap(copy.as_ptr(), LARGE, LARGE, how, to) != libc::MAP_FAILED
             {
-                return Err(std::io::Error::last_os_error());
+                continue;
             }
+            libc::munmap(copy.as_ptr(), LARGE);
+            // The system may have let go of what was there before it found that it cannot go on.
+            let fixed = libc::MAP_SHARED | libc::MAP_FIXED;
+            let offset = offset as libc::off_t;
+            let back = libc::mmap(to, LARGE, libc::PROT_READ, fixed, file.as_raw_fd(), offset);
+            if back == libc::MAP_FAILED {
+                // Weights without memory: nothing that reads them may go on.
+                std::process::abort();
+            }
+            return;
         }
     }
-    Ok(())
+}
+
+/// A new large page, all of its mapping.
+#[cfg(target_os = "linux")]
+fn large_page() -> Option<NonNull<libc::c_void>> {
+    let (kind, access) =
+        (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: the mapping is new, and what is given back of it lies before and after the page in it.
+    unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), 2 * LARGE, access, kind, -1, 0);
+        if at == libc::MAP_FAILED {
+            return None;
+        }
+        let before = at.cast::<u8>().align_offset(LARGE);
+        let page = at.cast::<u8>().add(before).cast::<libc::c_void>();
+        if before > 0 {
+            libc::munmap(at, before);
+        }
+        libc::munmap(page.cast::<u8>().add(LARGE).cast(), LARGE - before);
+        libc::madvise(page, LARGE, libc::MADV_HUGEPAGE);
+        NonNull::new(page)
+    }
 }
 
 /// Bytes that nobody else writes.
@@ -173,7 +205,7 @@ impl Region {
             Place::Slab { slab, start, len } => unsafe {
                 std::slice::from_raw_parts(slab.at.as_ptr().add(*start), *len)
             },
-            Place::File { map, start, len } => &map.0[*start..start + len],
+            Place::File { map, start, len } => &map.map[*start..start + len],
         }
     }
 

@@ -6,6 +6,7 @@ use super::subject::{Subject, memory_of};
 use super::update::{before, moved};
 use super::{Trouble, Verdict};
 use crate::checkpoint::Writer;
+use crate::checkpoint::folder;
 use crate::incident::{self, Cause, Incident};
 use crate::run::{Run, drop_after};
 use crate::watch::{Event, Watcher};
@@ -47,8 +48,18 @@ pub(crate) fn begin<S: Subject>(
     Ok(())
 }
 
-/// Begins to write a checkpoint. That the one before failed is told, and stops nothing.
-pub(crate) fn keep<S: Subject>(subject: &mut S, writer: &mut Writer, watcher: &mut dyn Watcher) {
+/// Begins to write a checkpoint. That the one before failed is told, and stops nothing. Without the
+/// guard there is nothing to go back to, so a model that takes no more steps does not push out what it
+/// was before.
+pub(crate) fn keep<S: Subject>(
+    r: &GuardRecipe,
+    subject: &mut S,
+    writer: &mut Writer,
+    watcher: &mut dyn Watcher,
+) {
+    if !r.on && memory_of(subject).skipped > 0 {
+        return;
+    }
     let begun = writer.begin(|| subject.snapshot());
     begun.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
 }
@@ -105,7 +116,7 @@ fn judged<S: Subject>(
             let most = if r.on { r.bad_steps as u64 } else { 20 };
             if memory.skipped > most {
                 let why = format!("{} steps in a row were skipped for it", memory.skipped);
-                return Err(give_up(run, writer, memory, &trouble, &why));
+                return Err(give_up(run, writer, &trouble, &why));
             }
             return Ok(Done::Skipped);
         }
@@ -144,11 +155,11 @@ fn go_back<S: Subject>(
     if before.rollbacks >= r.rollbacks as u64 {
         let why = format!("it has gone back {} times already", before.rollbacks);
         record_stop(run, subject, &trouble, end, &why);
-        return Err(give_up(run, writer, &before, &trouble, &why));
+        return Err(give_up(run, writer, &trouble, &why));
     }
     let mut found = false;
     let upkeep = subject.state().upkeep;
-    for step in targets(&before, trouble.from[0]) {
+    for step in targets(&before, trouble.from[0], &on_disk(writer)) {
         match subject.restore(step) {
             Ok(()) => {
                 found = true;
@@ -160,7 +171,7 @@ fn go_back<S: Subject>(
     if !found {
         let why = "there is no checkpoint to go back to";
         record_stop(run, subject, &trouble, end, why);
-        return Err(give_up(run, writer, &before, &trouble, why));
+        return Err(give_up(run, writer, &trouble, why));
     }
     // What it has cost does not come back.
     subject.state_mut().upkeep = upkeep;
@@ -237,13 +248,26 @@ fn record_stop<S: Subject>(run: &Run, subject: &mut S, trouble: &Trouble, end: u
 
 /// The checkpoints that may be gone back to for trouble that began at step `from` (from 0), the best
 /// first: the newest that is a little before it, then older ones; the oldest if none is before it.
-pub(super) fn targets(memory: &Memory, from: u64) -> Vec<u64> {
+pub(super) fn targets(memory: &Memory, from: u64, there: &[u64]) -> Vec<u64> {
     let mut all: Vec<u64> =
         memory.marks.iter().rev().copied().filter(|&m| m + MARGIN <= from).collect();
     if all.is_empty() {
         all.extend(memory.marks.first());
     }
+    // Those that were marked may have failed to be written.
+    let older = there.iter().rev().filter(|&&step| step + MARGIN <= from);
+    let older: Vec<u64> = older.copied().filter(|step| !all.contains(step)).collect();
+    all.extend(older);
     all
+}
+
+/// The steps of the checkpoints that there are, in their order.
+fn on_disk(writer: &Writer) -> Vec<u64> {
+    let all = folder::list(writer.folder());
+    let mut steps: Vec<u64> = all.iter().filter_map(|path| folder::step_of(path)).collect();
+    steps.sort_unstable();
+    steps.dedup();
+    steps
 }
 
 /// The step (from 0) that a rate is lowered from, of a training that has gone back to `step` for trouble
@@ -377,16 +401,21 @@ fn tell(run: &Run, phase: &str, open: &Open, outcome: String) -> Result<Option<I
 }
 
 /// Why a run is stopped that has gone back too often, or has nowhere to go back to.
-fn give_up(run: &Run, writer: &Writer, memory: &Memory, trouble: &Trouble, why: &str) -> Error {
-    let marks: Vec<String> = memory.marks.iter().map(u64::to_string).collect();
+fn give_up(run: &Run, writer: &Writer, trouble: &Trouble, why: &str) -> Error {
+    let there: Vec<String> = on_disk(writer).iter().map(u64::to_string).collect();
+    let there = match there.is_empty() {
+        true => "there is no checkpoint".to_string(),
+        false => format!(
+            "checkpoints of steps {} are in {}",
+            there.join(", "),
+            writer.folder().display()
+        ),
+    };
     Error::Other(format!(
-        "stopped at step {}: {} ({}), and {why}; checkpoints of steps {} are in {}, what happened \
-         before is in {}",
+        "stopped at step {}: {} ({}), and {why}; {there}, what happened before is in {}",
         trouble.from[0] + 1,
         trouble.cause.words(),
         trouble.evidence.join("; "),
-        marks.join(", "),
-        writer.folder().display(),
         run.incidents().display()
     ))
 }

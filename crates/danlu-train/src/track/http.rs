@@ -4,9 +4,9 @@
 use danlu_core::{Error, Result};
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Longest time for a connection, and for a read or a write of it.
+/// Longest time for a connection, for a write, and for the whole answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest answer that is read.
@@ -57,8 +57,20 @@ fn talk(mut stream: TcpStream, host: &str, path: &str, body: &str) -> std::io::R
         body.len()
     );
     stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(LONGEST).read_to_end(&mut answer)?;
+    // For all of it: a server that says a byte a second would hold whoever waits for ever.
+    let until = Instant::now() + TIMEOUT;
+    let (mut answer, mut some) = (Vec::new(), [0; 1 << 14]);
+    while (answer.len() as u64) < LONGEST {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut some)? {
+            0 => break,
+            n => answer.extend_from_slice(&some[..n]),
+        }
+    }
     Ok(answer)
 }
 

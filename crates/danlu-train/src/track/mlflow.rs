@@ -6,6 +6,7 @@ use danlu_core::{Error, Result};
 use danlu_model::io::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,12 +27,18 @@ enum Message {
 struct Kept {
     address: String,
     run_id: String,
+    /// The last step whose figures the server has taken.
+    #[serde(default)]
+    sent: u64,
 }
 
 /// Where the server is and which run is written to.
 struct Server {
     address: String,
     run_id: String,
+    kept: PathBuf,
+    /// What a run that was killed had logged and not sent.
+    backlog: Vec<super::Figures>,
 }
 
 /// The most metrics and parameters that a server takes at one time.
@@ -48,8 +55,9 @@ impl Client {
         experiment: &str,
         about: &About<'_>,
         run: &Run,
+        step: u64,
     ) -> Result<Self> {
-        let server = Server::open(address, experiment, about, run)?;
+        let server = Server::open(address, experiment, about, run, step)?;
         let (sender, receiver) = channel();
         let thread = std::thread::spawn(move || server.serve(&receiver));
         Ok(Self { sender: Some(sender), thread: Some(thread) })
@@ -90,13 +98,23 @@ impl Track for Client {
 }
 
 impl Server {
-    fn open(address: &str, experiment: &str, about: &About<'_>, run: &Run) -> Result<Self> {
+    fn open(
+        address: &str,
+        experiment: &str,
+        about: &About<'_>,
+        run: &Run,
+        step: u64,
+    ) -> Result<Self> {
         let address = address.trim_end_matches('/').to_string();
-        let mut this = Self { address, run_id: String::new() };
         let path = run.folder.join("mlflow.json");
+        let (run_id, kept_in) = (String::new(), path.clone());
+        let mut this = Self { address, run_id, kept: kept_in, backlog: Vec::new() };
         let kept: Option<Kept> = read(&path).ok().and_then(|text| serde_json::from_str(&text).ok());
         if let Some(kept) = kept.filter(|k| k.address == this.address) {
             this.run_id = kept.run_id;
+            let logged = super::logged(run)?;
+            this.backlog =
+                logged.into_iter().filter(|(s, _)| *s > kept.sent && *s <= step).collect();
             this.status("RUNNING")?;
             return Ok(this);
         }
@@ -124,10 +142,32 @@ impl Server {
         for some in parameters.chunks(PARAMETERS) {
             this.post("runs/log-batch", &json!({ "run_id": this.run_id, "params": some }))?;
         }
-        let kept = Kept { address: this.address.clone(), run_id: this.run_id.clone() };
-        let json = serde_json::to_string(&kept).map_err(|e| Error::Other(e.to_string()))?;
-        write_atomically(&path, json.as_bytes())?;
+        this.keep(0)?;
         Ok(this)
+    }
+
+    /// Keeps which run it is, and up to where the server has it.
+    fn keep(&self, sent: u64) -> Result<()> {
+        let kept = Kept { address: self.address.clone(), run_id: self.run_id.clone(), sent };
+        let json = serde_json::to_string(&kept).map_err(|e| Error::Other(e.to_string()))?;
+        write_atomically(&self.kept, json.as_bytes())
+    }
+
+    /// Sends metrics, several times if need be: a server may be away for a moment.
+    fn log(&self, metrics: &[Value]) -> Result<()> {
+        for some in metrics.chunks(METRICS) {
+            let body = json!({ "run_id": self.run_id, "metrics": some });
+            let mut wait = std::time::Duration::from_millis(500);
+            for last in [false, false, false, true] {
+                match self.post("runs/log-batch", &body) {
+                    Ok(_) => break,
+                    Err(e) if last => return Err(e),
+                    Err(_) => std::thread::sleep(wait),
+                }
+                wait *= 3;
+            }
+        }
+        Ok(())
     }
 
     fn text(&self, value: &Value, key: &str) -> Result<String> {
@@ -152,24 +192,48 @@ impl Server {
     /// Sends what comes, as much at one time as has come meanwhile, until the end or until nobody is
     /// there who could send more.
     fn serve(&self, receiver: &Receiver<Message>) -> Result<()> {
-        let mut end = None;
+        let (mut end, mut failed) = (None, None);
+        let at = milliseconds();
+        let before: Vec<Value> = self
+            .backlog
+            .iter()
+            .flat_map(|(step, figures)| metrics_of(*step, at, figures))
+            .collect();
+        if let Err(e) = self.log(&before) {
+            failed = Some(e);
+        } else if let Some((step, _)) = self.backlog.last() {
+            self.keep(*step)?;
+        }
         while end.is_none() {
             let Ok(first) = receiver.recv() else { break };
-            let mut metrics = Vec::new();
+            let (mut metrics, mut sent) = (Vec::new(), 0);
             for message in std::iter::once(first).chain(receiver.try_iter()) {
                 match message {
                     Message::Figures { step, at, figures } => {
                         metrics.extend(metrics_of(step, at, &figures));
+                        sent = step;
                     }
                     Message::End(how) => end = Some(how),
                 }
             }
-            for some in metrics.chunks(METRICS) {
-                let body = json!({ "run_id": self.run_id, "metrics": some });
-                self.post("runs/log-batch", &body)?;
+            // After a failure what comes is in the log, and a run that goes on sends it.
+            if failed.is_some() || metrics.is_empty() {
+                continue;
+            }
+            match self.log(&metrics) {
+                Ok(()) => self.keep(sent)?,
+                Err(e) => failed = Some(e),
             }
         }
-        self.status(if end == Some(End::Finished) { "FINISHED" } else { "KILLED" })
+        let status = self.status(match end {
+            Some(End::Finished) => "FINISHED",
+            Some(End::Failed) => "FAILED",
+            Some(End::Stopped) | None => "KILLED",
+        });
+        match failed {
+            Some(e) => Err(Error::Other(format!("figures from here on were not sent: {e}"))),
+            None => status,
+        }
     }
 }
 
@@ -227,7 +291,7 @@ mod tests {
         let recipe = Recipe::parse(text).expect("valid");
         let run = Run { folder: std::env::temp_dir().join("danlu-no-mlflow") };
         let about = About { track: &recipe.track, name: &recipe.name, recipe: to_value(&recipe) };
-        let opened = Client::open("http://127.0.0.1:9", "x", &about, &run);
+        let opened = Client::open("http://127.0.0.1:9", "x", &about, &run, 0);
         let error = opened.err().expect("nobody listens there").to_string();
         assert!(error.contains("http://127.0.0.1:9/api/2.0/mlflow/experiments"), "{error}");
     }

@@ -10,8 +10,8 @@ use crate::pretrain::{LogLine, Losses};
 use crate::run::Run;
 use crate::tune::TuneLine;
 use crate::watch::{Event, Watcher};
-use danlu_core::Result;
 use danlu_core::recipe::TrackRecipe;
+use danlu_core::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -20,8 +20,10 @@ use serde_json::Value;
 pub enum End {
     /// With its last step.
     Finished,
-    /// Before it: asked to stop, or by an error.
+    /// Before it, asked to stop.
     Stopped,
+    /// Before it, by an error.
+    Failed,
 }
 
 /// Somewhere that figures go.
@@ -56,7 +58,14 @@ pub fn tracked<T>(
 ) -> Result<T> {
     let mut trackers = Trackers::none();
     let done = work(&mut trackers, watcher);
-    trackers.end(if done.is_ok() { End::Finished } else { End::Stopped }, watcher);
+    let end = match &done {
+        Ok(_) => End::Finished,
+        Err(Error::Other(text)) if text.starts_with("stopped at") && text.contains("; go on") => {
+            End::Stopped
+        }
+        Err(_) => End::Failed,
+    };
+    trackers.end(end, watcher);
     done
 }
 
@@ -87,7 +96,7 @@ impl Trackers {
         }
         if let Some(address) = &r.mlflow {
             let experiment = r.experiment.as_deref().unwrap_or(about.name);
-            let opened = mlflow::Client::open(address, experiment, about, run);
+            let opened = mlflow::Client::open(address, experiment, about, run, step);
             all.push(opened.map(|t| Box::new(t) as Box<dyn Track>));
         }
         let mut this = Self(Vec::new());
@@ -125,6 +134,20 @@ impl Trackers {
             }
         });
     }
+}
+
+/// A step and its figures by name.
+type Figures = (u64, Vec<(String, f64)>);
+
+/// The figures of every step that a run has logged.
+fn logged(run: &Run) -> Result<Vec<Figures>> {
+    let path = run.log(crate::run::LOG);
+    let lines: Vec<LogLine> = crate::run::entries(&path)?;
+    if !lines.is_empty() {
+        return Ok(lines.iter().map(|l| (l.step as u64, figures(l))).collect());
+    }
+    let lines: Vec<TuneLine> = crate::run::entries(&path)?;
+    Ok(lines.iter().map(|l| (l.step as u64, tuning_figures(l))).collect())
 }
 
 /// The figures of a line of the log, by name: `loss`, `loss/image`, `task/name_en`, ...

@@ -20,7 +20,8 @@ impl Writer {
     pub(super) fn open(folder: &Path, step: u64) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         // TensorBoard reads files in the order of their names.
-        let (seconds, process) = (now().as_secs(), std::process::id());
+        let seconds = now().as_secs().max(last_second(folder).map_or(0, |last| last + 1));
+        let process = std::process::id();
         let name = format!("events.out.tfevents.{seconds:010}.danlu.{process}.{step}");
         let path = folder.join(name);
         let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
@@ -33,6 +34,15 @@ impl Writer {
     fn put(&mut self, event: &[u8]) -> Result<()> {
         self.file.write_all(&record(event)).map_err(|e| Error::io(&self.path, e))
     }
+}
+
+/// The second in the name of the last file: after it comes what is written now, whatever the clock says.
+fn last_second(folder: &Path) -> Option<u64> {
+    let names = std::fs::read_dir(folder).ok()?.flatten().map(|e| e.file_name());
+    let second = |name: std::ffi::OsString| {
+        name.to_str()?.strip_prefix("events.out.tfevents.")?.split('.').next()?.parse().ok()
+    };
+    names.filter_map(second).max()
 }
 
 impl Track for Writer {

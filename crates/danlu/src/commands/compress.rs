@@ -117,7 +117,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let window = match &args.student {
         // A student may read less at a time than the model.
         Some(student) => {
-            let path = student.join("config.json");
+            let path = Model::folder(student).join("config.json");
             args.window.min(HfConfig::read(&path)?.to_ours(&path)?.context)
         }
         None => args.window,
