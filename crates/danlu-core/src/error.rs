@@ -63,6 +63,9 @@ pub enum Error {
         /// The message of the first.
         first: String,
     },
+    /// Work was asked to stop, and what was done is kept: how to go on with it.
+    #[error("{0}")]
+    Stopped(String),
     /// Anything else, in a full sentence.
     #[error("{0}")]
     Other(String),

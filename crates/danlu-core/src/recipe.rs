@@ -7,7 +7,8 @@ mod bounds;
 mod changes;
 mod running;
 
-pub(crate) use bounds::{at_most, batch_at_most};
+pub use bounds::at_most;
+pub(crate) use bounds::batch_at_most;
 pub use changes::changes;
 pub use running::{CheckpointRecipe, GuardRecipe, TrackRecipe};
 

@@ -212,9 +212,14 @@ impl Row {
 
     /// The same of a line that is parsed already.
     pub fn of(value: &Value, base: &Path) -> Result<Row, String> {
-        let Value::Object(map) = value else {
-            return Err(format!("expected a JSON object, found {}", kind(value)));
-        };
+        match value {
+            Value::Object(map) => Self::of_object(map, base),
+            other => Err(format!("expected a JSON object, found {}", kind(other))),
+        }
+    }
+
+    /// The same of its object.
+    pub fn of_object(map: &Map<String, Value>, base: &Path) -> Result<Row, String> {
         match (map.get("messages"), map.get("text")) {
             (Some(_), Some(_)) => {
                 Err("has both `messages` and `text`; expected one of them".into())

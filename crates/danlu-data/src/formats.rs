@@ -116,22 +116,15 @@ fn parse_value(value: Value, base: &Path) -> Result<TuneRow, String> {
                 None => of_messages(&map, base, &mut media)?,
             },
             Some(first) => {
-                let turns = first.turns(&map, base)?;
-                for other in forms {
-                    // Many sets have a conversation twice, whole and as its first question.
-                    let same = |other: &Turns| {
-                        last_reply(other).is_none_or(|r| turns.iter().any(|t| t.0 == *r))
-                    };
-                    if other.turns(&map, base).is_ok_and(|other| !same(&other)) {
-                        let (a, b) = (first.key(), other.key());
-                        return Err(format!(
-                            "`{a}` and `{b}` say different things; expected one of them"
-                        ));
-                    }
+                if let Some(other) = forms.find(|other| differ(*first, **other, &map, base)) {
+                    let (a, b) = (first.key(), other.key());
+                    return Err(format!(
+                        "`{a}` and `{b}` say different things; expected one of them"
+                    ));
                 }
                 match first {
                     Form::Messages => of_messages(&map, base, &mut media)?,
-                    _ => TuneRow::Chat(sample(&map, turns, &mut media)?),
+                    form => TuneRow::Chat(sample(&map, form.turns(&map, base)?, &mut media)?),
                 }
             }
         }
@@ -207,6 +200,15 @@ impl Form {
     }
 }
 
+/// Whether the last reply of another form of a row is nowhere in the first: many sets have a
+/// conversation twice, whole and as its first question.
+fn differ(first: Form, other: Form, map: &Map<String, Value>, base: &Path) -> bool {
+    let (Ok(turns), Ok(other)) = (first.turns(map, base), other.turns(map, base)) else {
+        return false;
+    };
+    last_reply(&other).is_some_and(|reply| turns.iter().all(|turn| turn.0 != *reply))
+}
+
 fn last_reply(turns: &Turns) -> Option<&Message> {
     turns.iter().map(|t| &t.0).rfind(|m| m.role == Role::Assistant)
 }
@@ -217,7 +219,7 @@ fn of_messages(
     base: &Path,
     media: &mut Attached,
 ) -> Result<TuneRow, String> {
-    match Row::of(&Value::Object(map.clone()), base)? {
+    match Row::of_object(map, base)? {
         Row::Text(text) => Ok(TuneRow::Text(text)),
         Row::Chat(mut sample) => {
             media.fill(&mut sample.messages)?;

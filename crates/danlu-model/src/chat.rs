@@ -291,23 +291,22 @@ impl ChatTemplate {
         marked: &[Range<usize>],
     ) -> Result<Vec<(usize, Range<usize>)>> {
         let turns: Vec<usize> = assistants(said).collect();
-        let mut out = Vec::new();
-        for (k, part) in marked.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
-            let turn = if turns.len() == marked.len() {
-                turns[k]
-            } else {
-                let mut ends = turns.iter().copied();
-                let mut of = None;
-                while let (None, Some(i)) = (of, ends.next()) {
-                    let until = self.text(&said[..=i], given, false)?;
-                    of = (part.end <= until.len()).then_some(i);
-                }
-                let Some(turn) = of.or(turns.last().copied()) else { continue };
-                turn
-            };
-            out.push((turn, place.from(part.start)..place.until(part.end)));
-        }
-        Ok(out)
+        // Where each turn ends, if the parts alone do not say whose they are.
+        let ends = match turns.len() == marked.len() {
+            true => Vec::new(),
+            false => {
+                let ends = turns.iter().map(|&i| self.text(&said[..=i], given, false));
+                ends.map(|text| text.map(|text| text.len())).collect::<Result<_>>()?
+            }
+        };
+        let of = |(k, part): (usize, &Range<usize>)| {
+            let within =
+                if ends.is_empty() { Some(k) } else { ends.iter().position(|e| part.end <= *e) };
+            let turn = within.map_or(turns.last(), |k| turns.get(k))?;
+            Some((*turn, place.from(part.start)..place.until(part.end)))
+        };
+        let parts = marked.iter().enumerate().filter(|(_, part)| !part.is_empty());
+        Ok(parts.filter_map(of).collect())
     }
 
     /// The replies by where a prompt for each of them ends, each with the turn that it is.

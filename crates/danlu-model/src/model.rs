@@ -2,10 +2,9 @@ use crate::adapters::{Adapter, check_named};
 use crate::arch::Transformer;
 use crate::chat::ChatTemplate;
 use crate::io::{
-    Dtype, HfConfig, NamedTensor, Part, Shards, TILES, fill, load_parameters, load_tensors,
-    map_tiles, parts_of, save_tensors, write_atomically, write_tensors, write_tiles,
+    Dtype, HfConfig, NamedTensor, Part, Shards, TILES, fill, in_tiles, load_parameters,
+    load_tensors, map_tiles, parts_of, save_tensors, write_atomically, write_tensors, write_tiles,
 };
-use crate::layers::is_router;
 use crate::modality::{
     AudioTokeniser, AudioTokeniserConfig, ImageTokeniser, ImageTokeniserConfig, Recogniser,
     RecogniserConfig, TextTokeniser, Tokenisers,
@@ -385,9 +384,14 @@ impl Model {
         let vocabulary = self.tokenisers.vocabulary();
         let config = HfConfig::from_ours(&self.transformer.config, Some(vocabulary));
         let generation = config.generation();
-        let matrices = || self.transformer.parameters().into_iter().filter(|p| p.is_matrix());
         let (stale, format) = match self.transformer.frozen_format() {
-            Some(format) if matrices().all(|p| p.frozen.is_some() || is_router(&p.name)) => {
+            Some(format)
+                if self
+                    .transformer
+                    .parameters()
+                    .iter()
+                    .all(|p| p.frozen.is_some() || !in_tiles(p)) =>
+            {
                 write_tiles(&self.transformer, &folder.join(TILES))?;
                 let config = HfConfig { dtype: Some(format.name().into()), ..config };
                 write_json(&folder.join("config.json"), &config)?;

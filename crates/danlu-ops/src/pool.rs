@@ -12,6 +12,7 @@
 mod arena;
 
 use arena::Arena;
+pub(crate) use arena::in_large_pages;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{Bytes, DType, Shape};
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
@@ -25,7 +26,7 @@ use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of a large page.
-const LARGE: usize = 2 << 20;
+pub(crate) const LARGE: usize = 2 << 20;
 
 /// Memory of tensors in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

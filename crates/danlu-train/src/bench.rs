@@ -3,7 +3,7 @@
 use crate::memory::{self, Load, Sizes, predict};
 use crate::optim::Optimiser;
 use burn::tensor::Tensor;
-use danlu_core::recipe::{ModelRecipe, Recompute};
+use danlu_core::recipe::{ModelRecipe, Recompute, at_most};
 use danlu_core::{Error, Result, split_mix};
 use danlu_model::arch::{Gpt, GptConfig};
 use danlu_model::{Module, Transformer, TransformerConfig};
@@ -199,9 +199,7 @@ fn check(s: &Setting) -> Result<()> {
         ("--steps", s.steps, 100_000),
         ("--warmup", s.warmup, 100_000),
     ] {
-        if value > most {
-            return Err(Error::parameter(name, format!("at most {most}"), value));
-        }
+        at_most(name, value, most)?;
     }
     // Weights, gradients and two of the optimiser's each.
     let bytes = 16.0 * s.width as f64 * (s.vocabulary + 12 * s.depth * s.width) as f64;

@@ -544,7 +544,7 @@ fn steps(
         watcher.tell(Event::Logged(Box::new(line)));
         if stop {
             writer.finish().unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
-            return Err(Error::Other(format!(
+            return Err(Error::Stopped(format!(
                 "stopped at step {done}; go on with `danlu train --resume {}`",
                 run.folder.display()
             )));

@@ -17,7 +17,10 @@ const MOST_WINDOW: usize = 1 << 28;
 const MOST_TOKENS: usize = 1 << 36;
 
 /// Refuses a count that no machine has room for.
-pub(crate) fn at_most(name: &str, value: usize, most: usize) -> Result<()> {
+///
+/// # Errors
+/// If `value` is over `most`, by the name of the parameter.
+pub fn at_most(name: &str, value: usize, most: usize) -> Result<()> {
     match value <= most {
         true => Ok(()),
         false => Err(Error::parameter(name, format!("at most {most}"), value)),
@@ -37,10 +40,6 @@ pub(super) fn of_tokenisers(image: &ImageRecipe, audio: &AudioRecipe) -> Result<
         ("image.batch", image.batch, MOST_CLIPS),
         ("image.channels", image.channels, MOST_CHANNELS),
         ("image.blocks", image.blocks, MOST_BLOCKS),
-        ("image.semantic.batch", image.semantic.batch, MOST_CLIPS),
-        ("image.semantic.channels", image.semantic.channels, MOST_CHANNELS),
-        ("image.semantic.blocks", image.semantic.blocks, MOST_BLOCKS),
-        ("image.semantic.width", image.semantic.width, MOST_CHANNELS),
         ("audio.batch", audio.batch, MOST_CLIPS),
         ("audio.channels", audio.channels, MOST_CHANNELS),
         ("audio.blocks", audio.blocks, MOST_BLOCKS),
@@ -49,12 +48,14 @@ pub(super) fn of_tokenisers(image: &ImageRecipe, audio: &AudioRecipe) -> Result<
         ("audio.clip", audio.clip, MOST_CLIPS),
         ("audio.hop", audio.hop, MOST_SAMPLES),
         ("audio.fft", audio.fft, MOST_SAMPLES),
-        ("audio.semantic.batch", audio.semantic.batch, MOST_CLIPS),
-        ("audio.semantic.channels", audio.semantic.channels, MOST_CHANNELS),
-        ("audio.semantic.blocks", audio.semantic.blocks, MOST_BLOCKS),
-        ("audio.semantic.width", audio.semantic.width, MOST_CHANNELS),
     ] {
         at_most(name, value, most)?;
+    }
+    for (name, r) in [("image", &image.semantic), ("audio", &audio.semantic)] {
+        at_most(&format!("{name}.semantic.batch"), r.batch, MOST_CLIPS)?;
+        at_most(&format!("{name}.semantic.channels"), r.channels, MOST_CHANNELS)?;
+        at_most(&format!("{name}.semantic.blocks"), r.blocks, MOST_BLOCKS)?;
+        at_most(&format!("{name}.semantic.width"), r.width, MOST_CHANNELS)?;
     }
     Ok(())
 }

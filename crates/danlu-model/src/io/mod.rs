@@ -23,5 +23,6 @@ pub use tensors::{
     Dtype, NamedTensor, load_parameters, load_tensors, save_tensors, write_atomically,
     write_atomically_with, write_tensors,
 };
+pub(crate) use tiles::in_tiles;
 pub use tiles::{TILES, map_tiles, write_tiles};
 pub use vocab::{SPECIALS, end_keys, ends_of_gguf, tokeniser_keys, tokeniser_of_gguf};

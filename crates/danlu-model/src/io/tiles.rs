@@ -152,7 +152,7 @@ pub fn map_tiles(transformer: &mut Transformer, path: &Path) -> Result<()> {
 }
 
 /// Whether a parameter lies in tiles: what does not is in single precision.
-fn in_tiles(p: &Parameter) -> bool {
+pub(crate) fn in_tiles(p: &Parameter) -> bool {
     p.is_matrix() && !is_router(&p.name)
 }
 

@@ -99,15 +99,25 @@ impl Arena {
 
 impl Range {
     fn new(bytes: usize) -> Option<Self> {
-        // The system aligns to its own, smaller pages.
-        let map = MmapOptions::new().len(bytes + LARGE).no_reserve_swap().map_anon().ok()?;
-        // Large pages cost fewer page faults and address look-ups; without them all is as well.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let base = (map.as_ptr() as usize).next_multiple_of(LARGE);
+        let (map, base) = in_large_pages(MmapOptions::new().no_reserve_swap(), bytes).ok()?;
         let free = BTreeMap::from([(base, Part { bytes, kept: 0 })]);
         Some(Self { map, base, free })
     }
+}
+
+/// Zeroed memory of the system's own, in large pages where it has them, and the address in it from
+/// which on there are `bytes`, a multiple of [`LARGE`].
+pub(crate) fn in_large_pages(
+    options: &mut MmapOptions,
+    bytes: usize,
+) -> std::io::Result<(MmapMut, usize)> {
+    // The system aligns to its own, smaller pages.
+    let map = options.len(bytes + LARGE).map_anon()?;
+    // Large pages cost fewer page faults and address look-ups; without them all is as well.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    let base = (map.as_ptr() as usize).next_multiple_of(LARGE);
+    Ok((map, base))
 }
 
 /// Gives the pages of a part of `map` that nobody holds back to the system.

@@ -4,14 +4,13 @@
 //! The matrices of a small model are about a megabyte each, less than a large page. So they are cut
 //! out of slabs one after the other, in the order in which they are read.
 
-use memmap2::MmapMut;
+use crate::pool::{LARGE, in_large_pages};
+use memmap2::{MmapMut, MmapOptions};
 use std::alloc::{Layout, handle_alloc_error};
 use std::fs::File;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes of a large page.
-const LARGE: usize = 2 << 20;
 /// Bytes of a slab.
 const SLAB: usize = 8 * LARGE;
 /// Bytes of a cache line.
@@ -37,17 +36,13 @@ impl Slab {
     /// before the advice stay small.
     fn new(len: usize) -> Self {
         let len = len.next_multiple_of(LARGE);
-        let mut map = MmapMut::map_anon(len + LARGE).unwrap_or_else(|_| {
+        let (map, at) = in_large_pages(&mut MmapOptions::new(), len).unwrap_or_else(|_| {
             handle_alloc_error(
                 Layout::from_size_align(len, LARGE).expect("weights fit into the address space"),
             )
         });
-        #[cfg(target_os = "linux")]
-        // Only a hint; without large pages all is as well.
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let at = map.as_mut_ptr();
-        let at = at.wrapping_add(at.align_offset(LARGE));
-        Self { at: NonNull::new(at).expect("maps do not begin at zero"), len, _map: map }
+        let at = NonNull::new(at as *mut u8).expect("maps do not begin at zero");
+        Self { at, len, _map: map }
     }
 }
 

@@ -50,14 +50,8 @@ const LONGEST: usize = 500;
 
 impl Client {
     /// Finds or makes the experiment and the run, and sends the recipe as parameters.
-    pub(super) fn open(
-        address: &str,
-        experiment: &str,
-        about: &About<'_>,
-        run: &Run,
-        step: u64,
-    ) -> Result<Self> {
-        let server = Server::open(address, experiment, about, run, step)?;
+    pub(super) fn open(address: &str, about: &About<'_>, run: &Run, step: u64) -> Result<Self> {
+        let server = Server::open(address, about, run, step)?;
         let (sender, receiver) = channel();
         let thread = std::thread::spawn(move || server.serve(&receiver));
         Ok(Self { sender: Some(sender), thread: Some(thread) })
@@ -98,18 +92,16 @@ impl Track for Client {
 }
 
 impl Server {
-    fn open(
-        address: &str,
-        experiment: &str,
-        about: &About<'_>,
-        run: &Run,
-        step: u64,
-    ) -> Result<Self> {
-        let address = address.trim_end_matches('/').to_string();
-        let path = run.folder.join("mlflow.json");
-        let (run_id, kept_in) = (String::new(), path.clone());
-        let mut this = Self { address, run_id, kept: kept_in, backlog: Vec::new() };
-        let kept: Option<Kept> = read(&path).ok().and_then(|text| serde_json::from_str(&text).ok());
+    fn open(address: &str, about: &About<'_>, run: &Run, step: u64) -> Result<Self> {
+        let mut this = Self {
+            address: address.trim_end_matches('/').to_string(),
+            run_id: String::new(),
+            kept: run.folder.join("mlflow.json"),
+            backlog: Vec::new(),
+        };
+        let experiment = about.track.experiment.as_deref().unwrap_or(about.name);
+        let kept: Option<Kept> =
+            read(&this.kept).ok().and_then(|text| serde_json::from_str(&text).ok());
         if let Some(kept) = kept.filter(|k| k.address == this.address) {
             this.run_id = kept.run_id;
             let logged = super::logged(run)?;
@@ -291,7 +283,7 @@ mod tests {
         let recipe = Recipe::parse(text).expect("valid");
         let run = Run { folder: std::env::temp_dir().join("danlu-no-mlflow") };
         let about = About { track: &recipe.track, name: &recipe.name, recipe: to_value(&recipe) };
-        let opened = Client::open("http://127.0.0.1:9", "x", &about, &run, 0);
+        let opened = Client::open("http://127.0.0.1:9", &about, &run, 0);
         let error = opened.err().expect("nobody listens there").to_string();
         assert!(error.contains("http://127.0.0.1:9/api/2.0/mlflow/experiments"), "{error}");
     }

@@ -60,9 +60,7 @@ pub fn tracked<T>(
     let done = work(&mut trackers, watcher);
     let end = match &done {
         Ok(_) => End::Finished,
-        Err(Error::Other(text)) if text.starts_with("stopped at") && text.contains("; go on") => {
-            End::Stopped
-        }
+        Err(Error::Stopped(_)) => End::Stopped,
         Err(_) => End::Failed,
     };
     trackers.end(end, watcher);
@@ -95,8 +93,7 @@ impl Trackers {
             all.push(Ok(Box::new(prometheus::File::new(run.folder.join(file), about.name))));
         }
         if let Some(address) = &r.mlflow {
-            let experiment = r.experiment.as_deref().unwrap_or(about.name);
-            let opened = mlflow::Client::open(address, experiment, about, run, step);
+            let opened = mlflow::Client::open(address, about, run, step);
             all.push(opened.map(|t| Box::new(t) as Box<dyn Track>));
         }
         let mut this = Self(Vec::new());

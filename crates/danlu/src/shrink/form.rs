@@ -186,7 +186,7 @@ impl Maker<'_> {
         let run = tune::open(&self.work.join(format!("heal-{}", self.tag(form))), &recipe)?;
         let healed = tune::tune(&recipe, &run, &learner, false, watcher).map_err(|e| match e {
             // It is gone on with by what began it.
-            Error::Other(text) if text.starts_with("stopped at") => Error::Other(
+            Error::Stopped(text) => Error::Stopped(
                 text.split(';').next().unwrap_or_default().to_string()
                     + "; go on by giving the same `danlu compress` again",
             ),
