@@ -239,8 +239,8 @@ pub enum Schedule {
 pub enum Optimiser {
     /// Adam with decoupled weight decay (Loshchilov and Hutter 2017).
     AdamW,
-    /// Momentum orthogonalised by Newton-Schulz (Jordan 2024), for the matrices inside the blocks, as they
-    /// are kept: queries, keys and values are one, gate and up another.
+    /// Momentum orthogonalised by Newton-Schulz (Jordan 2024), for the matrices inside the blocks, each by
+    /// itself: queries, keys and values are three, gate and up two.
     Muon,
 }
 

@@ -374,6 +374,13 @@ impl TuneRecipe {
             Self::parse(&text).map_err(|e| Error::file(path, "a recipe of a tuning", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
         recipe.paths_mut().for_each(|p| *p = base.join(&*p));
+        for adapter in &mut recipe.adapters {
+            // A tuning's folder stands for the adapter in it.
+            let inner = adapter.join("adapter");
+            if inner.join("adapter_config.json").exists() {
+                *adapter = inner;
+            }
+        }
         Ok(recipe)
     }
 
@@ -477,6 +484,9 @@ impl TuneRecipe {
                 counts.push(("objective.max_tokens", *max_tokens));
                 at_most("objective.questions", *questions, MOST_ROWS)?;
                 at_most("objective.replies", *replies, MOST_REPLIES)?;
+                // A reply's number is kept in 16 bits beside each of its tokens.
+                let all = questions.saturating_mul(*replies);
+                at_most("objective.questions times replies", all, u16::MAX.into())?;
                 if *replies < 2 {
                     return Err(Error::parameter("objective.replies", "at least 2", replies));
                 }

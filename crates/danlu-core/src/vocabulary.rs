@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 pub enum Control {
     /// Fills the tail of a window; never predicted, never attended to.
     Pad,
-    /// Ends a document, and an assistant's reply.
+    /// Ends an assistant's reply.
     End,
     /// Opens a system message.
     System,
@@ -107,7 +107,7 @@ impl TokenKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Foreign {
-    /// Ends a document, and an assistant's reply.
+    /// Ends an assistant's reply.
     pub end: u32,
     /// What ends a reply besides, when the model says it: some models were taught several ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -20,18 +20,28 @@ pub struct Interval {
 /// The mean of `values` and its percentile bootstrap interval (Efron 1979): 1,000 resamples from a
 /// fixed seed, so that the same values give the same interval. All zero without values.
 pub fn interval(values: &[f64]) -> Interval {
-    if values.is_empty() {
+    ratio(&values.iter().map(|&v| (v, 1.0)).collect::<Vec<_>>())
+}
+
+/// The same of the sum of the firsts over that of the seconds: a rate of parts of unlike sizes, bits
+/// a byte of texts say.
+pub fn ratio(parts: &[(f64, f64)]) -> Interval {
+    if parts.is_empty() {
         return Interval { mean: 0.0, low: 0.0, high: 0.0 };
     }
-    let n = values.len();
-    let mean = values.iter().sum::<f64>() / n as f64;
+    let n = parts.len();
+    let add = |sum: (f64, f64), &(a, b): &(f64, f64)| (sum.0 + a, sum.1 + b);
+    let (a, b) = parts.iter().fold((0.0, 0.0), add);
     let mut rng = Rng::new(SEED, n as u64);
     let mut means: Vec<f64> = (0..RESAMPLES)
-        .map(|_| (0..n).map(|_| values[rng.below(n)]).sum::<f64>() / n as f64)
+        .map(|_| {
+            let (a, b) = (0..n).fold((0.0, 0.0), |sum, _| add(sum, &parts[rng.below(n)]));
+            a / b
+        })
         .collect();
     means.sort_by(f64::total_cmp);
     let at = |share: f64| means[(share * (RESAMPLES - 1) as f64).round() as usize];
-    Interval { mean, low: at(0.025), high: at(0.975) }
+    Interval { mean: a / b, low: at(0.025), high: at(0.975) }
 }
 
 #[cfg(test)]
@@ -47,6 +57,15 @@ mod tests {
         assert!((found.low - (0.25 - half)).abs() < 0.01, "{found:?}");
         assert!((found.high - (0.25 + half)).abs() < 0.01, "{found:?}");
         assert_eq!(found, interval(&values));
+    }
+
+    #[test]
+    fn large_parts_of_a_ratio_count_for_more() {
+        let parts: Vec<(f64, f64)> =
+            (0..50).map(|i| if i % 2 == 0 { (2.0, 1.0) } else { (9.0, 9.0) }).collect();
+        let found = ratio(&parts);
+        assert!((found.mean - 1.1).abs() < 1e-9, "{found:?}");
+        assert!(1.0 < found.low && found.low < 1.1 && found.high < 1.3, "{found:?}");
     }
 
     #[test]

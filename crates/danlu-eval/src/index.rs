@@ -37,6 +37,10 @@ impl Question {
         if sample.expected.as_ref().is_none_or(Vec::is_empty) {
             return Err("expected a key `expected` or an assistant's turn at the end".into());
         }
+        let says = |part: &Part| !matches!(part, Part::Text(text) if text.trim().is_empty());
+        if !sample.expected.iter().flatten().any(says) {
+            return Err("`expected`: expected a reply, found an empty one".into());
+        }
         let task = sample.task.clone().unwrap_or_else(|| "untitled".into());
         let label = sample.label.clone();
         Ok(Self { line, sample, task, label, view: view.into() })
@@ -162,26 +166,36 @@ mod tests {
             r#"{"text":"plain"}"#.into(),
             r#"{"messages":[{"role":"robot","content":"x"}]}"#.into(),
             "not json".into(),
+            ask(r#"{"type":"text","text":"x"}"#, r#","expected":"""#),
             r#"{"messages":[{"role":"user","content":"1+1"},{"role":"assistant","content":"2"}]}"#
                 .into(),
         ];
         let path = folder.join("set.jsonl");
         std::fs::write(&path, rows.join("\n")).unwrap();
-        let (questions, skipped) = read_set(&path, 7).unwrap();
-        assert_eq!(questions.iter().map(|q| q.line).collect::<Vec<_>>(), [1, 9]);
+        let (questions, skipped) = read_set(&path, 8).unwrap();
+        assert_eq!(questions.iter().map(|q| q.line).collect::<Vec<_>>(), [1, 10]);
         assert_eq!(questions[0].task, "name_en");
         assert_eq!(questions[0].label.as_deref(), Some("p/1"));
         assert_eq!(questions[0].prompt(), "[picture]");
         assert_eq!(questions[1].task, "untitled");
         assert_eq!(questions[1].expected(), [Part::Text("2".into())]);
-        assert_eq!(skipped.len(), 7);
-        let words = ["missing.png", "broken.png", "empty", "expected", "plain text", "robot", ""];
+        assert_eq!(skipped.len(), 8);
+        let words = [
+            "missing.png",
+            "broken.png",
+            "empty",
+            "expected",
+            "plain text",
+            "robot",
+            "",
+            "an empty one",
+        ];
         for (i, (message, word)) in skipped.iter().zip(words).enumerate() {
             assert!(message.contains(&format!("set.jsonl:{}:", i + 2)), "{message}");
             assert!(message.contains(word), "{message}");
         }
-        let error = read_set(&path, 6).unwrap_err();
-        assert!(matches!(error, Error::TooManyBadRows { bad: 7, allowed: 6, .. }), "{error}");
+        let error = read_set(&path, 7).unwrap_err();
+        assert!(matches!(error, Error::TooManyBadRows { bad: 8, allowed: 7, .. }), "{error}");
         assert!(error.to_string().contains("set.jsonl:2:"), "{error}");
         std::fs::remove_dir_all(folder).unwrap();
     }

@@ -12,7 +12,7 @@ mod metrics;
 mod page;
 mod run;
 
-pub use bootstrap::{Interval, interval};
+pub use bootstrap::{Interval, interval, ratio};
 pub use index::{Question, read_set};
 pub use judges::{PictureJudge, PictureWeights, SoundJudge};
 pub use metrics::{Box2, METRICS, Metric, boxes, mean_iou, metric};

@@ -471,7 +471,7 @@ fn outcome(
                     _ => None,
                 });
                 let want = texts.collect::<Vec<_>>().join(" ");
-                if !want.is_empty() {
+                if !want.trim().is_empty() {
                     text_outcome(&mut out, question, answer, &want, &calls);
                 }
             }
@@ -514,6 +514,8 @@ fn outcome(
             }
         }
     }
+    // Where nothing was asked for, nothing is right.
+    out.verdict &= !out.scores.is_empty();
     Ok(out)
 }
 
@@ -697,6 +699,9 @@ pub(crate) mod tests {
         assert_eq!(report.wrong_kind, 1);
         let verdicts: Vec<bool> = report.records.iter().map(|r| r.verdict).collect();
         assert_eq!(verdicts, [true, false, false, true]);
+        let mut nothing = text(1, "name_en", "cat");
+        nothing.sample.expected = Some(vec![Part::Text(" ".into())]);
+        assert!(!run(&[nothing], &[vec![Value::Text("cat".into())]]).records[0].verdict);
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
     }

@@ -26,7 +26,11 @@ fn as_text(model: &Model, path: &Path) -> Result<Tokenisers> {
     let (end, other_ends) = (ends.remove(0), ends);
     let pad = v.control_id(Control::Pad);
     let others: Vec<(u32, String)> =
-        (own.size()..v.size() as u32).filter_map(|id| Some((id, v.kind(id)?.name()?))).collect();
+        (v.text..v.size() as u32).filter_map(|id| Some((id, v.kind(id)?.name()?))).collect();
+    // Readers number what is added on from the last entry: every row before it needs one.
+    let rows = (own.size()..v.text).map(|id| (id, format!("[PAD{id}]")));
+    let others: Vec<(u32, String)> =
+        if others.is_empty() { others } else { rows.chain(others).collect() };
     let text = if others.is_empty() {
         own.clone()
     } else {
@@ -40,7 +44,17 @@ fn as_text(model: &Model, path: &Path) -> Result<Tokenisers> {
             added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false, "special": special}));
         }
-        TextTokeniser::parse(path, all.to_string().as_bytes())?
+        let text = TextTokeniser::parse(path, all.to_string().as_bytes())?;
+        let elsewhere =
+            |(id, token): &&(u32, String)| own.token(*id).is_some() || text.id(token) != Some(*id);
+        if let Some((id, token)) = others.iter().find(elsewhere) {
+            let found = match text.id(token) {
+                Some(other) if other != *id => format!("token {other}"),
+                _ => format!("`{}` there", own.token(*id).unwrap_or_default()),
+            };
+            return Err(Error::file(path, format!("`{token}` as token {id}"), found));
+        }
+        text
     };
     let chat = match &model.tokenisers.chat {
         Some(chat) => chat.folded()?,
@@ -131,6 +145,7 @@ pub fn to_folder(model: &Model, folder: &Path, dtype: Dtype, licence: Option<&st
     let v = tokenisers.vocabulary();
     let mut config = HfConfig::from_ours(&model.transformer.config, Some(v));
     config.danlu_vocabulary = None;
+    config.bos_token_id = tokenisers.begin_of_text().into();
     let generation = config.generation();
     let transformer = &model.transformer;
     let values = |part: &Part| Ok(part.values(transformer));
@@ -284,5 +299,36 @@ mod tests {
         let error = to_gguf(&model, &file, Packing::Q6K, None).expect_err("read only").to_string();
         assert!(error.contains("Q6_K"), "{error}");
         std::fs::remove_dir_all(&folder).expect("removes");
+    }
+
+    #[test]
+    fn tokens_keep_their_ids_behind_rows_without_an_entry() {
+        let mut model = tiny_model(5);
+        let size = model.tokenisers.text.size();
+        let foreign = Foreign { end: 0, other_ends: Vec::new(), pad: 1, rows: size + 12 };
+        model.tokenisers.foreign = Some(foreign);
+        let path = Path::new("padded");
+        let text = as_text(&model, path).expect("numbers").text;
+        let v = model.tokenisers.vocabulary();
+        assert_eq!(v.image_id(0), size + 12);
+        for id in v.text..v.size() as u32 {
+            let token = v.kind(id).and_then(|kind| kind.name()).expect("a token of its own");
+            assert_eq!(text.id(&token), Some(id), "{token}");
+        }
+        let mut rows = size..v.text;
+        assert!(rows.all(|id| text.token(id) == Some(format!("[PAD{id}]"))));
+        assert_eq!(text.size() as usize, v.size());
+        let keys = tokeniser_keys(&text, v.size(), path).expect("writes");
+        let tokens = keys.iter().find(|(name, _)| name == "tokenizer.ggml.tokens");
+        let Some((_, GgufValue::List(tokens))) = tokens else { panic!("no tokens") };
+        assert_eq!(tokens[v.image_id(0) as usize], GgufValue::Text("<|image_0|>".into()));
+        // An entry of the same name has another id.
+        let mut all: Json = serde_json::from_str(&text.to_json().expect("json")).expect("json");
+        let added = all["added_tokens"].as_array_mut().expect("there are some");
+        added.retain(|token| token["content"] == "<|image_0|>");
+        let bytes = all.to_string();
+        model.tokenisers.text = TextTokeniser::parse(path, bytes.as_bytes()).expect("reads");
+        let error = as_text(&model, path).expect_err("twice").to_string();
+        assert!(error.contains("`<|image_0|>`"), "{error}");
     }
 }

@@ -4,7 +4,7 @@
 use crate::chat::ChatTemplate;
 use crate::io::{
     Dtype, Gguf, GgufWeights, HfConfig, SPECIALS, Shards, Weights, check_parts, ends_of_gguf, fill,
-    parts_of, read_part, tokeniser_of_gguf,
+    open_regular, parts_of, read_part, read_regular, read_text, tokeniser_of_gguf,
 };
 use crate::modality::{TextTokeniser, Tokenisers};
 use crate::model::{CHAT_TEMPLATE, Model, ModelInfo, Origin, SPECIAL_TOKENS};
@@ -12,13 +12,21 @@ use crate::{Transformer, TransformerConfig};
 use burn::tensor::Device;
 use danlu_core::{Error, Foreign, Result, Role};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// How conversations are written for a checkpoint that says nothing about them: what is said, one
 /// after the other, and the end of a text after each reply.
 const BARE: &str = "{% for message in messages %}{{ message.content }}\
     {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
-/// Longest small JSON file, in bytes.
+/// The folder of chat templates beside the default one, and the names of those that are read.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
+const DEFAULT: &str = "default";
+const TOOLS: &str = "tool_use";
+/// Where GGUF has them.
+const TEMPLATES: [(&str, &str); 2] =
+    [(DEFAULT, "tokenizer.chat_template"), (TOOLS, "tokenizer.chat_template.tool_use")];
+/// Longest small file, in bytes.
 const LONGEST: u64 = 16 << 20;
 
 /// Opens a model folder of ours, a Hugging Face folder or a GGUF file.
@@ -100,11 +108,12 @@ impl Source {
         }
         let named: Vec<&str> = specials.iter().map(|(_, token)| token.as_str()).collect();
         let text = text.with_specials(&named, &path)?;
-        let beside = folder.join(CHAT_TEMPLATE);
-        let template = if beside.exists() {
-            Some(std::fs::read_to_string(&beside).map_err(|e| Error::io(&beside, e))?)
-        } else {
-            template_of(&about)
+        let template = match templates_beside(folder)? {
+            (_, beside) if beside.is_empty() => {
+                let path = folder.join(SPECIAL_TOKENS);
+                template_of(&path, templates_within(&path, about.get("chat_template"))?)?
+            }
+            (path, beside) => template_of(&path, beside)?,
         };
         let mut ends = ids_of(generation.get("eos_token_id"));
         ends.extend(ids_of(Some(&file.eos_token_id)));
@@ -148,8 +157,12 @@ impl Source {
         let owned = |text: Option<&str>| text.map(str::to_string);
         let id = |key: &str| Ok(file.maybe_size(key)?.and_then(|id| u32::try_from(id).ok()));
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let mut templates = BTreeMap::new();
+        for (name, key) in TEMPLATES {
+            templates.extend(file.maybe_text(key)?.map(|text| (name.into(), text.into())));
+        }
         let (template, name, licence) = (
-            owned(file.maybe_text("tokenizer.chat_template")?),
+            template_of(path, templates)?,
             owned(file.maybe_text("general.name")?),
             owned(file.maybe_text("general.license")?),
         );
@@ -232,7 +245,7 @@ impl Source {
 pub(crate) fn files_hash(files: &[PathBuf]) -> Result<String> {
     let mut hash = blake3::Hasher::new();
     for path in files {
-        let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut file = open_regular(path)?;
         hash.update_reader(&mut file).map_err(|e| Error::io(path, e))?;
     }
     Ok(hash.finalize().to_hex().to_string())
@@ -240,35 +253,93 @@ pub(crate) fn files_hash(files: &[PathBuf]) -> Result<String> {
 
 /// A small JSON object; empty if there is no such file.
 fn small_json(path: &Path) -> Result<Map<String, Value>> {
-    let Ok(there) = std::fs::metadata(path) else { return Ok(Map::new()) };
-    if there.len() > LONGEST {
-        let found = format!("{} bytes", there.len());
-        return Err(Error::file(path, format!("at most {LONGEST} bytes"), found));
+    if !path.exists() {
+        return Ok(Map::new());
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::file(path, "a JSON object", e))
+    serde_json::from_slice(&read_regular(path, LONGEST)?)
+        .map_err(|e| Error::file(path, "a JSON object", e))
 }
 
 /// The licence that a model card tells in the block at its beginning, if there is a card that does.
 fn licence_of_card(path: &Path) -> Option<String> {
-    let short = std::fs::metadata(path).is_ok_and(|there| there.len() <= LONGEST);
-    let text = short.then(|| std::fs::read_to_string(path).ok())??;
+    let text = read_text(path, LONGEST).ok()?;
     let block = text.strip_prefix("---")?.split("\n---").next()?;
     let told = block.lines().find_map(|line| line.strip_prefix("license:"))?;
     let told = told.trim().trim_matches(['"', '\'']);
     (!told.is_empty()).then(|| told.to_string())
 }
 
-/// The chat template of a `tokenizer_config.json`: a text, or the default one of several.
-fn template_of(about: &Map<String, Value>) -> Option<String> {
-    match about.get("chat_template")? {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(all) => {
-            let default = all.iter().find(|t| t["name"] == "default").or(all.first())?;
-            default["template"].as_str().map(str::to_string)
-        }
-        _ => None,
+/// Chat templates by name.
+type Templates = BTreeMap<String, String>;
+
+/// The chat templates in files of their own, and where they are.
+fn templates_beside(folder: &Path) -> Result<(PathBuf, Templates)> {
+    let mut all = Templates::new();
+    let mut path = folder.join(CHAT_TEMPLATE);
+    if path.exists() {
+        all.insert(DEFAULT.into(), read_text(&path, LONGEST)?);
     }
+    let more = folder.join(MORE_TEMPLATES);
+    if more.is_dir() {
+        for entry in std::fs::read_dir(&more).map_err(|e| Error::io(&more, e))? {
+            let file = entry.map_err(|e| Error::io(&more, e))?.path();
+            let name = file.file_name().and_then(|name| name.to_str());
+            let Some(name) = name.and_then(|name| name.strip_suffix(".jinja")) else { continue };
+            // What goes by another name is asked for by that name alone.
+            let text = match [DEFAULT, TOOLS].contains(&name) {
+                true => read_text(&file, LONGEST)?,
+                false => String::new(),
+            };
+            all.insert(name.into(), text);
+            path.clone_from(&more);
+        }
+    }
+    Ok((path, all))
+}
+
+/// Those of a `tokenizer_config.json`: a text, or several with their names.
+fn templates_within(path: &Path, value: Option<&Value>) -> Result<Templates> {
+    let named = |name: &Value, text: &Value| {
+        let both = name.as_str().zip(text.as_str());
+        both.map(|(name, text)| (name.to_string(), text.to_string()))
+    };
+    let all: Option<Templates> = match value {
+        None | Some(Value::Null) => Some(Templates::new()),
+        Some(text @ Value::String(_)) => {
+            named(&DEFAULT.into(), text).map(|one| Templates::from([one]))
+        }
+        Some(Value::Array(all)) => all.iter().map(|t| named(&t["name"], &t["template"])).collect(),
+        Some(Value::Object(all)) => {
+            all.iter().map(|(name, text)| named(&name.as_str().into(), text)).collect()
+        }
+        Some(_) => None,
+    };
+    let wanted = "a text under `chat_template`, or a list of texts with names";
+    all.ok_or_else(|| Error::file(path, wanted, "something else"))
+}
+
+/// The one template that does what transformers does with several: that for tools where there are tools, the
+/// default one without. `path` is for messages.
+fn template_of(path: &Path, mut all: Templates) -> Result<Option<String>> {
+    let Some(default) = all.remove(DEFAULT) else {
+        let names: Vec<String> = all.keys().map(|name| format!("`{name}`")).collect();
+        return match names.is_empty() {
+            true => Ok(None),
+            false => {
+                let wanted = format!("a chat template named `{DEFAULT}`");
+                Err(Error::file(path, wanted, names.join(", ")))
+            }
+        };
+    };
+    let Some(tools) = all.remove(TOOLS) else { return Ok(Some(default)) };
+    // The line's end after a tag is left out of what is rendered, and so is one at the end of a file; what
+    // says nothing keeps blanks before a tag.
+    let part = |text: &str| {
+        let end = ["\r\n", "\n", "\r"].iter().find_map(|end| text.strip_suffix(end));
+        format!("\n{}{{{{ '' }}}}", end.unwrap_or(text))
+    };
+    let (tools, default) = (part(&tools), part(&default));
+    Ok(Some(format!("{{% if tools %}}{tools}{{% else %}}{default}{{% endif %}}")))
 }
 
 /// One id or several.

@@ -382,7 +382,8 @@ impl Model {
     ) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let vocabulary = self.tokenisers.vocabulary();
-        let config = HfConfig::from_ours(&self.transformer.config, Some(vocabulary));
+        let mut config = HfConfig::from_ours(&self.transformer.config, Some(vocabulary));
+        config.bos_token_id = self.tokenisers.begin_of_text().into();
         let generation = config.generation();
         let (stale, format) = match self.transformer.frozen_format() {
             Some(format)

@@ -17,6 +17,9 @@ pub struct Parameter {
     pub tensor: Tensor<2>,
     /// The values in few bits, where they are kept in those alone. They cannot learn.
     pub frozen: Option<Arc<Weights>>,
+    /// Rows of each of the matrices that are stacked in it, for what treats those apart; empty where it
+    /// is one.
+    pub stacked: Vec<usize>,
 }
 
 impl Parameter {
@@ -32,7 +35,7 @@ impl Parameter {
     ) -> Self {
         let data = TensorData::new(values, matrix(shape));
         let tensor = Tensor::from_data(data, device);
-        Self { name: name.into(), shape: shape.to_vec(), tensor, frozen: None }
+        Self { name: name.into(), shape: shape.to_vec(), tensor, frozen: None, stacked: Vec::new() }
     }
 
     /// Every value the same.
@@ -51,7 +54,13 @@ impl Parameter {
     ) -> Self {
         if rng.is_still() {
             let tensor = Tensor::zeros([1, 1], device);
-            return Self { name: name.into(), shape: shape.to_vec(), tensor, frozen: None };
+            return Self {
+                name: name.into(),
+                shape: shape.to_vec(),
+                tensor,
+                frozen: None,
+                stacked: Vec::new(),
+            };
         }
         let values = (0..shape.iter().product()).map(|_| rng.normal() * std).collect();
         Self::new(name, shape, values, device)

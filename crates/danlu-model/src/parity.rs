@@ -1,5 +1,5 @@
-//! Whether two models, or two forms of one, say the same: ids of texts and conversations, then logits
-//! at every position. Knows nothing of files.
+//! Whether two models, or two forms of one, say the same: ids of texts and conversations, then
+//! log-probabilities at every position. Knows nothing of files.
 
 mod form;
 
@@ -28,7 +28,7 @@ pub const PROBE: &[&str] = &[
 pub struct Limits {
     /// Smallest share of positions at which the likeliest token is the same.
     pub agreement: f64,
-    /// Largest difference of two logits.
+    /// Largest difference of two log-probabilities.
     pub distance: f64,
     /// Largest mean Kullback-Leibler divergence, in nats.
     pub divergence: f64,
@@ -52,13 +52,14 @@ pub struct Comparison {
     pub positions: usize,
     /// Whether both make the same ids of every text and conversation.
     pub same_ids: bool,
-    /// Whether every logit has the same bits.
+    /// Whether every logit has the same bits; of the decode engine, every log-probability.
     pub same_bits: bool,
     /// Share of positions at which the likeliest token is the same.
     pub agreement: f64,
-    /// Largest difference of two logits.
+    /// Largest difference of two log-probabilities: what moves all logits of a position alike changes
+    /// nothing.
     pub distance: f64,
-    /// Mean difference of two logits.
+    /// Mean difference of two log-probabilities.
     pub mean_distance: f64,
     /// Mean Kullback-Leibler divergence of the second model from the first, in nats.
     pub divergence: f64,
@@ -86,8 +87,7 @@ pub fn compare(
 }
 
 /// Holds a form of a model against a reference on texts and on conversations about them. Where one
-/// is the decode engine, the positions are those that it gives, and log-probabilities are compared
-/// instead of logits.
+/// is the decode engine, the positions are those that it gives.
 pub fn compare_forms(
     reference: &mut Form<'_>,
     other: &mut Form<'_>,
@@ -159,9 +159,10 @@ impl Comparison {
             // A tie to the last digits is no disagreement.
             let tied = a[best] - a[likeliest(b)] <= 1e-4 && b[likeliest(b)] - b[best] <= 1e-4;
             self.agreement += f64::from(u8::from(best == likeliest(b) || tied));
+            let (za, zb) = (normaliser(a), normaliser(b));
             let mut sum = 0.0;
-            for (a, b) in a.iter().zip(b) {
-                let d = f64::from((a - b).abs());
+            for (&a, &b) in a.iter().zip(b) {
+                let d = ((f64::from(a) - za) - (f64::from(b) - zb)).abs();
                 // A comparison with what is not a number is never within limits.
                 self.distance = if d.is_nan() { f64::INFINITY } else { self.distance.max(d) };
                 sum += d;
@@ -275,6 +276,14 @@ mod tests {
         p.set(values);
         let found = compare(&a, &b, &texts(), &Limits::FOUR).expect("compares");
         assert!(!found.near, "{found:?}");
+    }
+
+    #[test]
+    fn logits_that_move_alike_say_the_same() {
+        let mut c = compare(&tiny_model(1), &tiny_model(1), &texts(), &Limits::SAME).expect("same");
+        let (a, b) = ([1.0, -2.0, 0.5], [26.0, 23.0, 25.5]);
+        c.take(&a, &b, 3);
+        assert!(!c.same_bits && c.distance < 1e-6 && c.divergence < 1e-6, "{c:?}");
     }
 
     #[test]

@@ -108,16 +108,15 @@ impl<'a> Template<'a> {
 
     /// What stands before a document of plain text.
     pub fn begin(&self) -> u32 {
-        let own = || self.vocabulary.control_id(Control::End);
-        self.tokenisers.text.begin().unwrap_or_else(own)
+        let end = || self.tokenisers.end_of_text();
+        self.tokenisers.text.begin().unwrap_or_else(end)
     }
 
     /// A document of plain text: every token counts.
     pub fn plain_text(&self, text: &str, weights: &LossWeights, task: u16) -> Document {
-        let end = self.vocabulary.control_id(Control::End);
         let mut ids = vec![self.begin()];
         ids.extend(self.plain(text, true));
-        ids.push(end);
+        ids.push(self.tokenisers.end_of_text());
         let weights = vec![weights.text; ids.len()];
         Document { ids, weights, task }
     }

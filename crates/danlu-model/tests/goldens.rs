@@ -338,7 +338,7 @@ fn three_steps_of_muon_follow_pytorch() {
             // PyTorch's momentum is an average, ours a sum; the iteration knows no scale.
             let muon = Muon { rate: 0.02, momentum: 0.95, weight_decay: 0.1, grad_scale: 0.5 };
             let grad = tensor(part("grads"));
-            state = muon_step(vec![[value, momentum, grad]], muon).remove(0);
+            state = muon_step(vec![[value, momentum, grad].into()], muon).remove(0);
             let moved = |now: &[f32]| -> Vec<f32> {
                 now.iter().zip(start).map(|(now, start)| now - start).collect()
             };

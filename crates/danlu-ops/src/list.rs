@@ -274,11 +274,11 @@ pub const ALL: &[Op] = &[
         shapes: |n, w| vec![[n, w]; 3],
         fused: |v| {
             let matrix = [0, 1, 2].map(|i| v[i].clone());
-            Tensor::cat(muon::muon_step(vec![matrix], MUON).remove(0).to_vec(), 0)
+            Tensor::cat(muon::muon_step(vec![matrix.into()], MUON).remove(0).to_vec(), 0)
         },
         composed: |v| {
             let matrix = [0, 1, 2].map(|i| v[i].clone());
-            Tensor::cat(muon::composed(matrix, MUON).to_vec(), 0)
+            Tensor::cat(muon::composed(matrix.into(), MUON).to_vec(), 0)
         },
     },
 ];

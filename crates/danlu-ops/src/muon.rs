@@ -71,30 +71,48 @@ trait MuonOp: Backend {
     fn danlu_muon(
         #[extension_type] state: Moving<Self>,
         grad: FloatTensor<Self>,
+        stacked: Vec<usize>,
         muon: Muon,
         alone: bool,
     ) -> Moving<Self>;
 }
 
-/// The parameters and their momenta after one step. Each entry is a parameter, its momentum and its
-/// gradient, all of one shape and without gradient record. Memory is reused where nothing else
-/// holds it.
+/// A parameter that Muon moves.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    /// The parameter, its momentum and its gradient, all of one shape and without gradient record.
+    pub tensors: [Tensor<2>; 3],
+    /// Rows of each of the matrices that are stacked in it (queries, keys and values, say), which are
+    /// moved each by itself; empty where it is one.
+    pub stacked: Vec<usize>,
+}
+
+impl From<[Tensor<2>; 3]> for Matrix {
+    fn from(tensors: [Tensor<2>; 3]) -> Self {
+        Self { tensors, stacked: Vec::new() }
+    }
+}
+
+/// The parameters and their momenta after one step. Memory is reused where nothing else holds it.
 ///
 /// # Panics
-/// If a gradient or a momentum has another shape than its parameter.
-pub fn muon_step(matrices: Vec<[Tensor<2>; 3]>, muon: Muon) -> Vec<[Tensor<2>; 2]> {
-    for [value, momentum, grad] in &matrices {
+/// If a gradient or a momentum has another shape than its parameter, or the stacked matrices have other
+/// rows together.
+pub fn muon_step(matrices: Vec<Matrix>, muon: Muon) -> Vec<[Tensor<2>; 2]> {
+    for Matrix { tensors: [value, momentum, grad], stacked } in &matrices {
         assert_eq!(value.dims(), grad.dims(), "muon: gradient");
         assert_eq!(value.dims(), momentum.dims(), "muon: momentum");
+        let rows: usize = stacked.iter().sum();
+        assert!(stacked.is_empty() || rows == value.dims()[0], "muon: stacked rows");
     }
-    if matrices.iter().any(|[value, ..]| !on_cpu(&value.device())) {
+    if matrices.iter().any(|m| !on_cpu(&m.tensors[0].device())) {
         return matrices.into_iter().map(|m| composed(m, muon)).collect();
     }
     // Small products share badly between threads: with enough matrices each has a thread to itself.
     let alone = matrices.len() >= 2 * rayon::current_num_threads();
-    let one = |[value, momentum, grad]: [Tensor<2>; 3]| {
+    let one = |Matrix { tensors: [value, momentum, grad], stacked }: Matrix| {
         let state = Moving { value: value.into_dispatch(), momentum: momentum.into_dispatch() };
-        let new = Dispatch::danlu_muon(state, grad.into_dispatch(), muon, alone);
+        let new = Dispatch::danlu_muon(state, grad.into_dispatch(), stacked, muon, alone);
         [new.value, new.momentum].map(Tensor::from_dispatch)
     };
     timed("muon", "", || match alone {
@@ -103,7 +121,19 @@ pub fn muon_step(matrices: Vec<[Tensor<2>; 3]>, muon: Muon) -> Vec<[Tensor<2>; 2
     })
 }
 
-pub(crate) fn composed([value, momentum, grad]: [Tensor<2>; 3], muon: Muon) -> [Tensor<2>; 2] {
+pub(crate) fn composed(matrix: Matrix, muon: Muon) -> [Tensor<2>; 2] {
+    let Matrix { tensors, stacked } = matrix;
+    if stacked.is_empty() {
+        return composed_one(tensors, muon);
+    }
+    let parts = tensors.map(|t| t.split_with_sizes(stacked.clone(), 0).into_iter());
+    let [values, momenta, grads] = parts;
+    let moved = values.zip(momenta).zip(grads).map(|((v, m), g)| composed_one([v, m, g], muon));
+    let (values, momenta) = moved.map(|[value, momentum]| (value, momentum)).unzip();
+    [values, momenta].map(|parts: Vec<Tensor<2>>| Tensor::cat(parts, 0))
+}
+
+fn composed_one([value, momentum, grad]: [Tensor<2>; 3], muon: Muon) -> [Tensor<2>; 2] {
     let grad = grad.mul_scalar(muon.grad_scale);
     let momentum = momentum.mul_scalar(muon.momentum) + grad.clone();
     let push = grad + momentum.clone().mul_scalar(muon.momentum);
@@ -129,14 +159,29 @@ fn orthogonal(x: Tensor<2>) -> Tensor<2> {
 }
 
 impl MuonOp for Flex {
-    fn danlu_muon(state: Moving<Self>, grad: FlexTensor, muon: Muon, alone: bool) -> Moving<Self> {
+    fn danlu_muon(
+        state: Moving<Self>,
+        grad: FlexTensor,
+        stacked: Vec<usize>,
+        muon: Muon,
+        alone: bool,
+    ) -> Moving<Self> {
         let grad = grad.to_contiguous();
         let mut value = state.value.to_contiguous();
         let mut momentum = state.momentum.to_contiguous();
-        let dims = cpu::dims(&value);
+        let [rows, columns] = cpu::dims(&value);
         let threads = if alone { Threads::One } else { Threads::All };
-        let (values, moving) = (cpu::values_mut(&mut value), cpu::values_mut(&mut momentum));
-        step(values, moving, cpu::values(&grad), dims, muon, threads);
+        let (mut values, mut moving) =
+            (cpu::values_mut(&mut value), cpu::values_mut(&mut momentum));
+        let mut grads = cpu::values(&grad);
+        let each = if stacked.is_empty() { vec![rows] } else { stacked };
+        for rows in each {
+            let (own, own_moving, own_grads);
+            (own, values) = values.split_at_mut(rows * columns);
+            (own_moving, moving) = moving.split_at_mut(rows * columns);
+            (own_grads, grads) = grads.split_at(rows * columns);
+            step(own, own_moving, own_grads, [rows, columns], muon, threads);
+        }
         Moving { value, momentum }
     }
 }
@@ -327,7 +372,7 @@ mod tests {
         Tensor::random(dims, Distribution::Normal(0.0, 1.0), &crate::cpu_device())
     }
 
-    fn values(t: &Tensor<2>) -> Vec<f32> {
+    fn values_of(t: &Tensor<2>) -> Vec<f32> {
         floats(t.clone().into_data())
     }
 
@@ -341,20 +386,46 @@ mod tests {
     #[test]
     fn kernel_and_composed_agree_over_steps() {
         crate::cpu_device().seed(3);
-        for dims in [[5, 7], [1, 9], [9, 1], [40, 33], [16, 130], [90, 32], [70, 70]] {
+        let one = [[5, 7], [1, 9], [9, 1], [40, 33], [16, 130], [90, 32], [70, 70]];
+        let one = one.map(|dims| (dims, vec![]));
+        for (dims, stacked) in one.into_iter().chain([([70, 33], vec![40, 1, 29])]) {
             let start = [random(dims), Tensor::zeros(dims, &crate::cpu_device())];
             let (mut fused, mut plain) = (start.clone(), start.clone());
             for _ in 0..4 {
                 let grad = random(dims);
-                let with = |[value, momentum]: [Tensor<2>; 2]| [value, momentum, grad.clone()];
+                let with = |[value, momentum]: [Tensor<2>; 2]| Matrix {
+                    tensors: [value, momentum, grad.clone()],
+                    stacked: stacked.clone(),
+                };
                 fused = muon_step(vec![with(fused)], MUON).remove(0);
                 plain = composed(with(plain), MUON);
             }
-            assert!(apart(&values(&fused[1]), &values(&plain[1])) < 1e-6, "{dims:?}: momentum");
-            let moved = |now: &Tensor<2>| values(&(now.clone() - start[0].clone()));
+            assert!(
+                apart(&values_of(&fused[1]), &values_of(&plain[1])) < 1e-6,
+                "{dims:?}: momentum"
+            );
+            let moved = |now: &Tensor<2>| values_of(&(now.clone() - start[0].clone()));
             let off = apart(&moved(&fused[0]), &moved(&plain[0]));
             assert!(off < 1e-4, "{dims:?}: update off by {off}");
         }
+    }
+
+    #[test]
+    fn stacked_matrices_move_as_they_do_apart() {
+        crate::cpu_device().seed(5);
+        let rows = [40, 24, 24];
+        let tensors = [(); 3].map(|()| random([88, 32]));
+        let stacked = Matrix { tensors: tensors.clone(), stacked: rows.to_vec() };
+        let together = muon_step(vec![stacked], MUON).remove(0);
+        let parts = tensors.map(|t| t.split_with_sizes(rows.to_vec(), 0));
+        let [values, momenta, grads] = parts.map(Vec::into_iter);
+        let each = values.zip(momenta).zip(grads).map(|((v, m), g)| Matrix::from([v, m, g]));
+        let (mut apart, mut moving) = (Vec::new(), Vec::new());
+        for [value, momentum] in muon_step(each.collect(), MUON) {
+            apart.extend(values_of(&value));
+            moving.extend(values_of(&momentum));
+        }
+        assert!(values_of(&together[0]) == apart && values_of(&together[1]) == moving);
     }
 
     #[test]
@@ -363,10 +434,11 @@ mod tests {
         for dims in [[6, 20], [20, 6], [60, 200]] {
             let zeros = Tensor::zeros(dims, &crate::cpu_device());
             let muon = Muon { rate: 1.0, momentum: 0.0, weight_decay: 1.0, grad_scale: 1.0 };
-            let [y, _] = muon_step(vec![[zeros.clone(), zeros, random(dims)]], muon).remove(0);
+            let [y, _] =
+                muon_step(vec![[zeros.clone(), zeros, random(dims)].into()], muon).remove(0);
             let y = if dims[0] > dims[1] { y.transpose() } else { y };
             let size = (dims[0] as f32 / dims[1] as f32).max(1.0);
-            let gram = values(&crate::linear(y.clone(), y).div_scalar(size));
+            let gram = values_of(&crate::linear(y.clone(), y).div_scalar(size));
             let n = dims[0].min(dims[1]);
             for (e, v) in gram.into_iter().enumerate() {
                 let bounds = if e / n == e % n { 0.3..1.6 } else { -0.35..0.35 };
@@ -390,9 +462,9 @@ mod tests {
                 .map(|d| [data(d), data(d), data(d)])
                 .into();
         let tensor = |d: &TensorData| Tensor::<2>::from_data(d.clone(), &crate::cpu_device());
-        let one = |m: &[TensorData; 3]| m.each_ref().map(tensor);
+        let one = |m: &[TensorData; 3]| Matrix::from(m.each_ref().map(tensor));
         let bits = |m: &[Tensor<2>; 2]| -> Vec<u32> {
-            m.iter().flat_map(values).map(f32::to_bits).collect()
+            m.iter().flat_map(values_of).map(f32::to_bits).collect()
         };
         let run = |threads: usize, together: bool| -> Vec<Vec<u32>> {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -414,7 +486,8 @@ mod tests {
     fn a_gradient_of_nothing_only_decays() {
         let zeros = Tensor::zeros([8, 5], &crate::cpu_device());
         let start = random([8, 5]);
-        let [value, _] = muon_step(vec![[start.clone(), zeros.clone(), zeros]], MUON).remove(0);
-        assert!(apart(&values(&value), &values(&start.mul_scalar(MUON.keep()))) < 1e-6);
+        let [value, _] =
+            muon_step(vec![[start.clone(), zeros.clone(), zeros].into()], MUON).remove(0);
+        assert!(apart(&values_of(&value), &values_of(&start.mul_scalar(MUON.keep()))) < 1e-6);
     }
 }

@@ -14,6 +14,8 @@ use crate::quant::{Isa, Kernel, dispatch, each};
 use crate::team::Team;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use memmap2::{MmapMut, MmapOptions};
+use std::alloc::{Layout, handle_alloc_error};
 use std::cell::RefCell;
 
 /// Tokens of a page.
@@ -56,18 +58,14 @@ impl CacheFormat {
     }
 }
 
-/// Zeros on a cache line, which take no memory before they are written to.
-struct Zeros {
-    bytes: Vec<u8>,
-    skip: usize,
-}
-
-impl Zeros {
-    fn new(len: usize) -> Self {
-        let bytes = vec![0u8; len + LINE];
-        let skip = bytes.as_ptr().align_offset(LINE);
-        Self { bytes, skip }
-    }
+/// Zeros of the system's own, from the beginning of a page on: they take no memory before they are
+/// written to, where an allocator that has memory left to give would write them itself.
+fn zeros(len: usize) -> MmapMut {
+    let map = MmapOptions::new().len(len.max(LINE)).map_anon();
+    map.unwrap_or_else(|_| {
+        let layout = Layout::from_size_align(len.max(LINE), LINE);
+        handle_alloc_error(layout.expect("sizes are far below the address space"))
+    })
 }
 
 /// Keys and values of many sequences: a number of pages for every layer.
@@ -79,7 +77,7 @@ pub struct Pages {
     layers: usize,
     /// Page after page, and in each layer after layer, so that few sequences touch little memory
     /// even where the system gives it in large pieces.
-    memory: Zeros,
+    memory: MmapMut,
 }
 
 impl std::fmt::Debug for Pages {
@@ -105,9 +103,9 @@ impl Pages {
             head_dim: shape.head_dim,
             count,
             layers,
-            memory: Zeros::new(0),
+            memory: zeros(0),
         };
-        pages.memory = Zeros::new(count * pages.page_bytes());
+        pages.memory = zeros(count * pages.page_bytes());
         pages
     }
 
@@ -149,9 +147,7 @@ impl Pages {
     /// If there is no such page.
     pub fn copy(&mut self, from: usize, to: usize) {
         let len = self.page_bytes();
-        let Zeros { bytes, skip } = &mut self.memory;
-        let start = *skip + from * len;
-        bytes.copy_within(start..start + len, *skip + to * len);
+        self.memory.copy_within(from * len..(from + 1) * len, to * len);
     }
 }
 
@@ -216,10 +212,9 @@ pub fn attend(
     let (head, wide, format) = (pages.head(), pages.wide(), pages.format);
     assert!(layer < pages.layers, "attend: layer {layer} of {}", pages.layers);
     let (stride, first) = (pages.page_bytes(), layer * pages.layer_bytes());
-    let Zeros { bytes, skip } = &mut pages.memory;
     // Without any page there is nothing to point at.
     let first = if pages.count == 0 { 0 } else { first };
-    let base = bytes[*skip + first..].as_mut_ptr();
+    let base = pages.memory[first..].as_mut_ptr();
     let memory = Memory { base, stride, format, head, wide, dim };
     let query_part = Shared::new(queries);
     // Which span a row belongs to.

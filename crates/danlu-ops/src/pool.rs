@@ -20,6 +20,7 @@ use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProper
 use libmimalloc_sys as _;
 use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
+use std::ffi::{c_int, c_long};
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -71,6 +72,18 @@ pub fn reset_peak() {
 unsafe extern "C" {
     /// Of mimalloc: gives pages that nothing is in back to the system, at once.
     fn mi_collect(force: bool);
+    /// Of mimalloc: sets one of the options that its header numbers.
+    fn mi_option_set(option: c_int, value: c_long);
+}
+
+/// `mi_option_purge_delay`, milliseconds that a page with nothing in it is kept for.
+const PURGE_DELAY: c_int = 15;
+
+/// From here on the allocator keeps no empty pages, if it is mimalloc. For a program that is mostly idle
+/// and has many threads: [`give_back`] reaches what is kept for the thread that calls it.
+pub fn keep_no_pages() {
+    // SAFETY: it may be called by any thread at any time, whether mimalloc is the allocator or not.
+    unsafe { mi_option_set(PURGE_DELAY, 0) };
 }
 
 /// Gives memory that nobody holds back to the system: what tensors left behind, what the allocator

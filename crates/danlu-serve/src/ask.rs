@@ -3,6 +3,7 @@
 
 use crate::app::App;
 use crate::catalogue::Chosen;
+use crate::conversation::over_context;
 use crate::engine::{Guidance, Job, Mask, Refusal, ReplyMask, Sampler};
 use crate::http::error::{Answer, ApiError, full};
 use crate::http::fields::{Fields, kind};
@@ -213,11 +214,8 @@ impl Ask {
             return Ok(room);
         }
         if most < needed {
-            let message = format!(
-                "the model's context is {} tokens; the prompt has {}, and the reply needs {needed}",
-                model.context,
-                self.prompt.len()
-            );
+            let found = format!("{} tokens, and the reply needs {needed}", self.prompt.len());
+            let message = over_context(model.context, &found);
             return Err(ApiError::bad(self.param, message).code("context_length_exceeded"));
         }
         let wanted = format!("at least {needed}, which such a reply needs");

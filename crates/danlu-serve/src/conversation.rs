@@ -377,9 +377,16 @@ pub(crate) fn check_length(model: &Hosted, param: &str, tokens: usize) -> Answer
     Err(too_long(model, param, &format!("{tokens} tokens")))
 }
 
+/// That something does not fit into a context, in the words by which clients of the official API know it.
+pub(crate) fn over_context(context: usize, found: &str) -> String {
+    format!(
+        "This model's maximum context length is {context} tokens. However, your messages resulted in \
+         {found}"
+    )
+}
+
 fn too_long(model: &Hosted, param: &str, found: &str) -> ApiError {
-    let context = model.context;
-    let message = format!("the model's context is {context} tokens; the prompt has {found}");
+    let message = over_context(model.context, found) + ", and a reply needs room besides";
     ApiError::bad(param, message).code("context_length_exceeded")
 }
 

@@ -16,7 +16,7 @@ pub struct Options {
     /// Names that a `Host` header may have besides those of this machine's own loop. Empty: any,
     /// unless the server listens on the loop only and has no keys. Pages of these hosts may ask too.
     pub allowed_hosts: Vec<String>,
-    /// Most open connections.
+    /// Most open connections; fewer where the limit of open files is low.
     pub max_connections: usize,
     /// Most jobs that wait, beyond those that run.
     pub max_queue: usize,

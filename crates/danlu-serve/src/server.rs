@@ -68,10 +68,7 @@ impl Server {
     /// Waits until everything is loaded.
     pub fn loaded(&mut self) -> Result<()> {
         let done = std::thread::spawn(|| Ok(()));
-        match std::mem::replace(&mut self.loading, done).join() {
-            Ok(result) => result,
-            Err(_) => Err(Error::Other("loading the model panicked".into())),
-        }
+        joined(std::mem::replace(&mut self.loading, done))
     }
 
     /// What `/metrics` shows.
@@ -88,20 +85,24 @@ impl Server {
     }
 
     /// Serves until the process is told to end (SIGTERM, or Ctrl-C): the first time replies may
-    /// end, the second time they may not. At SIGHUP the file of keys is read again.
-    pub fn run(mut self) -> Result<()> {
-        self.loaded()?;
-        let app = self.app.clone();
-        let serving = self.serving;
-        self.runtime.block_on(async move {
+    /// end, the second time they may not. At SIGHUP the file of keys is read again. Both are heard
+    /// while it loads too.
+    pub fn run(self) -> Result<()> {
+        let Self { app, runtime, serving, loading, .. } = self;
+        let ended = runtime.block_on(async move {
             let mut signals = Signals::new()?;
-            while signals.next().await == Told::Reload {
-                match &app.options.keys {
-                    Some(path) => match app.keys.reload(path) {
-                        Ok(count) => tracing::info!(count, "keys were read again"),
-                        Err(error) => tracing::error!(%error, "keys stay as they were"),
+            let mut loading = tokio::task::spawn_blocking(move || joined(loading));
+            let mut loads = true;
+            loop {
+                tokio::select! {
+                    told = signals.next() => match told {
+                        Told::End => break,
+                        Told::Reload => reload(&app),
                     },
-                    None => tracing::info!("there are no keys to read again"),
+                    done = &mut loading, if loads => {
+                        loads = false;
+                        done.unwrap_or_else(|_| Err(panicked()))?;
+                    }
                 }
             }
             tracing::info!("stopping: replies that run may end");
@@ -111,9 +112,30 @@ impl Server {
                 () = signals.end() => tracing::warn!("stopped at once"),
             }
             Ok(())
-        })?;
-        self.runtime.shutdown_background();
-        Ok(())
+        });
+        // What still loads is not waited for.
+        runtime.shutdown_background();
+        ended
+    }
+}
+
+/// How loading ended.
+fn joined(loading: std::thread::JoinHandle<Result<()>>) -> Result<()> {
+    loading.join().unwrap_or_else(|_| Err(panicked()))
+}
+
+fn panicked() -> Error {
+    Error::Other("loading the model panicked".into())
+}
+
+/// Reads the file of keys again.
+fn reload(app: &App) {
+    match &app.options.keys {
+        Some(path) => match app.keys.reload(path) {
+            Ok(count) => tracing::info!(count, "keys were read again"),
+            Err(error) => tracing::error!(%error, "keys stay as they were"),
+        },
+        None => tracing::info!("there are no keys to read again"),
     }
 }
 

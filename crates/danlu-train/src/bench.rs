@@ -82,7 +82,7 @@ pub struct TrainBench {
     /// Loss of the last one.
     pub loss_last: f64,
     /// Milliseconds a step, by operation; `other` is what no clock was on.
-    pub ops: BTreeMap<String, f64>,
+    pub ops_ms: BTreeMap<String, f64>,
 }
 
 /// A model of one of the architectures.
@@ -297,7 +297,7 @@ pub fn train(s: &Setting) -> Result<TrainBench> {
         steps: s.steps,
         loss_first: losses[0],
         loss_last: losses[losses.len() - 1],
-        ops,
+        ops_ms: ops,
     })
 }
 
@@ -340,7 +340,7 @@ mod tests {
             let b = train(&s).expect("trains");
             assert!(b.loss_last < b.loss_first - 0.3, "{arch:?}: {b:?}");
             assert!(b.mfu > 0.0 && b.tokens_per_second > 0.0, "{b:?}");
-            assert!(b.ops.contains_key("attention back"), "{b:?}");
+            assert!(b.ops_ms.contains_key("attention back"), "{b:?}");
         }
     }
 

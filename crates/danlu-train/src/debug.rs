@@ -209,7 +209,10 @@ fn again<S: Again>(
         }
         match line.is_some_and(|l| l.skipped) {
             true => subject.skip(),
-            false => subject.apply(&mut pass),
+            false => {
+                subject.apply(&mut pass);
+                memory_of(&mut subject).learn_tasks(S::figures(&pass).tasks);
+            }
         }
         let figures = format!("loss {:.3}", S::logged(&pass));
         watcher.tell(Event::Step { done: done as usize, figures });

@@ -8,7 +8,7 @@ use crate::memory;
 use crate::pretrain::codes_fingerprint;
 use crate::run::Run;
 use crate::session::{self, load};
-use crate::watch::{Event, Watcher};
+use crate::watch::{Event, Silent, Watcher};
 use crate::{CodeTable, pretrain, rehearsal, tune};
 use danlu_core::recipe::{GuardRecipe, Optimiser};
 use danlu_core::{Error, Recipe, Result, TuneRecipe, Vocabulary};
@@ -123,6 +123,9 @@ pub fn examine(path: &Path, folder: &Path, price: Option<f64>) -> Vec<Finding> {
         Ok((held, ends)) if !ends.is_empty() => {
             let rows = held.samples.len() + held.texts.len();
             out.good("data", format!("{rows} rows are held out of learning"));
+            if let Some(words) = held_out::hardly_fits(&recipe, &held, &ends) {
+                out.careful("data", words);
+            }
         }
         Ok(_) => {}
         Err(e) => out.bad("data", e.to_string()),
@@ -388,6 +391,11 @@ fn lengths(
         out.good("data", "the tokenisers are not all learnt yet");
         return Ok(None);
     };
+    let (held, _) = held_out::load(recipe)?;
+    // Pictures and sounds would have to be turned into tokens first.
+    if held.pictures.len() + held.sounds.len() == 0 {
+        held_out::read(recipe, &tokenisers, &mut Silent)?;
+    }
     let print = codes_fingerprint(recipe, run, corpus)?;
     if let Some(codes) = CodeTable::load(&run.folder.join("codes.bin"), &print) {
         let before = corpus.samples.len();

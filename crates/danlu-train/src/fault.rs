@@ -6,7 +6,7 @@
 //! `rate@40=20` multiplies the learning rate by 20 from step 40 on (`rate:image@40=20` that of the
 //! image tokeniser), `noise:60@900=0.5` makes half of the tokens of the 60 samples from sample 900 on
 //! random, `infinite:60@900` gives them infinite weights in the loss, and `nan:model.layers.1@40` puts one NaN into the first parameter of that name before step
-//! 40; `collapse:layers.1.mlp.gate@40=4` makes the rows of that router equal before step 40 and the three after it. Several are separated by `;`.
+//! 40, `large:model.layers.1@40` a value of 1,000; `collapse:layers.1.mlp.gate@40=4` makes the rows of that router equal before step 40 and the three after it. Several are separated by `;`.
 
 use danlu_core::{Document, Rng};
 use danlu_model::Module;
@@ -87,7 +87,7 @@ pub(crate) fn spoil(document: &mut Document, index: u64, seed: u64, vocabulary: 
     }
 }
 
-/// Damages the first parameter that a fault of this step names: one value becomes no number, or all rows
+/// Damages the first parameter that a fault of this step names: one value becomes no number or a large one, or all rows
 /// of a router the same, so that it sends every token to the same experts. A training that has gone back is
 /// left alone.
 pub(crate) fn poison(module: &mut dyn Module, step: u64) {
@@ -95,7 +95,8 @@ pub(crate) fn poison(module: &mut dyn Module, step: u64) {
     static NEXT: Mutex<u64> = Mutex::new(0);
     let damages = |f: &&Fault| {
         let lasts = f.value.parse().unwrap_or(1);
-        ["nan", "collapse"].contains(&f.kind.as_str()) && (f.at..f.at + lasts).contains(&step)
+        ["nan", "large", "collapse"].contains(&f.kind.as_str())
+            && (f.at..f.at + lasts).contains(&step)
     };
     for fault in faults().iter().filter(damages) {
         let all = module.parameters_mut();
@@ -108,6 +109,7 @@ pub(crate) fn poison(module: &mut dyn Module, step: u64) {
             let mut values = p.values();
             match fault.kind.as_str() {
                 "nan" => values[0] = f32::NAN,
+                "large" => values[0] = 1e3,
                 _ => {
                     let row = values[..p.shape[1]].to_vec();
                     values.chunks_exact_mut(row.len()).for_each(|r| r.copy_from_slice(&row));

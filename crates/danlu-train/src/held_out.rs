@@ -6,7 +6,7 @@ use crate::lesson::Held;
 use crate::run::data_name;
 use crate::watch::{Event, Watcher};
 use danlu_core::recipe::{LossWeights, Recipe};
-use danlu_core::{Document, Error, Result};
+use danlu_core::{Document, Error, Result, Sample};
 use danlu_data::{Corpus, Purpose};
 use danlu_model::Tokenisers;
 use danlu_model::prompt::Template;
@@ -24,6 +24,31 @@ pub(crate) fn load(recipe: &Recipe) -> Result<(Corpus, Vec<[usize; 2]>)> {
         ends.push([corpus.samples.len(), corpus.texts.len()]);
     }
     Ok((corpus, ends))
+}
+
+/// Bytes of text that a token stands for at most, about, in a vocabulary of this size.
+const BYTES: usize = 8;
+
+/// Of a held-out file whose rows are all so long that hardly one can fit `train.window`, before there are
+/// tokenisers that could tell.
+pub(crate) fn hardly_fits(recipe: &Recipe, held: &Corpus, ends: &[[usize; 2]]) -> Option<String> {
+    let window = recipe.train.window;
+    let bytes = |sample: &Sample| -> usize {
+        let parts = sample.messages.iter().flat_map(|m| &m.parts);
+        parts.map(|part| part.words().len()).sum()
+    };
+    let mut from = [0, 0];
+    recipe.data.held_out.iter().zip(ends).find_map(|(file, &to)| {
+        let [samples, texts] = std::mem::replace(&mut from, to);
+        let shortest = held.samples[samples..to[0]].iter().map(bytes).min()?;
+        (texts == to[1] && shortest > BYTES * window).then(|| {
+            format!(
+                "{}: its shortest row has {shortest} bytes of text, which hardly fit train.window \
+                 ({window} tokens)",
+                file.display()
+            )
+        })
+    })
 }
 
 /// Reads the held-out files of a recipe. Replies count in conversations, everything in plain text.

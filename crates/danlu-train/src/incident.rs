@@ -111,8 +111,15 @@ fn path(run: &Run, phase: &str, number: u64) -> PathBuf {
 
 /// The incidents of a run, the first first.
 pub fn incidents(run: &Run) -> Result<Vec<Incident>> {
+    let mut all = of_tokenisers(run)?;
+    all.extend(of_phase(run, "")?);
+    Ok(all)
+}
+
+/// Those of its tokenisers.
+pub(crate) fn of_tokenisers(run: &Run) -> Result<Vec<Incident>> {
     let mut all = Vec::new();
-    for phase in tokenisers::PARTS.into_iter().chain([""]) {
+    for phase in tokenisers::PARTS {
         all.extend(of_phase(run, phase)?);
     }
     Ok(all)

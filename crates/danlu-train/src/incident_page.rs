@@ -1,16 +1,13 @@
 //! The section of a page on what went wrong: a run's, or a tuning's.
 
-use crate::incident::{Seen, incidents};
+use crate::incident::{Incident, Seen};
 use crate::page::chart;
-use crate::run::Run;
-use danlu_core::Result;
 use danlu_report::{NoteKind, Page, Series};
 
 /// Incidents, with the steps before each.
-pub(crate) fn went_wrong(page: &mut Page, run: &Run) -> Result<()> {
-    let all = incidents(run)?;
+pub(crate) fn went_wrong(page: &mut Page, all: Vec<Incident>) {
     if all.is_empty() {
-        return Ok(());
+        return;
     }
     page.section("What went wrong");
     for i in all {
@@ -31,9 +28,8 @@ pub(crate) fn went_wrong(page: &mut Page, run: &Run) -> Result<()> {
             series("loss", points(|s| s.loss), false),
             series("expected", points(|s| s.expected), true),
         ];
-        chart(page, &title, "nats a token", losses);
+        chart(page, &title, "loss", losses);
         let title = format!("Gradient norm before {}", of.trim());
         chart(page, &title, "norm", vec![series("norm", points(|s| s.norm), false)]);
     }
-    Ok(())
 }

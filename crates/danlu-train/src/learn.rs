@@ -310,7 +310,12 @@ impl<M: Module, const D: usize> Subject for Learning<'_, M, D> {
 
     fn limits(&self) -> Limits {
         // Convolutions start anew and move by much at first.
-        Limits { least: self.course.least, norm: 20.0, update: f64::INFINITY }
+        Limits { least: self.course.least, nats: 0.0, norm: 20.0, update: f64::INFINITY }
+    }
+
+    /// Codes that nobody uses are set anew.
+    fn peak_rate(&self) -> Option<f32> {
+        None
     }
 
     fn logs(&self) -> Vec<String> {

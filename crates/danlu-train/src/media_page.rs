@@ -1,5 +1,7 @@
 //! What the tokenisers keep of pictures and sounds: figures against the originals, and examples.
 
+use crate::incident;
+use crate::incident_page::went_wrong;
 use crate::run::Run;
 use danlu_core::{Error, Picture, Result, Sound};
 use danlu_data::{
@@ -85,6 +87,7 @@ pub fn tokeniser_page(run: &Run, corpus: &Corpus, tokenisers: &Tokenisers) -> Re
     if let Some(audio) = &tokenisers.audio {
         sounds(corpus, tokenisers, audio, &mut page, &mut all);
     }
+    went_wrong(&mut page, incident::of_tokenisers(run)?);
     let path = run.folder.join("tokenisers.html");
     page.write(&path).map_err(|e| Error::io(&path, e))?;
     let json = serde_json::to_string_pretty(&all).map_err(|e| Error::Other(e.to_string()))?;

@@ -3,7 +3,7 @@
 use burn::tensor::{Gradients, Tensor};
 use danlu_core::recipe::{Optimiser as Kind, Schedule, TrainRecipe};
 use danlu_model::{Module, Parameter};
-use danlu_ops::{AdamW, Muon, adamw_step, muon_step, squared_norm};
+use danlu_ops::{AdamW, Matrix, Muon, adamw_step, muon_step, squared_norm};
 
 /// What an optimiser remembers, and its settings.
 #[derive(Debug)]
@@ -108,7 +108,9 @@ impl Optimiser {
             if muon {
                 // Stepped below, all together: small matrices then have a thread each.
                 state[1] = second;
-                matrices.push(([value, first, grad], (tracked, p, state)));
+                let stacked = p.stacked.clone();
+                matrices
+                    .push((Matrix { tensors: [value, first, grad], stacked }, (tracked, p, state)));
                 continue;
             }
             let adamw = AdamW {

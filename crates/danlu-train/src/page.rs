@@ -1,5 +1,6 @@
 //! The run's page: curves by modality and task, samples as they improve, the recipe.
 
+use crate::incident::incidents;
 use crate::incident_page::went_wrong;
 use crate::marginal::Marginals;
 use crate::pretrain::{Health, LogLine, Losses, SampleLine};
@@ -125,7 +126,7 @@ pub fn run_page(run: &Run, recipe: &Recipe, corpus: &Corpus) -> Result<()> {
         chart(&mut page, "Speed", "tokens/s", one("tokens/s", speed));
         inside(&mut page, &log);
     }
-    went_wrong(&mut page, run)?;
+    went_wrong(&mut page, incidents(run)?);
     samples(&mut page, run)?;
     for (name, what) in [("image", "image tokeniser"), ("audio", "audio tokeniser")] {
         let log: Vec<tokenisers::LogLine> = entries(&run.log(name))?;

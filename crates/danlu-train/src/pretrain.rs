@@ -10,7 +10,7 @@ use crate::marginal::Marginals;
 use crate::page::run_page;
 use crate::run::{Run, append, data_name};
 use crate::session::{Pass, Session, sizes};
-use crate::text_loss::{HeldOut, nats_per_byte};
+use crate::text_loss::{HeldOut, judged, nats_per_byte};
 use crate::track::{self, About, Trackers, to_value};
 use crate::upkeep::Upkeep;
 use crate::watch::{Event, Watcher};
@@ -420,7 +420,7 @@ fn steps(
             return Ok(Vec::new());
         }
         let vocabulary = &session.vocabulary;
-        HeldOut::of(corpus, &tokenisers.text, vocabulary, [r.rows, r.window], limit)
+        HeldOut::of(corpus, &tokenisers, vocabulary, [r.rows, r.window], limit)
     };
     let some_text = held_out(&session, TEXT_BYTES)?;
     let measured = || danlu_ops::fma_peak(rayon::current_num_threads(), 0.15);
@@ -447,14 +447,14 @@ fn steps(
         let frozen = frozen(&session.model, session.average.as_deref());
         line.validation = validate(&frozen, &validation, &session.vocabulary);
         line.validation.extend(files.measure(&frozen));
-        let all = line.validation.values();
-        if !line.validation.is_empty() {
-            writer.rate(line.step as u64, all.sum::<f64>() / line.validation.len() as f64)?;
-        }
         line.text = match line.step == r.steps {
             true => nats_per_byte(&frozen, &held_out(session, usize::MAX)?),
             false => nats_per_byte(&frozen, &some_text),
         };
+        let text = || nats_per_byte(&frozen, &some_text);
+        if let Some(loss) = judged(&line.validation, text) {
+            writer.rate(line.step as u64, loss)?;
+        }
         let shown = samples(&frozen, &session.source, run, line.step);
         shown.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));
         Ok(())

@@ -312,7 +312,16 @@ impl Subject for Session<'_> {
     }
 
     fn limits(&self) -> Limits {
-        Limits { least: 0.0, norm: 20.0, update: 0.25 }
+        Limits { least: 0.0, nats: 16.0, norm: 20.0, update: 0.25 }
+    }
+
+    fn peak_rate(&self) -> Option<f32> {
+        let r = &self.recipe.train;
+        Some(if r.optimiser == Kind::Muon { r.rate.max(r.muon_rate) } else { r.rate })
+    }
+
+    fn averages(&self) -> Option<&[Tensor<2>]> {
+        self.average.as_deref()
     }
 
     fn logs(&self) -> Vec<String> {

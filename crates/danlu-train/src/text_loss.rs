@@ -4,8 +4,7 @@
 use crate::pretrain::{Losses, forward};
 use danlu_core::{Batch, Control, Result, Vocabulary};
 use danlu_data::{Corpus, Split};
-use danlu_model::Transformer;
-use danlu_model::modality::TextTokeniser;
+use danlu_model::{Tokenisers, Transformer};
 use std::collections::BTreeMap;
 
 /// The held-out texts of one language, ready to be measured.
@@ -22,12 +21,12 @@ impl HeldOut {
     /// the first and after each.
     pub(crate) fn of(
         corpus: &Corpus,
-        tokeniser: &TextTokeniser,
+        tokenisers: &Tokenisers,
         vocabulary: &Vocabulary,
         [rows, window]: [usize; 2],
         limit: usize,
     ) -> Result<Vec<Self>> {
-        let end = vocabulary.control_id(Control::End);
+        let (tokeniser, end) = (&tokenisers.text, tokenisers.end_of_text());
         let pad = vocabulary.control_id(Control::Pad);
         let mut lines: BTreeMap<&str, (Vec<u32>, usize)> = BTreeMap::new();
         let mut full: Vec<&str> = Vec::new();
@@ -93,9 +92,29 @@ pub(crate) fn nats_per_byte(model: &Transformer, sets: &[HeldOut]) -> Losses {
     out
 }
 
+/// What a checkpoint is as good as: the mean loss of what is held out, or else nats a byte of the held-out
+/// texts that every validation measures. `None` without either.
+pub(crate) fn judged(validation: &Losses, text: impl FnOnce() -> Losses) -> Option<f64> {
+    match validation.is_empty() {
+        true => text().remove("all"),
+        false => Some(validation.values().sum::<f64>() / validation.len() as f64),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_checkpoint_is_as_good_as_what_is_held_out() {
+        let losses = |all: &[(&str, f64)]| -> Losses {
+            all.iter().map(|(name, loss)| (name.to_string(), *loss)).collect()
+        };
+        let text = || losses(&[("en", 1.0), ("all", 2.0)]);
+        assert_eq!(judged(&losses(&[("a", 3.0), ("b", 5.0)]), text), Some(4.0));
+        assert_eq!(judged(&Losses::new(), text), Some(2.0));
+        assert_eq!(judged(&Losses::new(), Losses::new), None);
+    }
 
     #[test]
     fn every_token_is_predicted_once_and_the_filling_never() {

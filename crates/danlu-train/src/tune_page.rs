@@ -1,5 +1,6 @@
 //! The page of a tuning: where it stands, curves, the recipe.
 
+use crate::incident::incidents;
 use crate::incident_page::went_wrong;
 use crate::page::{chart, figure, upkeep};
 use crate::run::{Run, entries, read};
@@ -44,7 +45,7 @@ pub(crate) fn tune_page(run: &Run, recipe: &TuneRecipe) -> Result<()> {
         vec![line("norm", points(&|l| Some(l.norm)))],
     );
     chart(&mut page, "Speed", "tokens/s", vec![line("tokens/s", points(&|l| Some(l.speed)))]);
-    went_wrong(&mut page, run)?;
+    went_wrong(&mut page, incidents(run)?);
     page.section("Recipe");
     page.code("Every value of this run", "toml", &read(&run.recipe())?);
     page.write(run.page()).map_err(|e| Error::io(run.page(), e))

@@ -191,14 +191,18 @@ impl Subject for Tuning<'_> {
         // A pair that is new among learnt ones, or the first try that is rewarded, has a gradient of
         // another size than those before it: it is clipped, and no trouble. What a model tries by
         // itself is no data that could be bad, and its divergence has a long tail.
-        let least = match self.recipe.objective {
-            Objective::Reply | Objective::Distil { .. } => 0.2,
-            Objective::Dpo { .. } => 0.7,
-            Objective::Grpo { .. } => f64::INFINITY,
+        let (least, nats) = match self.recipe.objective {
+            Objective::Reply | Objective::Distil { .. } => (0.2, 16.0),
+            Objective::Dpo { .. } => (0.7, 0.0),
+            Objective::Grpo { .. } => (f64::INFINITY, 0.0),
         };
         // The matrices of an adapter are small, and one of them begins with zeros.
         let update = if self.recipe.lora.is_some() { f64::INFINITY } else { 0.25 };
-        Limits { least, norm: f64::INFINITY, update }
+        Limits { least, nats, norm: f64::INFINITY, update }
+    }
+
+    fn peak_rate(&self) -> Option<f32> {
+        Some(self.recipe.train.rate)
     }
 
     fn logs(&self) -> Vec<String> {

@@ -69,6 +69,7 @@ fn note(words: std::fmt::Arguments<'_>) {
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
+    progress::outlive_full_files();
     if let Some(threads) = cli.threads {
         // The pool can be set once; nothing has used it yet.
         if rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().is_err() {

@@ -3,17 +3,24 @@
 
 use danlu_train::{Event, Watcher};
 use indicatif::{ProgressBar, ProgressStyle};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::io::{IsTerminal, Write};
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Instant;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether what is at work has something to keep before it stops.
 static KEEPS: AtomicBool = AtomicBool::new(true);
 static HEARS: Once = Once::new();
+
+/// A file that has reached the largest size that the process may write is an error of that write, which
+/// names the file, and not the end of the process without a word.
+pub(crate) fn outlive_full_files() {
+    // Where it cannot be heard, it ends the process as it does any other.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+}
 
 /// Begins to hear signals. Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) ask to stop with a
 /// checkpoint; a second one ends at once. Who was started to outlive its terminal (nohup) does.

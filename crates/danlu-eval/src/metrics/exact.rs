@@ -17,7 +17,12 @@ impl Metric for Exact {
     }
 
     fn score(&self, expected: &str, got: &str) -> f64 {
-        f64::from(normalise(expected) == normalise(got))
+        let wanted = normalise(expected);
+        // Of what is punctuation alone nothing would be left to compare.
+        f64::from(match wanted.is_empty() {
+            true => expected.trim() == got.trim(),
+            false => wanted == normalise(got),
+        })
     }
 }
 
@@ -40,5 +45,8 @@ mod tests {
         assert_eq!(Exact.score("red heart", "redheart"), 0.0);
         assert_eq!(Exact.score("cat", ""), 0.0);
         assert_eq!(Exact.score("o'clock", "oclock"), 0.0);
+        assert_eq!(Exact.score("?", ""), 0.0);
+        assert_eq!(Exact.score("...", "?"), 0.0);
+        assert_eq!(Exact.score("?", " ?\n"), 1.0);
     }
 }

@@ -2,7 +2,9 @@
 //! beside them `danlu.json`, what it was learnt on.
 
 use super::{Adapter, Delta};
-use crate::io::{Dtype, NamedTensor, Shards, Weights, save_tensors, write_atomically};
+use crate::io::{
+    Dtype, NamedTensor, Shards, Weights, read_regular, save_tensors, write_atomically,
+};
 use danlu_core::{Error, LoraConfig, MAX_RANK, Result, Target};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -104,21 +106,9 @@ const OTHERWISE: [&str; 12] = [
 /// How `init_lora_weights` begins where the base's weights were changed as well.
 const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-/// The bytes of a small file.
-fn small(path: &Path) -> std::io::Result<Vec<u8>> {
-    use std::io::{Error, ErrorKind, Read};
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LONGEST {
-        let what = format!("over {LONGEST} bytes, too many for a configuration");
-        return Err(Error::new(ErrorKind::InvalidData, what));
-    }
-    Ok(bytes)
-}
-
 /// What PEFT says of an adapter, but for what would be computed otherwise, which is refused.
 fn peft_config(path: &Path) -> Result<PeftConfig> {
-    let bytes = small(path).map_err(|e| Error::io(path, e))?;
+    let bytes = read_regular(path, LONGEST)?;
     let wrong = |e| Error::file(path, "PEFT's configuration of a LoRA", e);
     let all: serde_json::Value = serde_json::from_slice(&bytes).map_err(wrong)?;
     for key in OTHERWISE {
@@ -233,14 +223,14 @@ impl Adapter {
         }
         let (config, deltas) = read_deltas(&path, config, &each)?;
         let path = folder.join(INFO);
-        let info = match small(&path) {
+        let info = match read_regular(&path, LONGEST) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| Error::file(&path, "what an adapter was learnt on", e))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 let name = folder.file_name().unwrap_or_default().to_string_lossy().to_string();
                 AdapterInfo { name, ..AdapterInfo::default() }
             }
-            Err(e) => return Err(Error::io(&path, e)),
+            Err(e) => return Err(e),
         };
         let adapter = Self { config, info, deltas };
         let hash = adapter.hash();
@@ -535,7 +525,7 @@ mod tests {
             ("layer_replication", serde_json::json!([[0, 2]]), "layer_replication"),
             ("trainable_token_indices", serde_json::json!([1]), "trainable_token_indices"),
             ("init_lora_weights", serde_json::json!("pissa_niter_4"), "pissa_niter_4"),
-            ("revision", serde_json::json!("x".repeat(LONGEST as usize)), "too many"),
+            ("revision", serde_json::json!("x".repeat(LONGEST as usize)), "at most 1048576"),
         ] {
             let error = config(&|v| v[key] = value.clone());
             assert!(error.contains(want), "{key}: {error}");

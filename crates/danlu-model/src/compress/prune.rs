@@ -24,6 +24,30 @@ pub struct Cut {
     pub channels: usize,
 }
 
+impl Cut {
+    /// Whether something of each would be left.
+    ///
+    /// # Errors
+    /// By name of what would not.
+    pub fn check(&self, c: &TransformerConfig) -> Result<()> {
+        for (name, all, out) in [
+            ("--drop-layers", c.depth, self.layers),
+            ("--drop-heads", c.kv_heads, self.kv_heads),
+            ("--drop-channels", c.hidden, self.channels),
+        ] {
+            if out >= all {
+                let wanted = format!("fewer than the {all} that there are");
+                return Err(Error::parameter(name, wanted, out));
+            }
+        }
+        if c.experts > 0 && self.channels > 0 {
+            let wanted = "0 for a mixture of experts, whose channels are not looked at";
+            return Err(Error::parameter("--drop-channels", wanted, self.channels));
+        }
+        Ok(())
+    }
+}
+
 /// What ran through one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seen {
@@ -129,23 +153,7 @@ fn largest(scores: &[f64], keep: usize) -> Vec<usize> {
 /// If nothing would be left, by name of what.
 pub fn prune(model: &Transformer, seen: &[Seen], cut: &Cut) -> Result<Transformer> {
     let c = &model.config;
-    for (name, all, out) in [
-        ("--drop-layers", c.depth, cut.layers),
-        ("--drop-heads", c.kv_heads, cut.kv_heads),
-        ("--drop-channels", c.hidden, cut.channels),
-    ] {
-        if out >= all {
-            return Err(Error::parameter(
-                name,
-                format!("fewer than the {all} that there are"),
-                out,
-            ));
-        }
-    }
-    if c.experts > 0 && cut.channels > 0 {
-        let wanted = "0 for a mixture of experts, whose channels are not looked at";
-        return Err(Error::parameter("--drop-channels", wanted, cut.channels));
-    }
+    cut.check(c)?;
     let kv_heads = c.kv_heads - cut.kv_heads;
     let turns: Vec<f64> = seen.iter().map(|s| -s.likeness).collect();
     let layers = largest(&turns, c.depth - cut.layers);

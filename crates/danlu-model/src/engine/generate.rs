@@ -45,7 +45,8 @@ impl<'a> Generator<'a> {
         request: &Request,
     ) -> Result<Self> {
         let job = job(transformer, vocabulary, request)?;
-        let mut scheduler = Scheduler::new(transformer, &exact(1, transformer))?;
+        let options = exact(std::slice::from_ref(request), 1, transformer);
+        let mut scheduler = Scheduler::new(transformer, &options)?;
         scheduler.add(job)?;
         Ok(Self { scheduler, ready: VecDeque::new(), transformer: PhantomData })
     }
@@ -82,7 +83,11 @@ pub fn generate(
     width: usize,
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>> {
-    let mut scheduler = Scheduler::new(transformer, &exact(width.max(1), transformer))?;
+    if requests.is_empty() {
+        return Ok(Vec::new());
+    }
+    let width = width.clamp(1, requests.len());
+    let mut scheduler = Scheduler::new(transformer, &exact(requests, width, transformer))?;
     let mut numbers = HashMap::new();
     for (i, request) in requests.iter().enumerate() {
         numbers.insert(scheduler.add(job(transformer, vocabulary, request)?)?, i);
@@ -102,12 +107,18 @@ pub fn generate(
     Ok(replies)
 }
 
-/// Weights and cache as exact as they are, and room for a prompt of guidance beside each.
-fn exact(batch: usize, transformer: &Transformer) -> EngineOptions {
-    let context = transformer.config.context.next_multiple_of(PAGE) + PAGE;
+/// Weights and cache as exact as they are, and room for `batch` of the longest requests, with a prompt of
+/// guidance beside each.
+fn exact(requests: &[Request], batch: usize, transformer: &Transformer) -> EngineOptions {
+    let context = transformer.config.context;
+    let tokens = |r: &Request| {
+        let prompt = r.prompt.len().max(r.blank.len());
+        context.min(prompt.saturating_add(r.max_tokens)).next_multiple_of(PAGE) + PAGE
+    };
+    let longest = requests.iter().map(tokens).max().unwrap_or(2 * PAGE);
     EngineOptions {
         cache: CacheFormat::F32,
-        cache_tokens: Some(2 * batch * context),
+        cache_tokens: Some(2 * batch * longest.max(2 * PAGE)),
         batch,
         chunk: 1024,
         ..Default::default()

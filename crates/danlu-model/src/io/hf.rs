@@ -2,7 +2,7 @@
 //! Mixtral and Qwen3-MoE): `config.json`, and tensors with query, key and value (and gate and up) as
 //! matrices of their own where ours are fused.
 
-use super::{NamedTensor, Weights, rope};
+use super::{NamedTensor, Weights, read_regular, rope};
 use crate::arch::{Transformer, TransformerConfig};
 use crate::params::Module;
 use danlu_core::{Error, Result, Vocabulary};
@@ -92,8 +92,8 @@ pub struct HfConfig {
     /// Precision of the weights, as PyTorch names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
-    /// First token of a text.
-    #[serde(default, skip_serializing_if = "Value::is_null")]
+    /// First token of a text; where nothing is said of it, classes of transformers take one of their own.
+    #[serde(default)]
     pub bos_token_id: Value,
     /// What ends a text or a reply: one id or several.
     #[serde(default, skip_serializing_if = "Value::is_null")]
@@ -195,12 +195,7 @@ fn window(file: &Value) -> Option<usize> {
 impl HfConfig {
     /// Reads a `config.json` and refuses what we would compute otherwise, by the key.
     pub fn read(path: &Path) -> Result<Self> {
-        let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-        if size > LONGEST {
-            let found = format!("{size} bytes");
-            return Err(Error::file(path, format!("at most {LONGEST} bytes"), found));
-        }
-        Self::parse(path, &std::fs::read(path).map_err(|e| Error::io(path, e))?)
+        Self::parse(path, &read_regular(path, LONGEST)?)
     }
 
     /// The same of bytes; `path` is for messages.
@@ -292,7 +287,13 @@ impl HfConfig {
 
     /// The `generation_config.json` beside it.
     pub(crate) fn generation(&self) -> Value {
-        serde_json::json!({"eos_token_id": self.eos_token_id, "pad_token_id": self.pad_token_id})
+        let mut all = serde_json::json!({
+            "eos_token_id": self.eos_token_id, "pad_token_id": self.pad_token_id,
+        });
+        if !self.bos_token_id.is_null() {
+            all["bos_token_id"] = self.bos_token_id.clone();
+        }
+        all
     }
 
     /// Our configuration of the file at `path`.

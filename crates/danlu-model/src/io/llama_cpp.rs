@@ -21,6 +21,8 @@ struct Architecture {
     experts: [bool; 2],
     /// Whether every fourth layer has no positions.
     no_rope: bool,
+    /// Whether llama.cpp takes heads of any width, and not only those that are as wide as the model together.
+    any_heads: bool,
 }
 
 /// The biases that llama.cpp reads for an architecture.
@@ -37,23 +39,23 @@ enum Biases {
 const ARCHITECTURES: [Architecture; 5] = [
     Architecture {
         name: "llama", qk_norm: false, biases: Biases::Any, interleaved: true, experts: [true, true],
-        no_rope: false,
+        no_rope: false, any_heads: true,
     },
     Architecture {
         name: "qwen2", qk_norm: false, biases: Biases::Queries, interleaved: false, experts: [false, true],
-        no_rope: false,
+        no_rope: false, any_heads: false,
     },
     Architecture {
         name: "qwen3", qk_norm: true, biases: Biases::None, interleaved: false, experts: [false, true],
-        no_rope: false,
+        no_rope: false, any_heads: true,
     },
     Architecture {
         name: "qwen3moe", qk_norm: true, biases: Biases::None, interleaved: false, experts: [true, false],
-        no_rope: false,
+        no_rope: false, any_heads: true,
     },
     Architecture {
         name: "smollm3", qk_norm: false, biases: Biases::None, interleaved: true, experts: [false, true],
-        no_rope: true,
+        no_rope: true, any_heads: true,
     },
 ];
 
@@ -160,6 +162,10 @@ pub fn check_architecture(c: &TransformerConfig, path: &Path) -> Result<()> {
             "no norms of queries and keys, experts or layers without positions beside biases, for GGUF",
             found.into(),
         )
+    } else if c.qkv_bias && c.heads * c.head_dim != c.width {
+        let wanted = "heads that are as wide as the model together, where queries, keys and values alone \
+                      have biases, for GGUF";
+        (wanted, format!("{} of {} in a width of {}", c.heads, c.head_dim, c.width))
     } else {
         let wanted = "positions in every layer, or (without norms and biases of queries and keys) in all \
                       but each fourth, for GGUF";
@@ -181,7 +187,8 @@ fn architecture_of(c: &TransformerConfig) -> Option<&'static Architecture> {
             true => !c.no_rope.is_empty() && c.no_rope == every_fourth(c.depth),
         };
         let mixes = a.experts[usize::from(c.experts == 0)];
-        a.qk_norm == c.qk_norm && biases && positions && mixes && !c.gates_of_all
+        let heads = a.any_heads || c.heads * c.head_dim == c.width;
+        a.qk_norm == c.qk_norm && biases && positions && mixes && heads && !c.gates_of_all
     };
     ARCHITECTURES.iter().find(fits)
 }

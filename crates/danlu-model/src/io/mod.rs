@@ -6,6 +6,7 @@ mod hf;
 mod llama_cpp;
 mod pieces;
 mod quant;
+mod regular;
 mod rope;
 mod shards;
 mod tensors;
@@ -17,6 +18,7 @@ pub use hf::{HfConfig, Part, fill, from_hf, parts_of, to_hf};
 pub(crate) use hf::{check_parts, read_part};
 pub use llama_cpp::{GgufWeights, architecture_keys, check_architecture, gguf_name, to_gguf_order};
 pub use quant::Packing;
+pub(crate) use regular::{open_regular, read_regular, read_text};
 pub use rope::{FACTORS, gguf_factors};
 pub use shards::{Shards, Weights, check_safetensors, parse_index};
 pub use tensors::{

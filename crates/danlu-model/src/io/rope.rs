@@ -265,6 +265,11 @@ pub fn gguf_factors(c: &TransformerConfig, path: &Path) -> Result<Option<Vec<f32
             let wanted = "a ramp of YaRN that begins at whole pairs (`truncate`), for GGUF";
             Err(Error::file(path, wanted, "one that does not"))
         }
+        // llama.cpp has these of its own, whatever the file says.
+        Some(RopeScaling::Yarn { fast, slow, .. }) if (*fast, *slow) != (32.0, 1.0) => {
+            let wanted = "a ramp of YaRN from 32 turns to 1 (`beta_fast`, `beta_slow`), for GGUF";
+            Err(Error::file(path, wanted, format!("one from {fast} to {slow}")))
+        }
         Some(RopeScaling::Pairs { amplitude, .. }) if *amplitude != 1.0 => {
             let wanted = "rotary angles with an attention factor of 1, for GGUF";
             Err(Error::file(path, wanted, amplitude))

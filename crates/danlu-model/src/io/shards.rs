@@ -1,8 +1,8 @@
 //! Safetensors files read one tensor at a time: one file, or the shards that an index names. Headers
 //! are checked whole before any tensor is read.
 
-use super::NamedTensor;
 use super::quant::Packing;
+use super::{NamedTensor, open_regular, read_regular};
 use danlu_core::{Error, Result};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -86,8 +86,7 @@ impl Shards {
             };
             return Err(Error::file(folder, format!("{SINGLE} or {INDEX}"), found));
         }
-        let bytes = std::fs::read(&index).map_err(|e| Error::io(&index, e))?;
-        let map = parse_index(&index, &bytes)?;
+        let map = parse_index(&index, &read_regular(&index, HEADER)?)?;
         let mut all = Self { path: index.clone(), shards: Vec::new(), of: BTreeMap::new() };
         let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
         for (name, file) in &map {
@@ -232,7 +231,7 @@ enum Entry {
 
 impl Shard {
     fn open(path: &Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut file = open_regular(path)?;
         let size = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let places = read_header(path, &mut file, size)?;
         Ok(Self { path: path.into(), file: Mutex::new(file), places })

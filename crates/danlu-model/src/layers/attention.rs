@@ -39,6 +39,8 @@ impl Attention {
             Parameter::constant(format!("{name}.{part}.weight"), &[c.head_dim], 1.0, device)
         };
         let qkv = normal("qkv_proj", [shape.projection(), c.width], c.init_std(), rng);
+        let kv = shape.kv_heads * shape.head_dim;
+        let qkv = qkv.stacked(&[shape.output(), kv, kv]);
         let out = normal("o_proj", [c.width, shape.output()], c.residual_std(), rng);
         Self {
             qkv: qkv.biased_if(c.qkv_bias, device),

@@ -36,6 +36,12 @@ impl Linear {
         Self { bias: Some(bias), ..self }
     }
 
+    /// Whose weight is several matrices, one on the other, of so many rows each.
+    pub(super) fn stacked(mut self, rows: &[usize]) -> Self {
+        self.weight.stacked = rows.to_vec();
+        self
+    }
+
     /// With a bias of zeros, if it is to have one.
     pub fn biased_if(self, has: bool, device: &Device) -> Self {
         if has { self.biased(device) } else { self }

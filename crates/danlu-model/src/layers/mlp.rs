@@ -19,6 +19,7 @@ impl Mlp {
         let (inner, outer) = (c.init_std(), c.residual_std());
         let (up, down) = (format!("{name}.gate_up_proj"), format!("{name}.down_proj"));
         let gate_up = Linear::new(&up, [2 * c.hidden, c.width], inner, rng, device);
+        let gate_up = gate_up.stacked(&[c.hidden, c.hidden]);
         let down = Linear::new(&down, [c.width, c.hidden], outer, rng, device);
         Self {
             gate_up: gate_up.biased_if(c.mlp_bias, device),

@@ -14,7 +14,7 @@ pub(crate) use text::{BLANK, byte_of_piece};
 pub use text::{Special, TextTokeniser};
 
 use crate::chat::ChatTemplate;
-use danlu_core::{Error, Foreign, Picture, Result, Sound, Vocabulary};
+use danlu_core::{Control, Error, Foreign, Picture, Result, Sound, Vocabulary};
 
 /// Bins of a coordinate: one per pixel of a picture's side.
 pub const PLACES: u32 = 64;
@@ -52,6 +52,24 @@ impl Tokenisers {
             places: if self.image.is_some() || self.foreign.is_none() { PLACES } else { 0 },
             foreign: self.foreign.clone(),
         }
+    }
+
+    /// What stands after a document of plain text: of an imported model the end of a text as it names it
+    /// (`eos_token`), which need not be that of a reply.
+    pub fn end_of_text(&self) -> u32 {
+        let own = || self.vocabulary().control_id(Control::End);
+        self.special("eos_token").unwrap_or_else(own)
+    }
+
+    /// What an imported model names as the beginning of a text (`bos_token`), if it does.
+    pub(crate) fn begin_of_text(&self) -> Option<u32> {
+        self.special("bos_token").or(self.text.begin())
+    }
+
+    /// The id of a special token by the name that templates know it under.
+    fn special(&self, name: &str) -> Option<u32> {
+        let mut specials = self.chat.as_ref()?.specials().iter();
+        self.text.id(&specials.find(|special| special.0 == name)?.1)
     }
 
     /// The tokeniser of pictures; an error if the model has none.

@@ -1,6 +1,7 @@
 //! Text: byte-level BPE, so that any UTF-8 comes back exactly, and of imported models the pieces of
 //! SentencePiece too. Imported tokenisers may have special tokens of their own; no text becomes one.
 
+use crate::io::read_regular;
 use danlu_core::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
@@ -97,12 +98,7 @@ impl TextTokeniser {
 
     /// Reads a `tokenizer.json`.
     pub fn load(path: &Path) -> Result<Self> {
-        let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-        if size > LONGEST {
-            let wanted = format!("a tokenizer.json of at most {LONGEST} bytes");
-            return Err(Error::file(path, wanted, format!("{size} bytes")));
-        }
-        Self::parse(path, &std::fs::read(path).map_err(|e| Error::io(path, e))?)
+        Self::parse(path, &read_regular(path, LONGEST)?)
     }
 
     /// Reads the bytes of a `tokenizer.json`; `path` is for messages.

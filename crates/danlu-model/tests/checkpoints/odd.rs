@@ -1,13 +1,15 @@
 //! What checkpoints of others say in odd places, or leave out: read as transformers and llama.cpp read it.
 
 use super::{copied, golden, imported, logits, temporary, turns};
+use danlu_core::{Control, recipe::LossWeights};
 use danlu_model::chat::{ChatTemplate, Context};
 use danlu_model::io::{
-    Dtype, Gguf, GgufTensor, GgufWeights, HfConfig, NamedTensor, Packing, load_tensors,
-    save_tensors, tokeniser_keys, tokeniser_of_gguf, write_gguf,
+    Dtype, Gguf, GgufTensor, GgufWeights, HfConfig, NamedTensor, Packing, check_architecture,
+    load_tensors, save_tensors, tokeniser_keys, tokeniser_of_gguf, write_gguf,
 };
 use danlu_model::modality::TextTokeniser;
-use danlu_model::{export, import};
+use danlu_model::prompt::Template;
+use danlu_model::{Model, TransformerConfig, export, import};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -304,4 +306,125 @@ fn templates_are_read_as_jinja2_reads_them() {
     // In the order in which a message was made, as in Python.
     assert_eq!(rendered("{% for key in messages[0] %}{{ key }} {% endfor %}"), "role content ");
     assert_eq!(rendered("{{ messages[0] | tojson }}"), "{\"role\": \"user\", \"content\": \"hi\"}");
+}
+
+#[test]
+fn documents_end_as_texts_do_and_replies_as_the_template_says() {
+    let source = copied("llama", "eos");
+    let device = danlu_ops::cpu_device();
+    let weights = LossWeights::default();
+    let document = |model: &Model| {
+        let ids = Template::new(&model.tokenisers).plain_text("hello", &weights, 0).ids;
+        (ids[0], ids[ids.len() - 1])
+    };
+    let end = |model: &Model| model.tokenisers.vocabulary().control_id(Control::End);
+    let model = import::open(&source, &device).unwrap();
+    assert_eq!((document(&model), end(&model)), ((2, 2), 2), "one token ends both");
+    change(&source.join("tokenizer_config.json"), |file| {
+        file["eos_token"] = "<|endoftext|>".into();
+    });
+    let model = import::open(&source, &device).unwrap();
+    assert_eq!((document(&model), end(&model)), ((0, 0), 2));
+    let own = temporary("eos-own");
+    model.save(&own, Dtype::F32).unwrap();
+    let back = Model::load(&own, &device).unwrap();
+    assert_eq!((document(&back), end(&back)), ((0, 0), 2));
+    std::fs::remove_dir_all(&source).unwrap();
+    std::fs::remove_dir_all(&own).unwrap();
+}
+
+#[test]
+fn of_named_templates_tools_have_their_own_and_the_rest_the_default_one() {
+    let folder = copied("llama", "named");
+    let device = danlu_ops::cpu_device();
+    let about = folder.join("tokenizer_config.json");
+    let beside = folder.join("chat_template.jinja");
+    let more = folder.join("additional_chat_templates");
+    std::fs::remove_file(&beside).unwrap();
+    let messages = turns(&json!([{"role": "user", "content": "hi"}]));
+    let tools = [json!({"type": "function", "function": {"name": "f", "parameters": {}}})];
+    let shown = |chat: &ChatTemplate, tools: &[Value]| {
+        let text = imported("llama").tokenisers.text;
+        let context = Context { tools, variables: None };
+        text.decode(&chat.ids(&text, &messages, context, true, 2).unwrap().ids)
+    };
+    let of = |source: &str| ChatTemplate::new(source, Vec::new(), None).unwrap();
+    let both = |tool_use: &str, default: &str| {
+        let all = json!([{"name": "rag", "template": "no"},
+            {"name": "tool_use", "template": tool_use}, {"name": "default", "template": default}]);
+        change(&about, |file| file["chat_template"] = all.clone());
+        let found = import::open(&folder, &device).unwrap().tokenisers.chat.unwrap();
+        assert_eq!(shown(&found, &tools), shown(&of(tool_use), &tools), "{tool_use:?}");
+        assert_eq!(shown(&found, &[]), shown(&of(default), &[]), "{default:?}");
+        assert!(found.tells_tools());
+    };
+    // Line ends and blanks at both ends of each are as in a file of its own.
+    let odd = [
+        "a {{ messages[0].content }} {{ tools | length if tools }}",
+        "\n\n b {{ messages[0].content }}\n\n",
+        "  {% if true %}\n c\n{% endif %}\n  ",
+        "\n{%- for m in messages -%}  {{ m.content }}\n{% endfor %}\n",
+        "{% for m in messages %}{{ m.content }}{% endfor -%}\n \r\n",
+        "{{- messages[0].content -}}\n ",
+    ];
+    for tool_use in odd {
+        odd.iter().for_each(|default| both(tool_use, default));
+    }
+    // In files of their own, which go before.
+    std::fs::create_dir(&more).unwrap();
+    let refused = || import::open(&folder, &device).expect_err("no default").to_string();
+    std::fs::write(more.join("tool_use.jinja"), odd[0]).unwrap();
+    let error = refused();
+    assert!(error.contains("additional_chat_templates: expected"), "{error}");
+    assert!(error.contains("`default`, found `tool_use`"), "{error}");
+    for default in [&beside, &more.join("default.jinja")] {
+        std::fs::write(default, odd[1]).unwrap();
+        let found = import::open(&folder, &device).unwrap().tokenisers.chat.unwrap();
+        assert_eq!(shown(&found, &tools), shown(&of(odd[0]), &tools));
+        assert_eq!(shown(&found, &[]), shown(&of(odd[1]), &[]));
+        std::fs::remove_file(default).unwrap();
+    }
+    std::fs::remove_dir_all(&more).unwrap();
+    change(&about, |file| {
+        file["chat_template"] = json!([{"name": "rag", "template": "no"}]);
+    });
+    let error = refused();
+    assert!(error.contains("tokenizer_config.json") && error.contains("`rag`"), "{error}");
+    change(&about, |file| file["chat_template"] = json!([{"template": "no"}]));
+    assert!(refused().contains("`chat_template`"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn heads_that_a_loader_does_not_take_are_refused_by_their_sizes() {
+    let path = Path::new("out.gguf");
+    let of = |name: &str, head_dim: usize| {
+        let config = imported(name).transformer.config;
+        check_architecture(&TransformerConfig { head_dim, ..config }, path)
+    };
+    let error = of("qwen2", 16).expect_err("wider").to_string();
+    assert!(error.contains("out.gguf") && error.contains("4 of 16 in a width of 32"), "{error}");
+    for (name, head_dim) in [("qwen2", 8), ("llama", 16), ("qwen3", 32)] {
+        of(name, head_dim).unwrap();
+    }
+}
+
+#[test]
+fn the_first_token_of_a_text_goes_out_or_none_is_named() {
+    let mut model = imported("llama");
+    let folder = temporary("odd-bos");
+    let said = |name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
+    };
+    export::to_folder(&model, &folder, Dtype::F32, None).unwrap();
+    for name in ["config.json", "generation_config.json"] {
+        assert_eq!(said(name)["bos_token_id"], 0, "{name}");
+    }
+    let chat = model.tokenisers.chat.take().unwrap();
+    let specials = chat.specials().iter().filter(|s| s.0 != "bos_token").cloned().collect();
+    model.tokenisers.chat = Some(ChatTemplate::new(chat.source(), specials, None).unwrap());
+    export::to_folder(&model, &folder, Dtype::F32, None).unwrap();
+    assert_eq!(said("config.json").get("bos_token_id"), Some(&Value::Null));
+    assert_eq!(said("generation_config.json").get("bos_token_id"), None);
+    std::fs::remove_dir_all(&folder).unwrap();
 }

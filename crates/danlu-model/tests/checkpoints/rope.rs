@@ -122,3 +122,17 @@ fn a_window_of_attention_is_as_long_as_the_context_gets() {
     let layers = json!(["full_attention", "full_attention"]);
     assert_eq!(context(&[&used[..], &[("layer_types", layers)]].concat()), 128);
 }
+
+#[test]
+fn a_ramp_that_llama_cpp_does_not_take_is_refused() {
+    let mut config = configs()["yarn"].clone();
+    let file = temporary("rope-ramp.gguf");
+    for (key, turns) in [("beta_fast", 16.0), ("beta_slow", 2.0)] {
+        config["rope_scaling"]["beta_fast"] = json!(32.0);
+        config["rope_scaling"][key] = json!(turns);
+        let model = with_config("ramp", &config);
+        let error = export::to_gguf(&model, &file, Packing::F32, None).expect_err(key).to_string();
+        assert!(error.contains(&format!("`{key}`")) && error.contains("for GGUF"), "{error}");
+        assert!(!file.exists());
+    }
+}

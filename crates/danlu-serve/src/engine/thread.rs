@@ -193,7 +193,8 @@ fn failed() -> Error {
 
 impl Loop {
     fn run(mut self, commands: &commands::Receiver<Command>) {
-        let mut rested = true;
+        // Opening a model has used what it does not need any more.
+        let mut rested = false;
         loop {
             if self.jobs.is_empty() && self.embeddings.is_empty() {
                 self.tell_usage();

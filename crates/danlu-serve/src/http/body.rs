@@ -237,7 +237,9 @@ async fn fields(app: &App, headers: &HeaderMap, body: Body) -> Answer<Form> {
         let name = field.name().unwrap_or_default().to_string();
         let bytes = field.bytes().await.map_err(|_| refused(not_a_form()))?;
         if name == "file" {
-            file = Some(bytes);
+            if file.replace(bytes).is_some() {
+                return Err(ApiError::expected(name, "one field", "two of the same name"));
+            }
         } else {
             let text = (bytes.len() <= MAX_TEXT).then(|| String::from_utf8(bytes.to_vec()).ok());
             let text = text.flatten();

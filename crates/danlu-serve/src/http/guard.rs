@@ -16,7 +16,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 /// Longest time that the rest of a refused body is read for.
@@ -108,7 +108,7 @@ pub(crate) async fn guard(
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let held = (connection, permit);
-    response.map(|inner| Body::new(Held { inner, line, whole: false, _held: held }))
+    response.map(|inner| Body::new(Held::new(inner, line, held)))
 }
 
 /// What the log says of a request, once its answer has been sent or cannot be.
@@ -158,7 +158,7 @@ fn check(
         let message = "of transfer codings chunked alone is understood";
         return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, message));
     }
-    check_host(app, request.headers())?;
+    check_host(app, request)?;
     check_origin(&app.options.allowed_hosts, request.headers())?;
     if app.draining() && !STATE.contains(&request.uri().path()) {
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
@@ -180,13 +180,15 @@ fn host_name(authority: &str) -> &str {
 }
 
 /// A server for this machine alone answers to this machine's names alone: a page of another origin
-/// whose name was made to point here (DNS rebinding) has another.
-fn check_host(app: &App, headers: &HeaderMap) -> Answer<()> {
+/// whose name was made to point here (DNS rebinding) has another. A whole address as the target says it,
+/// whatever the header says.
+fn check_host(app: &App, request: &Request) -> Answer<()> {
     let options = &app.options;
     if options.allowed_hosts.is_empty() && !(options.host.is_loopback() && app.keys.is_empty()) {
         return Ok(());
     }
-    let given = headers.get(header::HOST).and_then(|v| v.to_str().ok()).map(host_name);
+    let told = || request.headers().get(header::HOST).and_then(|v| v.to_str().ok());
+    let given = request.uri().host().or_else(told).map(host_name);
     let here = |name: &str| {
         name.eq_ignore_ascii_case("localhost")
             || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
@@ -217,18 +219,34 @@ fn check_origin(hosts: &[String], headers: &HeaderMap) -> Answer<()> {
     Err(ApiError::new(StatusCode::FORBIDDEN, message).code("origin_not_allowed"))
 }
 
+/// Most bytes of a body that are given out at once: who takes more would have taken all of it long before
+/// it is sent.
+const FRAME: usize = 64 << 10;
+
 /// A body that holds something until it has been sent, which is then told.
 struct Held<T> {
     inner: Body,
+    /// What is left of its last piece.
+    left: Bytes,
     line: Line,
     /// It was sent to its end.
     whole: bool,
     _held: T,
 }
 
+impl<T> Held<T> {
+    fn new(inner: Body, line: Line, held: T) -> Self {
+        Self { inner, left: Bytes::new(), line, whole: false, _held: held }
+    }
+
+    fn ended(&self) -> bool {
+        self.left.is_empty() && self.inner.is_end_stream()
+    }
+}
+
 impl<T> Drop for Held<T> {
     fn drop(&mut self) {
-        self.line.write(self.whole || self.inner.is_end_stream());
+        self.line.write(self.whole || self.ended());
     }
 }
 
@@ -240,17 +258,31 @@ impl<T: Unpin> hyper::body::Body for Held<T> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.inner).poll_frame(cx);
-        self.whole |= matches!(frame, Poll::Ready(None));
-        frame
+        if self.left.is_empty() {
+            let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+            self.whole |= frame.is_none();
+            let Some(Ok(frame)) = frame else { return Poll::Ready(frame) };
+            match frame.into_data() {
+                Ok(data) => self.left = data,
+                Err(other) => return Poll::Ready(Some(Ok(other))),
+            }
+        }
+        let most = self.left.len().min(FRAME);
+        Poll::Ready(Some(Ok(Frame::data(self.left.split_to(most)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.ended()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let (left, inner) = (self.left.len() as u64, self.inner.size_hint());
+        let mut hint = SizeHint::new();
+        if let Some(upper) = inner.upper() {
+            hint.set_upper(upper.saturating_add(left));
+        }
+        hint.set_lower(inner.lower().saturating_add(left));
+        hint
     }
 }
 
@@ -265,6 +297,32 @@ mod tests {
         {
             assert_eq!(host_name(authority), name);
         }
+    }
+
+    #[test]
+    fn a_large_body_is_held_until_its_last_piece_is_taken() {
+        let line = Line {
+            number: 0,
+            method: Method::GET,
+            path: None,
+            status: StatusCode::OK,
+            owner: None,
+            start: Instant::now(),
+        };
+        let size = 2 * FRAME + 5;
+        let mut body = Held::new(Body::from(vec![b'x'; size]), line, ());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let (mut pieces, mut taken) = (Vec::new(), 0);
+        while !body.is_end_stream() {
+            assert_eq!(body.size_hint().exact(), Some((size - taken) as u64));
+            let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx) else {
+                panic!("it is all there")
+            };
+            let piece = frame.into_data().expect("data").len();
+            taken += piece;
+            pieces.push(piece);
+        }
+        assert_eq!(pieces, [FRAME, FRAME, 5]);
     }
 
     #[test]

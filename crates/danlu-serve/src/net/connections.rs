@@ -26,6 +26,16 @@ struct Entry {
     evict: Arc<Notify>,
 }
 
+impl Inner {
+    /// Takes the place of the connection that has been idle longest; `None` if all are busy.
+    fn evict(&mut self) -> Option<()> {
+        let idle = |entry: &Entry| entry.busy.load(Ordering::Acquire) == 0;
+        let oldest = self.open.iter().find(|(_, e)| idle(e)).map(|(&id, _)| id)?;
+        self.open.remove(&oldest)?.evict.notify_one();
+        Some(())
+    }
+}
+
 /// A place, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -56,16 +66,25 @@ impl Connections {
     pub(super) fn enter(self: &Arc<Self>) -> Option<Slot> {
         let mut inner = self.lock();
         if inner.open.len() >= self.most {
-            let idle = |entry: &Entry| entry.busy.load(Ordering::Acquire) == 0;
-            let oldest = inner.open.iter().find(|(_, e)| idle(e)).map(|(&id, _)| id)?;
-            let entry = inner.open.remove(&oldest)?;
-            entry.evict.notify_one();
+            inner.evict()?;
         }
         let id = inner.next;
         inner.next += 1;
         let (busy, evict) = (Arc::<AtomicUsize>::default(), Arc::<Notify>::default());
         inner.open.insert(id, Entry { busy: busy.clone(), evict: evict.clone() });
         Some(Slot { of: self.clone(), id, busy, evict })
+    }
+
+    /// Closes the connection that has been idle longest, and ends when one has closed; at once and
+    /// with `false` if all are busy.
+    pub(super) async fn make_room(&self) -> bool {
+        let changed = self.changed.notified();
+        let evicted = self.lock().evict();
+        if evicted.is_none() {
+            return false;
+        }
+        changed.await;
+        true
     }
 
     /// The number that the next connection has: those that are open have smaller ones.
@@ -126,5 +145,21 @@ mod tests {
         assert_eq!((all.open(next), all.open(all.next())), (1, 2), "the third came before");
         drop((third, fourth));
         assert_eq!(all.open(all.next()), 0);
+    }
+
+    #[test]
+    fn room_is_made_once_one_has_closed() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("starts");
+        runtime.block_on(async {
+            let all = Arc::new(Connections::new(8));
+            let (busy, idle) = (all.enter().expect("room"), all.enter().expect("room"));
+            busy.busy.store(1, Ordering::Release);
+            let closes = async {
+                idle.evicted().await;
+                drop(idle);
+            };
+            assert!(tokio::join!(all.make_room(), closes).0);
+            assert!(!all.make_room().await, "the other is busy");
+        });
     }
 }

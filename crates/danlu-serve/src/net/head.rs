@@ -1,12 +1,15 @@
 //! Watches what a connection sends for a head that has both Content-Length and Transfer-Encoding:
 //! the HTTP library drops the former silently, and a proxy in front may have believed it (request
 //! smuggling). Tells also where in its requests a connection is, since a head must come in time and the
-//! next request need not.
+//! next request need not, and whether answers get on. What the library answers itself to a request that
+//! it cannot read is given the body of an error of the API.
 
+use crate::http::error::ApiError;
+use axum::http::StatusCode;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -15,6 +18,10 @@ pub(super) struct Watched<S> {
     stream: S,
     scan: Scan,
     seen: Arc<Seen>,
+    /// Requests that are being answered.
+    busy: Arc<AtomicUsize>,
+    /// What is sent in the place of the library's own answer, and how much of it was.
+    instead: Option<(Vec<u8>, usize)>,
 }
 
 /// What was seen of a connection so far.
@@ -24,6 +31,10 @@ pub(super) struct Seen {
     two_lengths: AtomicBool,
     /// Twice the heads that have come whole, and one more while another is coming.
     heads: AtomicU64,
+    /// Bytes that were sent.
+    written: AtomicU64,
+    /// There was no room for more of them.
+    full: AtomicBool,
 }
 
 impl Seen {
@@ -38,14 +49,65 @@ impl Seen {
         let heads = self.heads.load(Ordering::Relaxed);
         (heads, heads == 0 || heads % 2 == 1)
     }
+
+    /// Bytes that were sent so far.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is more to send than the client takes.
+    pub(super) fn full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
 }
 
 impl<S> Watched<S> {
-    /// The stream, and what is seen of it.
-    pub(super) fn new(stream: S) -> (Self, Arc<Seen>) {
+    /// The stream, whose requests `busy` counts, and what is seen of it.
+    pub(super) fn new(stream: S, busy: Arc<AtomicUsize>) -> (Self, Arc<Seen>) {
         let seen = Arc::new(Seen::default());
-        (Self { stream, scan: Scan::default(), seen: seen.clone() }, seen)
+        let scan = Scan::default();
+        (Self { stream, scan, seen: seen.clone(), busy, instead: None }, seen)
     }
+}
+
+impl<S: AsyncWrite + Unpin> Watched<S> {
+    /// Sends bytes; how many of them were taken.
+    fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let sent = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.seen.full.store(sent.is_pending(), Ordering::Relaxed);
+        if let Poll::Ready(Ok(count)) = &sent {
+            self.seen.written.fetch_add(*count as u64, Ordering::Relaxed);
+        }
+        sent
+    }
+}
+
+/// What is sent in the place of an answer of the library to a request that it cannot read: that is
+/// a head alone, and nothing of ours has no body and such a status.
+fn in_place_of(answer: &[u8]) -> Option<Vec<u8>> {
+    let head = std::str::from_utf8(answer.strip_suffix(b"\r\n\r\n")?).ok()?;
+    let mut lines = head.split("\r\n");
+    let first = lines.next()?;
+    let status: u16 = first.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
+    if !(400..500).contains(&status) || !lines.any(|line| line == "content-length: 0") {
+        return None;
+    }
+    let message = match status {
+        414 => "the address of the request is too long".to_string(),
+        431 => format!(
+            "the head of the request is too large: at most {} bytes and {} headers",
+            super::MAX_HEAD,
+            super::MAX_HEADERS
+        ),
+        _ => "this is not a valid request of HTTP/1.1".to_string(),
+    };
+    let body = ApiError::new(StatusCode::from_u16(status).ok()?, message).json().to_string();
+    let length = body.len();
+    let text = format!(
+        "{first}\r\ncontent-type: application/json\r\nx-content-type-options: nosniff\r\n\
+         connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    Some(text.into_bytes())
 }
 
 /// Where in the requests of a connection the next byte is.
@@ -138,7 +200,24 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let this = &mut *self;
+        if this.instead.is_none() && this.busy.load(Ordering::Acquire) == 0 {
+            this.instead = in_place_of(buf).map(|bytes| (bytes, 0));
+        }
+        let Some((bytes, mut done)) = this.instead.take() else { return this.send(cx, buf) };
+        while done < bytes.len() {
+            match this.send(cx, &bytes[done..]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(0)),
+                Poll::Ready(Ok(count)) => done += count,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    this.instead = Some((bytes, done));
+                    return Poll::Pending;
+                }
+            }
+        }
+        // All that it stands for.
+        Poll::Ready(Ok(buf.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -166,6 +245,73 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen[0], seen[4], "{text:?}: it does not matter how it is cut");
         seen[0]
+    }
+
+    /// Takes a few bytes every second time it is asked.
+    #[derive(Default)]
+    struct Narrow {
+        taken: Vec<u8>,
+        asked: usize,
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.asked += 1;
+            if self.asked % 2 == 1 {
+                return Poll::Pending;
+            }
+            let count = buf.len().min(50);
+            self.taken.extend_from_slice(&buf[..count]);
+            Poll::Ready(Ok(count))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// What leaves of `bytes` while so many requests are answered.
+    fn sent(bytes: &[u8], busy: usize) -> String {
+        let (mut stream, seen) = Watched::new(Narrow::default(), Arc::new(busy.into()));
+        let (mut at, mut was_full) = (0, false);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while at < bytes.len() {
+            match Pin::new(&mut stream).poll_write(&mut cx, &bytes[at..]) {
+                Poll::Ready(count) => at += count.expect("is taken"),
+                Poll::Pending => was_full |= seen.full(),
+            }
+        }
+        assert!(was_full && !seen.full());
+        assert_eq!(seen.written(), stream.stream.taken.len() as u64);
+        String::from_utf8(stream.stream.taken).expect("UTF-8")
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_answered_in_json() {
+        let canned = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\
+                      content-length: 0\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\n\r\n";
+        let answer = sent(canned.as_bytes(), 0);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        assert!(head.starts_with("HTTP/1.1 431 Request"), "{head}");
+        assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
+        let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(body["error"]["type"], "invalid_request_error");
+        assert_eq!(sent(canned.as_bytes(), 1), canned, "a request is being answered");
+        for other in [
+            canned.replace("431", "200"),
+            canned.replace("length: 0", "length: 7"),
+            format!("{canned}more"),
+        ] {
+            assert_eq!(sent(other.as_bytes(), 0), other);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ const WORDS = {
     no_mic: "The microphone is not available", too_big: "This file is too large",
     bad_file: "This is neither a picture nor a sound", recording: "Recording", stopped: "stopped",
     tokens: "tokens", per_second: "tokens/s", first: "first after", adapter: "adapter of",
+    status: "The server answered with status", broken: "the reply broke off", cut: "cut at the most tokens",
     examples: [["text", "What is this?"], ["image", "Draw a red apple"], ["audio", "Say “hello”"], ["image", "Draw dolphin"]],
   },
   zh: {
@@ -34,6 +35,7 @@ const WORDS = {
     no_mic: "无法使用麦克风", too_big: "文件太大", bad_file: "这既不是图片也不是声音",
     recording: "正在录音", stopped: "已停止", tokens: "词元", per_second: "词元/秒",
     first: "首个用时", adapter: "适配器，基于",
+    status: "服务器返回状态", broken: "回复中断了", cut: "已到最多词元，回复被截断",
     examples: [["text", "这是什么？"], ["image", "画红苹果"], ["audio", "读“你好”"], ["image", "画海豚"]],
   },
 };
@@ -50,7 +52,8 @@ const make = (tag, name, text) => {
 
 let language = saved("language", navigator.language.startsWith("zh") ? "zh" : "en");
 let models = [];
-let history = [];
+// What was said, by the place of who replied.
+let history = [[], []];
 let attached = [];
 let running = null;
 const t = (key) => WORDS[language][key];
@@ -102,13 +105,16 @@ function panel(open) {
   $("settings").setAttribute("aria-expanded", String(open));
 }
 
-// An error of the server; one about the key shows where it goes.
-function refused(status, body) {
+// An error of the server, or of a proxy before it, which has words of its own; one about the key shows
+// where it goes.
+async function refused(response) {
+  const { status } = response;
   if (status === 401) {
     panel(true);
     $("key").focus();
   }
-  return Object.assign(new Error(body.error.message), { status });
+  const body = await response.json().catch(() => null);
+  return Object.assign(new Error(body?.error?.message ?? t("status") + " " + status), { status });
 }
 
 // --- models ------------------------------------------------------------------------------------
@@ -124,8 +130,8 @@ async function load() {
   clearTimeout(again);
   try {
     const response = await fetch("v1/models", { headers: headers() });
-    const body = await response.json();
-    if (!response.ok) throw refused(response.status, body);
+    const body = response.ok ? await response.json().catch(() => null) : null;
+    if (!body?.data) throw await refused(response);
     models = body.data;
     for (const id of ["model", "model2"]) {
       const before = $(id).value;
@@ -334,7 +340,7 @@ function showUser(text, media) {
 }
 
 function card(model) {
-  const box = make("section", "reply");
+  const box = make("article", "reply");
   box.setAttribute("aria-label", model);
   const body = make("div", "body waiting");
   const said = make("div", "said");
@@ -385,6 +391,7 @@ async function* events(response) {
     const lines = rest.split("\n\n");
     rest = lines.pop();
     for (const line of lines) {
+      if (!line.startsWith("data: ")) continue;
       const data = line.replace(/^data: /, "");
       if (data === "[DONE]") return;
       yield JSON.parse(data);
@@ -394,18 +401,19 @@ async function* events(response) {
 
 async function reply(model, messages, ui, signal) {
   const start = performance.now();
-  let first = null, count = 0, text = "", usage = null;
+  let first = null, count = 0, text = "", usage = null, reason = null;
   const said = { role: "assistant", content: "" };
   try {
     const response = await fetch("v1/chat/completions", {
       method: "POST", headers: headers(), body: JSON.stringify(request(model, messages)), signal,
     });
-    if (!response.ok) throw refused(response.status, await response.json());
+    if (!response.ok) throw await refused(response);
     for await (const chunk of events(response)) {
       if (chunk.error) throw new Error(chunk.error.message);
       if (chunk.usage) usage = chunk.usage;
       const choice = chunk.choices[0];
       if (!choice) continue;
+      reason = choice.finish_reason ?? reason;
       const { content, images, audio } = choice.delta;
       if (content || images || audio) first ??= performance.now();
       if (content) {
@@ -423,13 +431,15 @@ async function reply(model, messages, ui, signal) {
       }
       show();
     }
-    tell(t("done") + ": " + text, false);
+    // Without its end it is not whole, however the connection ended.
+    if (!reason) throw new Error(t("broken"));
+    tell((reason === "length" ? t("cut") : t("done")) + ": " + text, false);
   } catch (error) {
     const stopped = error.name === "AbortError";
     ui.body.append(make("span", stopped ? "facts" : "failed", stopped ? t("stopped") : error.message));
     if (!stopped) tell(t("failed") + ": " + error.message, false);
     // A question that was refused would be refused with every one after it.
-    if (!stopped && !text) said.content = null;
+    if (first === null) said.content = null;
   }
   ui.body.classList.remove("waiting");
   if (!ui.body.childNodes.length) {
@@ -438,10 +448,11 @@ async function reply(model, messages, ui, signal) {
   }
   const seconds = (performance.now() - start) / 1000;
   const made = usage?.completion_tokens ?? count;
-  if (made) {
-    ui.facts.textContent = made + " " + t("tokens") + " · " + (made / seconds).toFixed(1) + " " +
-      t("per_second") + (first ? " · " + t("first") + " " + ((first - start) / 1000).toFixed(2) + " s" : "");
-  }
+  const facts = [];
+  if (made) facts.push(made + " " + t("tokens"), (made / seconds).toFixed(1) + " " + t("per_second"));
+  if (made && first) facts.push(t("first") + " " + ((first - start) / 1000).toFixed(2) + " s");
+  if (reason === "length") facts.push(t("cut"));
+  ui.facts.textContent = facts.join(" · ");
   // What was said before it was stopped was said.
   if (said.content !== null) said.content = text;
   return said;
@@ -459,10 +470,10 @@ async function ask(event) {
   showUser(text, media);
   const turn = userTurn(text, media);
   // A new chat may be begun while this one is answered.
-  const chat = history;
-  const before = $("alone").checked ? [] : chat;
+  const chats = history;
   const system = $("system").value ? [{ role: "system", content: $("system").value }] : [];
-  const messages = [...system, ...before, turn];
+  // Each goes on from what it said itself.
+  const messages = chats.map((chat) => [...system, ...($("alone").checked ? [] : chat), turn]);
   const two = $("compare").getAttribute("aria-pressed") === "true";
   const chosen = two ? [$("model").value, $("model2").value] : [$("model").value];
   const row = make("div", "turn replies" + (two ? " two" : ""));
@@ -472,14 +483,31 @@ async function ask(event) {
   running = new AbortController();
   // Read out when it is whole, and not word by word.
   $("log").setAttribute("aria-busy", "true");
-  $("send").hidden = true;
-  $("stop").hidden = false;
-  const replies = await Promise.all(chosen.map((m, i) => reply(m, messages, cards[i], running.signal)));
+  swap("send", "stop");
+  const { signal } = running;
+  const replies = await Promise.all(chosen.map((m, i) => reply(m, messages[i], cards[i], signal)));
   running = null;
   $("log").setAttribute("aria-busy", "false");
-  $("send").hidden = false;
-  $("stop").hidden = true;
-  if (replies[0].content !== null) chat.push(turn, replies[0]);
+  swap("stop", "send");
+  replies.forEach((said, i) => { if (said.content !== null) chats[i].push(turn, said); });
+  if (chats === history && replies.every((said) => said.content === null)) takeBack(text, media);
+}
+
+// Shows one button in the place of another; the focus does not go with it.
+function swap(from, to) {
+  const lost = [$(from), document.body, null].includes(document.activeElement);
+  $(from).hidden = true;
+  $(to).hidden = false;
+  if (lost) $("text").focus();
+}
+
+// A question that nobody answered may be asked again, unless another is being written.
+function takeBack(text, media) {
+  if ($("text").value || attached.length) return;
+  $("text").value = text;
+  attached = media;
+  showAttached();
+  grow();
 }
 
 function grow() {
@@ -530,7 +558,7 @@ $("model2").onchange = () => { $("model2").dataset.chosen = "1"; };
 $("clear").onclick = () => {
   running?.abort();
   $("tip").hidden = true;
-  history = [];
+  history = [[], []];
   $("log").replaceChildren($("empty"));
   $("empty").hidden = false;
   $("text").focus();

@@ -344,8 +344,10 @@ impl Wanted {
 
     async fn stream_one(&self, events: &Events, index: usize, mut reply: Reply) -> Answer<Usage> {
         let none = || (Vec::new(), None);
-        self.delta(events, index, json!({"role": "assistant", "content": ""}), none()).await?;
         let (holds, mut held) = (self.tools.any(), Held::default());
+        // A reply that may be a call may have no content.
+        let content = if holds { Value::Null } else { json!("") };
+        self.delta(events, index, json!({"role": "assistant", "content": content}), none()).await?;
         let mut said = String::new();
         while let Some(piece) = reply.next().await? {
             match piece {

@@ -12,7 +12,7 @@ use crate::http::sse::Events;
 use crate::reply::{Piece, Reply, Usage, late, wholes};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use danlu_core::{Control, Modality};
+use danlu_core::Modality;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -54,7 +54,9 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
     let logprobs = fields.integer("logprobs", 0..=5)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
     let (stream, usage) = streamed(&mut fields)?;
-    fields.integer("best_of", 1..=1)?;
+    // All that are drawn are told.
+    let drawn = drawing.replies as i64;
+    fields.integer("best_of", drawn..=drawn)?;
     fields.without("suffix")?;
     fields.pass_over(&IGNORED);
     fields.finish()?;
@@ -68,7 +70,7 @@ pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -
                 let mut ids = Vec::new();
                 // A document of plain text begins as in training: with what the tokeniser of an
                 // imported model puts there, or as one ends. Ids are as they are.
-                let end = || host.vocabulary.control_id(Control::End);
+                let end = || host.tokenisers.end_of_text();
                 let controls = host.vocabulary.has_controls();
                 let begin = host.tokenisers.text.begin().or_else(|| controls.then(end));
                 ids.extend(begin.filter(|_| value.is_string()));

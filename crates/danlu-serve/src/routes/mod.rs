@@ -93,4 +93,23 @@ mod tests {
         let routes = ROUTES.iter().map(|r| r.path);
         assert_eq!(routes.collect::<BTreeSet<_>>(), written);
     }
+
+    #[test]
+    fn what_is_passed_over_is_documented_and_the_rest_is_refused() {
+        let document: serde_json::Value =
+            serde_json::from_str(super::state::OPENAPI).expect("JSON");
+        let schemas = &document["components"]["schemas"];
+        let written = schemas["Ignored"]["properties"].as_object().expect("names");
+        let written: BTreeSet<&str> = written.keys().map(String::as_str).collect();
+        assert_eq!(crate::ask::IGNORED.into_iter().collect::<BTreeSet<_>>(), written);
+        for (path, operations) in document["paths"].as_object().expect("paths") {
+            let content = &operations["post"]["requestBody"]["content"];
+            for body in content.as_object().into_iter().flat_map(|content| content.values()) {
+                let at = body["schema"]["$ref"].as_str().and_then(|name| name.rsplit('/').next());
+                let schema = at.map_or(&body["schema"], |name| &schemas[name]);
+                let closed = ["additionalProperties", "unevaluatedProperties"];
+                assert!(closed.iter().any(|key| schema[key] == false), "{path}");
+            }
+        }
+    }
 }

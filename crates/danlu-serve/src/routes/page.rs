@@ -48,6 +48,13 @@ mod tests {
                 assert!(!text.contains(outside), "{outside}");
             }
         }
+        // As many words in one language as in the other.
+        let [en, zh] = ["  en: {", "  zh: {"].map(|start| {
+            let words = files[1].split_once(start).expect("words").1;
+            let words = words.split_once("examples:").expect("an end").0;
+            words.matches(": \"").count()
+        });
+        assert_eq!(en, zh);
         assert!(!files[0].contains("<script>") && !files[0].contains(" style="), "kept by the CSP");
     }
 }

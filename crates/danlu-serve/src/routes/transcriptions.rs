@@ -71,6 +71,8 @@ pub(super) async fn transcriptions(State(app): State<Arc<App>>, request: Request
     if streamed && !["json", "text"].contains(&format) {
         return Err(ApiError::expected("response_format", "json or text for a stream", format));
     }
+    // There is room for one text in the answer.
+    fields.integer("n", 1..=1)?;
     let drawing = Drawing::take(&mut fields, chosen.model.vocabulary.size())?;
     fields.finish()?;
     check_modality(&chosen.model, "model", Modality::Audio)?;

@@ -185,7 +185,7 @@ fn two_lengths_in_one_request_are_refused() {
             body.len()
         );
         let answer = raw(server.address, text.as_bytes()).expect("an answer");
-        assert_eq!(answer.status, 400, "{lengths}");
+        answer.error(400);
     }
     assert_healthy(server.address);
     server.stop();
@@ -196,10 +196,28 @@ fn a_huge_head_is_refused() {
     let server = server();
     let one =
         format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(65_536));
-    assert_eq!(raw(server.address, one.as_bytes()).expect("an answer").status, 431);
+    raw(server.address, one.as_bytes()).expect("an answer").error(431);
     let many: String = (0..200).map(|i| format!("x-{i}: y\r\n")).collect();
     let many = format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{many}\r\n");
-    assert_eq!(raw(server.address, many.as_bytes()).expect("an answer").status, 431);
+    raw(server.address, many.as_bytes()).expect("an answer").error(431);
+    assert_healthy(server.address);
+    server.stop();
+}
+
+#[test]
+fn what_is_no_request_is_told_so_in_json() {
+    let server = server();
+    for bad in ["nonsense\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET / HTTP/1.1\r\na b: c\r\n\r\n"] {
+        let answer = raw(server.address, bad.as_bytes()).expect("an answer");
+        answer.error(400);
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+    }
+    // After a good one on the same connection too.
+    let mut stream = connect(server.address);
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("writes");
+    assert_eq!(read(&mut stream).expect("an answer").status, 200);
+    stream.write_all(b"nonsense\r\n\r\n").expect("writes");
+    read(&mut stream).expect("an answer").error(400);
     assert_healthy(server.address);
     server.stop();
 }
@@ -320,9 +338,20 @@ fn pages_of_other_origins_are_not_answered() {
     assert_eq!(answer.header("access-control-allow-origin"), None);
     assert_eq!(ask(&[("origin", &format!("http://{a}"))]).status, 200);
     // A name that was made to point here (DNS rebinding) is not this machine's.
-    let text = "GET /v1/models HTTP/1.1\r\nhost: evil.example:80\r\n\r\n";
-    let answer = raw(a, text.as_bytes()).expect("an answer");
-    assert_eq!(answer.error(403)["code"], "host_not_allowed");
+    for (target, host, status) in [
+        ("/v1/models", "evil.example:80", 403),
+        // A whole address says which host is meant.
+        ("http://evil.example/v1/models", "localhost", 403),
+        ("http://localhost/v1/models", "evil.example", 200),
+        ("http://[::1]:80/v1/models", "localhost", 200),
+    ] {
+        let text = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        let answer = raw(a, text.as_bytes()).expect("an answer");
+        assert_eq!(answer.status, status, "{target} {host}: {}", answer.text());
+        if status == 403 {
+            assert_eq!(answer.error(403)["code"], "host_not_allowed");
+        }
+    }
     server.stop();
 }
 

@@ -139,6 +139,8 @@ fn other_endpoints_have_bounds_too() {
         ("/v1/completions", "prompt", json!({"prompt": [999_999]})),
         ("/v1/completions", "prompt", json!({"prompt": {}})),
         ("/v1/completions", "logprobs", json!({"prompt": "ok", "logprobs": 6})),
+        ("/v1/completions", "best_of", json!({"prompt": "ok", "best_of": 2})),
+        ("/v1/completions", "best_of", json!({"prompt": "ok", "n": 2, "best_of": 3})),
         ("/v1/completions", "suffix", json!({"prompt": "ok", "suffix": "end"})),
         ("/v1/completions", "max_tokens", json!({"prompt": "ok", "max_tokens": 0})),
         ("/v1/completions", "max_tokens", json!({"prompt": "ok", "max_tokens": -1, "echo": true})),
@@ -165,6 +167,12 @@ fn other_endpoints_have_bounds_too() {
         body["model"] = json!("tiny");
         let error = post(a, path, &body).error(400);
         assert_eq!(error["param"], param, "{path}: {error}");
+    }
+    for best in [json!({"best_of": 1}), json!({"n": 2, "best_of": 2})] {
+        let mut body = best;
+        (body["model"], body["prompt"], body["max_tokens"]) =
+            (json!("tiny"), json!("ok"), json!(2));
+        assert_eq!(post(a, "/v1/completions", &body).status, 200, "{body}");
     }
     server.stop();
 }
@@ -194,9 +202,12 @@ fn forms_have_bounds_too() {
         ("stream", "yes"),
         ("response_format", "ass"),
         ("langage", "en"),
+        ("n", "2"),
+        ("file", "another"),
     ] {
         assert_eq!(ask(&[(param, bad)]).error(400)["param"], param, "{bad}");
     }
+    assert_eq!(ask(&[("n", "1")]).status, 200);
     // Nothing is told that was not measured.
     let told = ask(&[("response_format", "verbose_json")]).json();
     assert!(told["language"] == "und" && told["segments"][0]["avg_logprob"].is_null(), "{told}");
@@ -212,6 +223,10 @@ fn a_prompt_over_the_context_is_told_so_and_quickly() {
         let start = Instant::now();
         let error = chat(server.address, text.into(), Value::Null).error(400);
         assert_eq!(error["code"], "context_length_exceeded");
+        let told = error["message"].as_str().expect("text");
+        let words =
+            format!("This model's maximum context length is {CONTEXT} tokens. However, your");
+        assert!(told.starts_with(&words), "{told}");
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     }
     // A picture needs room of its own.

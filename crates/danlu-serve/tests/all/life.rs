@@ -324,6 +324,50 @@ fn while_it_loads_it_lives_and_is_not_ready() {
     server.stop();
 }
 
+/// Sends this process a signal.
+#[cfg(target_os = "linux")]
+fn signal(name: &str) {
+    let id = std::process::id().to_string();
+    let status = std::process::Command::new("kill").args([name, &id]).status().expect("runs");
+    assert!(status.success());
+}
+
+/// Whether signals to end, and to read keys again, are handled by this process.
+#[cfg(target_os = "linux")]
+fn handled() -> bool {
+    let text = std::fs::read_to_string("/proc/self/status").expect("reads");
+    let mask = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a mask");
+    let mask = u64::from_str_radix(mask.trim(), 16).expect("a number");
+    // SIGHUP is the first bit, SIGTERM the fifteenth.
+    let bits = 1 | (1 << 14);
+    mask & bits == bits
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn signals_are_heard_while_it_loads() {
+    let go = Arc::new(AtomicBool::new(false));
+    let waiting = go.clone();
+    let server = Server::start(options(), move |_| {
+        while !waiting.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Err(danlu_core::Error::Other("nobody waits for it".into()))
+    })
+    .expect("listens");
+    let a = server.address;
+    let running = std::thread::spawn(move || server.run());
+    wait_for("the handlers", handled);
+    signal("-HUP");
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!((get(a, "/health").status, get(a, "/ready").status), (200, 503));
+    assert!(!running.is_finished());
+    signal("-TERM");
+    wait_for("the end", || running.is_finished());
+    running.join().expect("no panic").expect("a clean end");
+    go.store(true, Ordering::SeqCst);
+}
+
 #[test]
 fn a_model_that_does_not_load_is_an_error() {
     let mut server =

@@ -110,6 +110,8 @@ fn a_required_tool_is_called_with_arguments_that_fit() {
                 let calls = events.iter().map(|e| &e["choices"][0]["delta"]["tool_calls"][0]);
                 let call = calls.into_iter().find(|c| !c.is_null()).expect("a call").clone();
                 let last = events.last().expect("an event").clone();
+                let first = &events[0]["choices"][0]["delta"];
+                assert!(first["content"].is_null() && first["role"] == "assistant", "{first}");
                 (call, last["choices"][0]["finish_reason"].clone())
             } else {
                 let choice = answer.json()["choices"][0].clone();

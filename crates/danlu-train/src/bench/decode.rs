@@ -26,7 +26,8 @@ pub struct DecodeSetting {
     pub prompt: usize,
     /// Tokens of that reply.
     pub tokens: usize,
-    /// Replies together, each of half as many tokens after a prompt of 16.
+    /// Replies together, each of half as many tokens after a prompt of 16, or of a quarter of the
+    /// context.
     pub batch: usize,
     /// Repetitions; the medians count.
     pub repeats: usize,
@@ -131,7 +132,19 @@ fn rate(scheduler: &mut Scheduler, jobs: Vec<Job>) -> Result<f64> {
 }
 
 /// Measures a model. Prompts are random ids, replies greedy.
+///
+/// # Errors
+/// If the context is too small for what is to be timed, by name of what.
 pub fn decode(model: &Transformer, s: &DecodeSetting) -> Result<DecodeBench> {
+    // A token more is drawn, which begins the reply.
+    let most = model.config.context.saturating_sub(1);
+    for (name, found) in [("--prompt and --tokens", s.prompt + s.tokens), ("--prefill", s.prefill)]
+    {
+        if found > most {
+            let wanted = format!("at most {most} together, with a context of {}", most + 1);
+            return Err(Error::parameter(name, wanted, found));
+        }
+    }
     let start = Instant::now();
     let decoder = Decoder::new(model, s.weights);
     let prepare_seconds = start.elapsed().as_secs_f64();
@@ -152,6 +165,7 @@ pub fn decode(model: &Transformer, s: &DecodeSetting) -> Result<DecodeBench> {
         Job::new((0..prompt).map(|_| rng.below(vocabulary) as u32).collect(), tokens)
     };
     let (mut one, mut many, mut prefill) = (Vec::new(), Vec::new(), Vec::new());
+    let (short, half) = (16.min(most / 4).max(1), (s.tokens / 2).max(1));
     // Not counted: a mapped file is read from where it lies.
     rate(&mut scheduler, vec![job(s.prompt, s.tokens + 1)])?;
     // As a server does when nothing is asked for a while.
@@ -161,7 +175,7 @@ pub fn decode(model: &Transformer, s: &DecodeSetting) -> Result<DecodeBench> {
     let cache_mb = (pages * scheduler.usage().page_bytes) as f64 / 1e6;
     for _ in 0..s.repeats.max(1) {
         one.push(rate(&mut scheduler, vec![job(s.prompt, s.tokens + 1)])?);
-        let jobs = (0..s.batch).map(|_| job(16, s.tokens / 2 + 1)).collect();
+        let jobs = (0..s.batch).map(|_| job(short, half + 1)).collect();
         many.push(rate(&mut scheduler, jobs)?);
         scheduler.add(job(s.prefill, 1))?;
         let start = Instant::now();
@@ -228,6 +242,26 @@ mod tests {
             assert!(rates.iter().all(|r| r.is_finite() && *r > 0.0), "{b:?}");
             // Two pages of 16 tokens: keys and values of a head of 64 bytes, 4 bytes of scale each.
             assert!((4.3e-3..6e-3).contains(&b.cache_mb), "{b:?}");
+        }
+        // One token is timed as well, and what does not fit is named.
+        let one = DecodeSetting {
+            weights: WeightFormat::Q8_0,
+            cache: CacheFormat::F16,
+            prefill: 63,
+            prompt: 62,
+            tokens: 1,
+            batch: 2,
+            repeats: 1,
+        };
+        let b = decode(&model, &one).expect("fits");
+        let rates = [b.tokens_per_second, b.batch_tokens_per_second];
+        assert!(rates.iter().all(|r| r.is_finite() && *r > 0.0), "{b:?}");
+        for (bad, word) in [
+            (DecodeSetting { tokens: 2, ..one }, "--prompt and --tokens"),
+            (DecodeSetting { prefill: 64, ..one }, "--prefill"),
+        ] {
+            let error = decode(&model, &bad).expect_err("too long").to_string();
+            assert!(error.contains(word) && error.contains("63"), "{error}");
         }
         assert!(shape("1b").expect_err("unknown").to_string().contains("--shape"));
     }

@@ -276,7 +276,7 @@ const CASES: &[Case] = &[
         cost: Cost::Flops(muon(LAYER[0]) + muon(LAYER[1]) + muon(LAYER[2]) + muon(LAYER[3])),
         run: |v| {
             let mut v = v.into_iter();
-            let matrices = std::iter::from_fn(|| Some([v.next()?, v.next()?, v.next()?]));
+            let matrices = std::iter::from_fn(|| Some([v.next()?, v.next()?, v.next()?].into()));
             let muon = Muon { rate: 1e-2, momentum: 0.95, weight_decay: 0.1, grad_scale: 1.0 };
             let [value, _] = danlu_ops::muon_step(matrices.collect(), muon).swap_remove(0);
             value

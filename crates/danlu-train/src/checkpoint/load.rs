@@ -2,6 +2,7 @@
 
 use super::manifest::{Facts, MANIFEST, Manifest};
 use super::{State, folder, shards};
+use crate::guard::Memory;
 use crate::optim::Optimiser;
 use crate::run::read;
 use burn::tensor::{Tensor, TensorData};
@@ -48,8 +49,9 @@ pub fn adopt(
     }
     let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
     state.from.push(before);
-    // What other tasks cost under another recipe says nothing here.
-    state.guard = None;
+    // What other tasks cost under another recipe says nothing here; what the weights were does.
+    let squares = state.guard.take().map(|guard| guard.squares);
+    state.guard = squares.map(|squares| Memory { squares, ..Memory::default() });
     let tensors = tensors.into_values().collect();
     let snapshot = super::Snapshot { state: state.clone(), tensors };
     folder::write(to, &snapshot, facts, usize::MAX)?;
@@ -171,6 +173,10 @@ pub fn accept_data(folder: &Path, fingerprint: &str, facts: &Facts) -> Result<()
             continue;
         }
         same_beginning(&before, facts)?;
+        if let Some(guard) = &mut state.guard {
+            // The samples of those numbers are others now.
+            guard.healthy = None;
+        }
         if state.fingerprint != fingerprint {
             let before = std::mem::replace(&mut state.fingerprint, fingerprint.to_string());
             state.from.push(before);
@@ -253,6 +259,9 @@ fn load_one(
         let t = t.ok_or_else(|| {
             Error::file(path, format!("a tensor `{name}` of shape {shape:?}"), "none")
         })?;
+        if let Some(value) = t.values.iter().find(|v| !v.is_finite()) {
+            return Err(Error::file(path, format!("finite numbers in tensor `{name}`"), value));
+        }
         Ok(Tensor::from_data(TensorData::new(t.values, matrix(shape)), &danlu_ops::cpu_device()))
     };
     let mut moments = Vec::new();

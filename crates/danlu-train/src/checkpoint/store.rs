@@ -19,12 +19,16 @@ use std::fs::File;
 use std::future::Future;
 use std::io::Read;
 use std::path::Path;
+use std::time::Duration;
 
 /// Bytes of a part of an upload.
 const PART: usize = 8 << 20;
 
 /// Parts on their way at the same time.
 const PARTS: usize = 4;
+
+/// How long an answer may take, tries again included.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// A place in an object store.
 #[derive(Debug)]
@@ -59,11 +63,33 @@ impl Store {
     }
 
     fn wait<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T> {
-        self.runtime.block_on(work).map_err(|e| self.failed(e))
+        self.ask(work).map_err(|e| self.failed(e))
+    }
+
+    /// Waits for an answer, and not for ever: a training that is stopped waits for its copies.
+    fn ask<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        // The clock is the runtime's.
+        let timed = {
+            let _inside = self.runtime.enter();
+            tokio::time::timeout(PATIENCE, work)
+        };
+        let answer = self.runtime.block_on(timed);
+        answer.unwrap_or_else(|_| {
+            let source = format!("no answer in {} s", PATIENCE.as_secs()).into();
+            Err(StoreError::Generic { store: "object store", source })
+        })
     }
 
     fn failed(&self, e: StoreError) -> Error {
-        Error::file(&self.address, "an object store that works", e)
+        // Without keys the machine is asked what role it has, at an address of its own.
+        let keyless = std::env::var_os("AWS_ACCESS_KEY_ID").is_none();
+        let wanted = match self.address.starts_with("s3") && keyless {
+            true => {
+                "an object store that works (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set)"
+            }
+            false => "an object store that works",
+        };
+        Error::file(&self.address, wanted, e)
     }
 
     fn key(&self, checkpoint: &str, object: &str) -> Key {
@@ -78,7 +104,7 @@ impl Store {
         there.values().try_for_each(|other| self.own(other, &manifest.state))?;
         for shard in &manifest.shards {
             let key = self.key(&checkpoint, &shard.blake3);
-            match self.runtime.block_on(self.inner.head(&key)) {
+            match self.ask(self.inner.head(&key)) {
                 Ok(there) if there.size == shard.bytes => {}
                 Ok(_) | Err(StoreError::NotFound { .. }) => {
                     self.upload(&whole.join(&shard.file), &key)?;
@@ -128,7 +154,7 @@ impl Store {
         let put = |mode: PutMode| {
             let options = PutOptions { mode, ..PutOptions::default() };
             let payload = PutPayload::from(json.clone());
-            self.runtime.block_on(self.inner.put_opts(key, payload, options))
+            self.ask(self.inner.put_opts(key, payload, options))
         };
         let there = match put(PutMode::Create) {
             Ok(_) => return Ok(()),
@@ -168,7 +194,7 @@ impl Store {
             let last = place.filename().unwrap_or_default();
             let Some(step) = folder::step_of(Path::new(last)) else { continue };
             let key = self.key(last, MANIFEST);
-            match self.runtime.block_on(self.inner.get(&key)) {
+            match self.ask(self.inner.get(&key)) {
                 Ok(found) => match self.parse(&key, &self.wait(found.bytes())?) {
                     Ok(manifest) => drop(all.insert(step, manifest)),
                     Err(e) => faults.push(e.to_string()),

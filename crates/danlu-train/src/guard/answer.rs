@@ -1,5 +1,6 @@
 //! Takes a step under the guard's eyes, answers the trouble it sees, and writes down what happened.
 
+use super::damage::{Damage, Suspect};
 use super::judge::judge;
 use super::memory::{Ease, Memory, Open};
 use super::subject::{Subject, memory_of};
@@ -157,6 +158,8 @@ fn go_back<S: Subject>(
         return Err(give_up(run, writer, &trouble, &why));
     }
     let mut found = false;
+    let asks = matches!(trouble.cause, Cause::RateTooHigh | Cause::Overflow);
+    let suspect = asks.then(|| Suspect::of(&*subject.module()));
     let upkeep = subject.state().upkeep;
     for step in targets(&before, trouble.from[0], &on_disk(writer)) {
         match subject.restore(step) {
@@ -175,6 +178,11 @@ fn go_back<S: Subject>(
     // What it has cost does not come back.
     subject.state_mut().upkeep = upkeep;
     let step = subject.state().step;
+    let damage = suspect.and_then(|s| s.damage(&*subject.module(), step));
+    let trouble = match damage {
+        Some(Damage { layer, evidence }) => trouble.of_damage(layer, evidence),
+        None => trouble,
+    };
     if let Some(told) = writer.drop_after(subject.state())? {
         watcher.tell(Event::Note(told));
     }

@@ -1,15 +1,12 @@
 //! Judges a step before its update: by its loss against what its tasks cost lately, by its gradient,
 //! and by how it spread tokens over experts. Whether data or weights are to blame is found by trial.
 
-use super::memory::Memory;
+use super::memory::{KNOWN, Memory, SPAN};
 use super::subject::{Figures, Limits, Subject, memory_of};
-use super::{Trouble, Verdict, routers};
+use super::{Trouble, Verdict, routers, tasks, weights};
 use crate::incident::{Cause, Seen};
 use danlu_core::Result;
 use danlu_core::recipe::GuardRecipe;
-
-/// Steps that moving means go back.
-const SPAN: u64 = 50;
 
 /// Judges a step before its update. The memory is the one of the state before it.
 pub(super) fn judge<S: Subject>(
@@ -26,6 +23,18 @@ pub(super) fn judge<S: Subject>(
     }
     let limits = subject.limits();
     let step = subject.state().step;
+    if let Some(trouble) = weights::judge(subject, [step, figures.samples[0]]) {
+        let finite = |v: f64| v.is_finite().then_some(v);
+        let (loss, norm) = (finite(figures.loss), finite(figures.norm));
+        memory_of(subject).remember(Seen {
+            step: step + 1,
+            loss,
+            expected: None,
+            norm,
+            ratio: None,
+        });
+        return Ok(Verdict::Back(trouble));
+    }
     let memory = memory_of(subject);
     let outlook = Outlook::of(memory, &figures);
     let seen = Seen {
@@ -39,10 +48,11 @@ pub(super) fn judge<S: Subject>(
     let expected = outlook.expected.unwrap_or(outlook.loss);
     let Alarm { far, norm, suspicious } = outlook.alarm(r, &limits, memory);
     let from = [step, figures.samples[0]];
+    let odd = tasks::judge(r, &limits, memory, figures.tasks, from);
     if let Some(trouble) = routers::judge(r, memory, &figures, from, far || norm) {
         return Ok(Verdict::Back(trouble));
     }
-    if !far && !norm && !suspicious {
+    if !far && !norm && !suspicious && odd.is_none() {
         memory.high = 0;
         memory.skipped = 0;
         outlook.learn(memory, figures.tasks);
@@ -54,8 +64,8 @@ pub(super) fn judge<S: Subject>(
         memory.high_from = from;
     }
     memory.high += 1;
-    let began = memory.high_from;
-    if !far && !norm && memory.high < 4 {
+    let began = if odd.is_some() { memory.odd_from } else { memory.high_from };
+    if !far && !norm && odd.is_none() && memory.high < 4 {
         return Ok(Verdict::Go);
     }
     let healthy = memory.healthy;
@@ -67,6 +77,8 @@ pub(super) fn judge<S: Subject>(
         let (norm, jump) = (figures.norm, outlook.norm_jump);
         evidence.push(format!("gradient norm {norm:.3}, {jump:.1} times its mean"));
     }
+    let clear = far || norm || odd.is_some();
+    evidence.extend(odd);
     let trouble = |cause, from, evidence, factor| Trouble {
         cause,
         from,
@@ -94,7 +106,7 @@ pub(super) fn judge<S: Subject>(
             return Ok(Verdict::Back(trouble(Cause::RateTooHigh, from, evidence, r.lower)));
         }
     }
-    if !far && !norm {
+    if !clear {
         // The weights are well; the samples are hard, but not by enough to leave them out.
         let memory = memory_of(subject);
         memory.high = 0;
@@ -150,10 +162,12 @@ pub(super) struct Alarm {
 /// What a loss should be, and how far it is from that.
 pub(super) struct Outlook {
     loss: f64,
-    expected: Option<f64>,
+    pub(super) expected: Option<f64>,
     /// How far the loss is from what its tasks cost, the drift not taken off.
     raw: f64,
     spread: f64,
+    /// Tokens that are learnt, or what else tasks count.
+    tokens: f64,
     pub(super) deviations: f64,
     pub(super) norm_jump: f64,
     norm_deviations: f64,
@@ -167,7 +181,7 @@ impl Outlook {
         let tokens: f64 = tasks.iter().map(|(_, _, n)| n).sum();
         let loss = tasks.iter().map(|(_, mean, n)| mean * n).sum::<f64>() / tokens.max(1.0);
         let known = tasks.iter().filter_map(|(name, mean, n)| {
-            let lately = memory.tasks.get(name).filter(|m| m.count >= 3)?;
+            let lately = memory.tasks.get(name).filter(|m| m.count >= KNOWN)?;
             Some((lately.value, mean, n))
         });
         let (mut residual, mut of) = (0.0, 0.0);
@@ -176,11 +190,10 @@ impl Outlook {
             of += n;
         }
         let raw = if of > 0.0 { residual / tokens.max(1.0) } else { 0.0 };
-        // Means lag behind losses that fall; what they lag by lately is no surprise.
-        let residual = if of > 0.0 { raw - memory.drift.value } else { 0.0 };
+        let overall = memory.overall();
+        let residual = if of > 0.0 { overall.above(raw) } else { 0.0 };
         let expected = (of > 0.0).then_some(loss - residual);
-        // 1.25 mean absolute deviations are a standard deviation of what is normally distributed.
-        let spread = (1.25 * memory.residual.value).max(0.02 * loss.abs()).max(1e-9);
+        let spread = overall.spread(loss);
         let log_norm = (figures.norm > 0.0).then(|| figures.norm.ln());
         let from_mean = log_norm.map_or(0.0, |norm| norm - memory.norm.value);
         let norm_spread = (1.25 * memory.norm_residual.value).max(0.1);
@@ -189,6 +202,7 @@ impl Outlook {
             expected,
             raw,
             spread,
+            tokens,
             deviations: residual / spread,
             norm_jump: from_mean.exp(),
             norm_deviations: from_mean / norm_spread,
@@ -201,24 +215,26 @@ impl Outlook {
         let over = self.loss - self.expected.unwrap_or(self.loss);
         let share = over / self.loss.max(1e-3);
         let [out, most] = [self.deviations, r.deviations];
-        let norm = self.norm_jump > limits.norm && self.norm_deviations > most;
+        let least = limits.least.max(limits.nats / self.tokens.max(1.0));
+        // A gradient that is large alone is clipped; it is trouble where the loss is out of line too, or
+        // beyond all that a batch can be blamed for.
+        let too = out > 0.5 * most && over > 0.5 * least;
+        let beyond = too || self.norm_jump > 5.0 * limits.norm;
+        let norm = self.norm_jump > limits.norm && self.norm_deviations > most && beyond;
         Alarm {
-            far: old_enough && out > most && share > 0.1 && over > limits.least,
+            far: old_enough && out > most && share > 0.1 && over > least,
             norm: old_enough && norm,
-            suspicious: old_enough && out > 0.5 * most && share > 0.06 && over > 0.5 * limits.least,
+            suspicious: old_enough && out > 0.5 * most && share > 0.06 && over > 0.5 * least,
         }
     }
 
     pub(super) fn learn(&self, memory: &mut Memory, tasks: &[(String, f64, f64)]) {
-        if let Some(expected) = self.expected {
-            if memory.drift.count > 0 {
-                memory.residual.add((self.loss - expected).abs(), SPAN);
-            }
-            memory.drift.add(self.raw, 20);
+        if self.expected.is_some() {
+            let mut overall = memory.overall();
+            overall.learn(self.raw);
+            memory.set_overall(overall);
         }
-        for (name, mean, _) in tasks {
-            memory.tasks.entry(name.clone()).or_default().add(*mean, 8);
-        }
+        memory.learn_tasks(tasks);
         let Some(log_norm) = self.log_norm else { return };
         if memory.norm.count > 0 {
             memory.norm_residual.add((log_norm - memory.norm.value).abs(), SPAN);

@@ -5,6 +5,21 @@ use crate::incident::Seen;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Steps that moving means go back.
+pub(super) const SPAN: u64 = 50;
+
+/// The same of what tasks cost.
+pub(super) const TASKS: u64 = 8;
+
+/// The same of the mean that tells first how far losses are from what is expected.
+const LATELY: u64 = 15;
+
+/// Losses of a task after which what it costs is known.
+pub(super) const KNOWN: u64 = 3;
+
+/// By how much that mean may be too small, of so few.
+const ALLOWED: f64 = 1.5;
+
 /// A moving mean.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Mean {
@@ -19,6 +34,43 @@ impl Mean {
     pub(crate) fn add(&mut self, value: f64, span: u64) {
         self.count += 1;
         self.value += (value - self.value) / self.count.min(span) as f64;
+    }
+}
+
+/// How losses lie about a mean that lags behind them as long as they fall.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Lag {
+    /// How far they are from it, with its sign.
+    pub drift: Mean,
+    /// How far they are from it and the drift.
+    pub residual: Mean,
+    /// The same of fewer steps.
+    pub lately: Mean,
+}
+
+impl Lag {
+    /// What one that is `raw` above the mean is above what is expected.
+    pub(super) fn above(&self, raw: f64) -> f64 {
+        // Means lag behind losses that fall; what they lag by lately is no surprise.
+        raw - self.drift.value
+    }
+
+    /// A standard deviation of losses about `loss`.
+    pub(super) fn spread(&self, loss: f64) -> f64 {
+        // Of what a steep fall has left in the longer mean, little is true of the steps after it.
+        let size = self.residual.value.min(ALLOWED * self.lately.value);
+        // 1.25 mean absolute deviations are a standard deviation of what is normally distributed.
+        (1.25 * size).max(0.02 * loss.abs()).max(1e-9)
+    }
+
+    pub(super) fn learn(&mut self, raw: f64) {
+        if self.drift.count > 0 {
+            let size = self.above(raw).abs();
+            self.residual.add(size, SPAN);
+            self.lately.add(size, LATELY);
+        }
+        // As fast as the means of the tasks: a slower one goes on falling after they have stopped.
+        self.drift.add(raw, TASKS);
     }
 }
 
@@ -82,6 +134,21 @@ pub struct Memory {
     pub drift: Mean,
     /// How far losses are from those and the drift.
     pub residual: Mean,
+    /// The same of fewer steps.
+    #[serde(default)]
+    pub residual_lately: Mean,
+    /// How the losses of each task lie about what it costs lately.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lags: BTreeMap<String, Lag>,
+    /// Tasks whose last losses were out of line with themselves, and how many of them in a row.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub odd: BTreeMap<String, u64>,
+    /// Step (from 0) and sample that the first of those was seen at.
+    #[serde(default)]
+    pub odd_from: [u64; 2],
+    /// Sum of the squares of each parameter that learns, and of its average where one is kept.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub squares: BTreeMap<String, f64>,
     /// Logarithm of the gradient norm.
     pub norm: Mean,
     /// How far it is from that mean.
@@ -140,6 +207,30 @@ impl Memory {
             }
         }
         at
+    }
+
+    /// Takes in what the tasks of a step that was well have cost: a name, a mean, and how much it counts.
+    /// What a task cost that is out of line with itself is not what it costs.
+    pub(crate) fn learn_tasks(&mut self, tasks: &[(String, f64, f64)]) {
+        for (name, mean, _) in tasks.iter().filter(|(name, ..)| !self.odd.contains_key(name)) {
+            let lately = self.tasks.entry(name.clone()).or_default();
+            if lately.count >= KNOWN {
+                self.lags.entry(name.clone()).or_default().learn(mean - lately.value);
+            }
+            lately.add(*mean, TASKS);
+        }
+    }
+
+    /// How losses of whole steps lie about what their tasks cost.
+    pub(super) fn overall(&self) -> Lag {
+        // One that was saved before there were two means of it.
+        let lately =
+            if self.residual_lately.count == 0 { self.residual } else { self.residual_lately };
+        Lag { drift: self.drift, residual: self.residual, lately }
+    }
+
+    pub(super) fn set_overall(&mut self, lag: Lag) {
+        Lag { drift: self.drift, residual: self.residual, lately: self.residual_lately } = lag;
     }
 
     pub(crate) fn remember(&mut self, seen: Seen) {

@@ -3,20 +3,25 @@
 //! the checkpoint holds and of the samples, so a resumed run decides alike.
 //!
 //! Each regime is a `Subject`. A step is judged before its update (`judge`) by its loss against
-//! what its tasks cost lately and by its gradient, and after its update (`update`) by how far a
+//! what its tasks cost lately, together and each by itself (`tasks`), by its gradient, by the experts it
+//! used (`routers`) and by whether the weights are what the step before left (`weights`), and after its update (`update`) by how far a
 //! layer moved. Whether data or weights are to blame is found by trial: samples that were well before
-//! are tried again. `answer` takes the step and does what the judgement asks for.
+//! are tried again. `answer` takes the step and does what the judgement asks for, and `damage` tells,
+//! once it has gone back, whether the weights went bad by steps at all.
 
 mod answer;
+mod damage;
 mod judge;
 mod memory;
 mod pace;
 mod routers;
 mod subject;
+mod tasks;
 mod update;
+mod weights;
 
 pub(crate) use answer::{Done, begin, conclude, finish, keep, step};
-pub use memory::{Ease, Mean, Memory, Open};
+pub use memory::{Ease, Lag, Mean, Memory, Open};
 pub(crate) use pace::Pace;
 pub(crate) use routers::Spread;
 pub(crate) use subject::{Figures, Limits, Subject, memory_of, not_finite};
@@ -48,6 +53,15 @@ pub(crate) struct Trouble {
     pub(crate) factor: f32,
     /// Whether the samples are left out after going back.
     pub(crate) leave_out: bool,
+}
+
+impl Trouble {
+    /// The same once it is known that the weights of a layer were damaged: neither rate nor samples are
+    /// to blame.
+    fn of_damage(mut self, layer: String, evidence: String) -> Self {
+        self.evidence.push(evidence);
+        Self { cause: Cause::Hardware, layer: Some(layer), factor: 1.0, leave_out: false, ..self }
+    }
 }
 
 /// The groups that parameters are watched in: `model.layers.3`, `model.embed_tokens`, ...

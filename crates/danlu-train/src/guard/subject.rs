@@ -2,6 +2,7 @@
 
 use super::routers::Spread;
 use crate::checkpoint::{Snapshot, State};
+use burn::tensor::Tensor;
 use danlu_core::Result;
 use danlu_model::{Module, Parameter};
 use danlu_ops::squared_norm;
@@ -27,6 +28,9 @@ pub(crate) struct Limits {
     /// What a loss must be over the expected one, whatever the spread of losses is. Losses that come
     /// near nothing have hardly a spread, and a hard sample among easy ones is no trouble.
     pub(crate) least: f64,
+    /// What the losses of all its tokens must be over the expected ones together, nats: one token in a few
+    /// may cost that at any time.
+    pub(crate) nats: f64,
     /// A gradient norm that is this many times the usual one.
     pub(crate) norm: f64,
     /// An update of more than this share of a layer's weights, whatever it was before.
@@ -52,6 +56,14 @@ pub(crate) trait Subject {
 
     /// What learns.
     fn module(&mut self) -> Box<dyn Module + '_>;
+
+    /// The peak learning rate, where all that learns moves by updates of about that size at most.
+    fn peak_rate(&self) -> Option<f32>;
+
+    /// Moving averages of the parameters, in the module's order, where they are kept.
+    fn averages(&self) -> Option<&[Tensor<2>]> {
+        None
+    }
 
     fn figures(pass: &Self::Pass) -> Figures<'_>;
 

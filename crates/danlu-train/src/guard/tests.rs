@@ -29,7 +29,7 @@ fn outlook(memory: &Memory, tasks: &[(String, f64, f64)], norm: f64) -> Outlook 
     Outlook::of(memory, &Figures { loss: 0.0, norm, tasks, spreads: &[], samples: [0, 0] })
 }
 
-const LIMITS: Limits = Limits { least: 0.0, norm: 20.0, update: 0.25 };
+const LIMITS: Limits = Limits { least: 0.0, nats: 0.0, norm: 20.0, update: 0.25 };
 
 fn norm(rng: &mut Rng) -> f64 {
     (0.5 * rng.normal() as f64).exp()
@@ -55,6 +55,31 @@ fn noise_is_no_trouble_and_a_jump_is() {
         assert!(!seen.alarm(&r, &patient, &memory).far, "seed {seed}: by less than is wanted");
         let seen = outlook(&memory, &tasks(300, &mut rng, 0.0), 200.0);
         assert!(seen.alarm(&r, &LIMITS, &memory).norm, "seed {seed}: {:.1}", seen.norm_jump);
+    }
+}
+
+#[test]
+fn noise_soon_after_a_steep_fall_is_seen() {
+    let r = GuardRecipe::default();
+    for seed in 0..20 {
+        let mut rng = Rng::new(seed, 7);
+        let mut memory = Memory::default();
+        let mut cost = |step: f64, more: f64| -> Vec<(String, f64, f64)> {
+            let fallen = 1.6 + 5.4 / (1.0 + ((step - 40.0) / 3.0).exp());
+            let noise = 0.12 * rng.normal() as f64;
+            vec![("text".to_string(), fallen + noise + more, 100.0)]
+        };
+        for step in 0..110 {
+            let tasks = cost(step as f64, 0.0);
+            let seen = outlook(&memory, &tasks, 1.0);
+            let alarm = seen.alarm(&r, &LIMITS, &memory);
+            assert!(!alarm.far && !alarm.suspicious, "seed {seed}, step {step}");
+            seen.learn(&mut memory, &tasks);
+        }
+        let seen = outlook(&memory, &cost(110.0, 3.0), 1.0);
+        assert!(seen.alarm(&r, &LIMITS, &memory).far, "seed {seed}: {:.1}", seen.deviations);
+        let expected = seen.expected.expect("known");
+        assert!((expected - 1.6).abs() < 0.4, "seed {seed}: {expected}");
     }
 }
 

@@ -83,7 +83,7 @@ struct TrainArgs {
     /// Blocks that the backward pass runs again, for less memory: none, all, or numbers as in 0,2
     #[arg(long, value_name = "BLOCKS", default_value = "none")]
     recompute: Recompute,
-    /// One JSON object instead of a table
+    /// One JSON object instead of a table; `ops_ms` in it are milliseconds a step
     #[arg(long)]
     json: bool,
 }
@@ -130,16 +130,16 @@ struct DecodeArgs {
     /// Keys and values: f32, f16 or q8
     #[arg(long, default_value = "f16", value_parser = cache_format)]
     cache: CacheFormat,
-    /// Tokens of the prompt whose reading is timed
-    #[arg(long, default_value_t = 512, value_parser = counted)]
-    prefill: usize,
-    /// Tokens before the reply that is timed
-    #[arg(long, default_value_t = 128, value_parser = counted)]
-    prompt: usize,
-    /// Tokens of that reply
-    #[arg(long, default_value_t = 128, value_parser = counted)]
-    tokens: usize,
-    /// Replies together, each half as long after a prompt of 16
+    /// Tokens of the prompt whose reading is timed [default: 512, or half of the context]
+    #[arg(long, value_parser = counted)]
+    prefill: Option<usize>,
+    /// Tokens before the reply that is timed [default: 128, or a quarter of the context]
+    #[arg(long, value_parser = counted)]
+    prompt: Option<usize>,
+    /// Tokens of that reply [default: 128, or a quarter of the context]
+    #[arg(long, value_parser = counted)]
+    tokens: Option<usize>,
+    /// Replies together, each half as long after a prompt of 16, or of a quarter of the context
     #[arg(long, default_value_t = 8, value_parser = counted)]
     batch: usize,
     /// Repetitions; the medians count
@@ -274,9 +274,9 @@ fn run_train(args: TrainArgs) -> Result<()> {
         b.peak_rss_mb, b.peak_tensors_mb, b.predicted_peak_mb
     );
     println!("loss: {:.4} at first, {:.4} at last", b.loss_first, b.loss_last);
-    let mut ops: Vec<_> = b.ops.iter().collect();
+    let mut ops: Vec<_> = b.ops_ms.iter().collect();
     ops.sort_by(|a, b| b.1.total_cmp(a.1));
-    let all: f64 = b.ops.values().sum();
+    let all: f64 = b.ops_ms.values().sum();
     for (name, ms) in ops {
         println!("  {name:<28} {ms:9.2} ms {:5.1} %", 100.0 * ms / all);
     }
@@ -298,12 +298,16 @@ fn run_decode(args: DecodeArgs) -> Result<()> {
     let load_seconds = if args.shape.is_some() { 0.0 } else { begun.elapsed().as_secs_f64() };
     // The tokenisers are not needed here.
     danlu_ops::give_back();
+    let context = model.config.context;
+    let up_to = |asked: Option<usize>, usual: usize, part: usize| {
+        asked.unwrap_or(usual.min(context / part).max(1))
+    };
     let setting = DecodeSetting {
         weights: args.format,
         cache: args.cache,
-        prefill: args.prefill,
-        prompt: args.prompt,
-        tokens: args.tokens,
+        prefill: up_to(args.prefill, 512, 2),
+        prompt: up_to(args.prompt, 128, 4),
+        tokens: up_to(args.tokens, 128, 4),
         batch: args.batch.max(1),
         repeats: args.repeats,
     };
@@ -333,7 +337,7 @@ fn run_decode(args: DecodeArgs) -> Result<()> {
         b.threads
     );
     println!("{} together: {:.0} tokens/s", b.batch, b.batch_tokens_per_second);
-    println!("reading {} tokens: {:.0} tokens/s", args.prefill, b.prefill_tokens_per_second);
+    println!("reading {} tokens: {:.0} tokens/s", setting.prefill, b.prefill_tokens_per_second);
     println!(
         "weights: {:.1} MB, opened in {:.2} s, prepared in {:.2} s; memory after one reply {:.0} MB \
          (file {:.1}, keys and values {:.1}), at most {:.0} MB",

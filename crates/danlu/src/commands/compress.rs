@@ -2,7 +2,9 @@ use super::import::free;
 use crate::answer::model_folder;
 use crate::progress::Terminal;
 use crate::shrink::{Form, Looked, Maker, Method, Report, Row, Tests, candidates};
+use danlu_core::recipe::same_file;
 use danlu_core::{Error, Result};
+use danlu_data::read_tuning;
 use danlu_model::Model;
 use danlu_model::engine::WeightFormat;
 use danlu_model::io::{HfConfig, write_atomically};
@@ -107,13 +109,45 @@ pub(crate) fn run(args: Args) -> Result<()> {
     free("--out", &args.out, &[WORK, JSON])?;
     let mut terminal = Terminal::new();
     let (model, looked) = Looked::load(&folder)?;
+    let config = &model.transformer.config;
+    let form = Form {
+        weights: args.weights,
+        method: args.method,
+        layers: args.drop_layers,
+        kv_heads: args.drop_heads,
+        channels: (args.drop_channels * config.hidden as f64).round() as usize,
+    };
+    form.cut().check(config)?;
+    if args.drop_channels > 0.0 && form.channels == 0 {
+        let wanted = format!("a share of at least one of {} channels", config.hidden);
+        return Err(Error::parameter("--drop-channels", wanted, args.drop_channels));
+    }
+    for path in &args.data {
+        let (rows, bad) = read_tuning(path)?;
+        if rows.is_empty() {
+            let found = bad.first().map_or("none", String::as_str);
+            return Err(Error::file(path, "at least one usable row", found));
+        }
+    }
     let tests = Tests::read(&args.text, &args.questions, &args.choices)?;
     if args.keep.is_some() && tests.is_empty() {
         let wanted = "--questions, --choices or --text to measure the score on";
         return Err(Error::parameter("--keep", wanted, "none of them"));
     }
+    for path in args.text.iter().chain(&args.questions).chain(&args.choices) {
+        if args.data.iter().any(|data| same_file(data, path)) {
+            let path = path.display();
+            let note =
+                format!("{path} is given as --data, too: what is measured on it was looked at");
+            terminal.tell(Event::Note(note));
+        }
+    }
     terminal.tell(Event::Note(format!("measuring {}", folder.display())));
     let before = tests.measure(&model, &looked)?;
+    if args.keep.is_some() && before.score.is_none_or(|score| score <= 0.0) {
+        let wanted = "a model that gets something right, whose score can be kept";
+        return Err(Error::parameter("--keep", wanted, "a score of 0"));
+    }
     let window = match &args.student {
         // A student may read less at a time than the model.
         Some(student) => {
@@ -140,42 +174,30 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }),
         seen: std::cell::OnceCell::new(),
     };
-    let config = &model.transformer.config;
-    let form = Form {
-        weights: args.weights,
-        method: args.method,
-        layers: args.drop_layers,
-        kv_heads: args.drop_heads,
-        channels: (args.drop_channels * config.hidden as f64).round() as usize,
-    };
     let forms = match args.keep {
         Some(_) => candidates(&form, config, !args.data.is_empty()),
         None => vec![form],
     };
-    let share = args.drop_channels;
-    if share > 0.0 && forms.iter().all(|form| form.channels == 0) {
-        let wanted = format!("a share of at least one of {} channels", config.hidden);
-        return Err(Error::parameter("--drop-channels", wanted, share));
-    }
     let mut report = Report::new(&folder, &maker, args.keep, before);
-    let mut found = None;
+    let mut found = false;
     let mut last = None;
     // Forms are measured apart: in the new model's folder is only what was decided on.
     let trial = maker.work.join("trial");
     for form in forms {
-        terminal.tell(Event::Note(format!("trying {}", form.name(!args.data.is_empty()))));
+        let name = maker.name(&form, &mut terminal)?;
+        terminal.tell(Event::Note(format!("trying {name}")));
         let small = maker.make(&form, &mut terminal)?;
         maker.save(&small, &form, &trial)?;
         let (again, looked) = Looked::load(&trial)?;
         let row = Row {
-            name: form.name(!args.data.is_empty()),
+            name,
             parity: Row::parity(&model, &again, &form)?,
             measured: tests.measure(&again, &looked)?,
         };
         report.rows.push(row);
         last = Some((small, form));
-        found = report.verdict();
-        if found.is_some() {
+        found = report.verdict().is_some();
+        if found {
             break;
         }
     }
@@ -191,13 +213,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some((small, form)) = &last {
         maker.save(small, form, &args.out)?;
     }
+    report.calibration = maker.calibration();
     report.write(&args.out)?;
     remove(&args.out.join(WORK))?;
     println!("{}", report.text());
     eprintln!("page: {}", args.out.join(PAGE).display());
     match found {
-        Some(_) => Ok(()),
-        None => {
+        true => Ok(()),
+        false => {
             let wanted = match args.keep {
                 Some(share) => format!("a form that keeps {share} of the score"),
                 None => "a model that says what the one before says, within the limits".into(),

@@ -1,7 +1,7 @@
 use super::generate::within;
 use crate::answer::{Asked, Style, model_folder, reconstructions};
 use crate::progress::{Terminal, Unkept};
-use crate::shrink::{read_choices, read_texts};
+use crate::shrink::{chosen, few_enough, read_choices, read_texts};
 use danlu_core::{Error, Result};
 use danlu_data::Pack;
 use danlu_eval::{
@@ -11,7 +11,7 @@ use danlu_eval::{
 use danlu_model::Model;
 use danlu_model::engine::Sampling;
 use danlu_model::io::write_atomically;
-use danlu_model::likelihood::{bits_per_byte, choose};
+use danlu_model::likelihood::{Chosen, bits, together};
 use danlu_train::{Event, Watcher};
 use std::path::{Path, PathBuf};
 
@@ -34,8 +34,9 @@ pub(crate) struct Args {
     /// Held-out texts to measure bits a byte on: .jsonl with `text`, or plain text
     #[arg(long, value_name = "FILE")]
     text: Vec<PathBuf>,
-    /// Endings to choose from by how likely they are: .jsonl with `context`, `endings` and `label`
-    /// (packs/choices.py writes HellaSwag's)
+    /// Endings to choose from by how likely they are, a character and altogether (acc_norm and acc of
+    /// lm-evaluation-harness): .jsonl with `context`, `endings` and `label` (packs/choices.py writes
+    /// HellaSwag's)
     #[arg(long, value_name = "FILE")]
     choices: Vec<PathBuf>,
     /// Write every figure and every reply's verdict here; with --text alone, what each text costs and how many choices were right
@@ -48,7 +49,7 @@ pub(crate) struct Args {
     /// expect)
     #[arg(long, value_name = "PACK")]
     gallery: Vec<PathBuf>,
-    /// How many unusable rows are skipped before it is an error
+    /// How many unusable rows of --data or --choices are skipped before it is an error
     #[arg(long, default_value_t = 20, value_name = "N")]
     max_bad_rows: usize,
     /// Sampling temperature of pictures and sounds
@@ -82,27 +83,41 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let (mut passages, mut sets) = (Vec::new(), Vec::new());
     for path in &args.text {
         let texts = read_texts(path)?;
-        let bits = bits_per_byte(&model, &texts)?;
-        println!("{}: {bits:.4} bits a byte", path.display());
-        if args.json.is_some() {
-            for (i, text) in texts.iter().enumerate() {
-                let bits = bits_per_byte(&model, std::slice::from_ref(text))?;
-                passages.push(serde_json::json!({"file": path, "passage": i + 1,
-                    "bytes": text.len(), "bits_per_byte": bits}));
-            }
+        let costs = bits(&model, &texts);
+        let all = together(&costs)
+            .map_err(|_| Error::file(path, "texts of at least two tokens", "none"))?;
+        println!("{}: {all:.4} bits a byte", path.display());
+        for (i, (text, (bits, bytes))) in texts.iter().zip(costs).enumerate() {
+            // Of a text of under two tokens there is nothing to tell.
+            let bits = (bytes > 0).then(|| bits / bytes as f64);
+            passages.push(serde_json::json!({"file": path, "passage": i + 1,
+                "bytes": text.len(), "bits_per_byte": bits}));
         }
     }
     for path in &args.choices {
-        let choices = read_choices(path)?;
-        let chosen = choose(&model, &choices)?;
-        let right = chosen.iter().zip(&choices).map(|(got, c)| u8::from(*got == c.label));
-        let right: Vec<f64> = right.map(f64::from).collect();
-        let i = interval(&right);
-        let n = right.len();
+        let (choices, mut skipped) = read_choices(path, args.max_bad_rows)?;
+        let (chosen, over) = chosen(&model, &choices);
+        skipped.extend(over);
+        skipped.iter().for_each(|line| eprintln!("skipped: {line}"));
+        few_enough(path, &mut skipped, chosen.len(), args.max_bad_rows)?;
+        if chosen.is_empty() {
+            return Err(Error::file(path, "at least one choice that can be read", "none"));
+        }
+        let share = |right: &dyn Fn(&Chosen) -> usize| {
+            let all = chosen.iter().map(|(got, label)| f64::from(u8::from(right(got) == *label)));
+            interval(&all.collect::<Vec<f64>>())
+        };
+        let (i, plain) = (share(&|c| c.by_character), share(&|c| c.by_sum));
+        let n = chosen.len();
         sets.push(serde_json::json!({"file": path, "right": i.mean, "low": i.low, "high": i.high,
+            "plain_right": plain.mean, "plain_low": plain.low, "plain_high": plain.high,
             "choices": n}));
         let path = path.display();
-        println!("{path}: {:.3} ({:.3} to {:.3}) of {n} choices right", i.mean, i.low, i.high);
+        println!(
+            "{path}: {:.3} ({:.3} to {:.3}) of {n} choices right by nats a character, {:.3} ({:.3} \
+             to {:.3}) by nats alone",
+            i.mean, i.low, i.high, plain.mean, plain.low, plain.high
+        );
     }
     if args.data.is_empty() {
         if let Some(path) = args.json {

@@ -5,13 +5,14 @@ use danlu_core::{Error, Result};
 use danlu_model::io::{Dtype, Packing};
 use danlu_model::parity::{Limits, PROBE, compare};
 use danlu_model::{Model, export, import};
+use std::ffi::OsString;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Write a model for transformers (a Hugging Face folder) or llama.cpp (a GGUF file)
 ///
-/// What was written is read again and held against the model (`danlu parity`) before it counts as
-/// done. Pictures and sounds become special tokens: both libraries then know a model of text.
+/// What was written is read again and held against the model (`danlu parity`) before it takes the
+/// place of what was there. Pictures and sounds become special tokens: both libraries then know a model of text.
 ///
 /// Examples:
 ///   danlu export models/smollm2 --format hf --out smollm2-hf
@@ -103,19 +104,18 @@ pub(super) fn licence(text: &str) -> std::result::Result<String, String> {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let folder = model_folder(Some(args.model))?;
-    let device = danlu_ops::cpu_device();
-    let model = Model::load(&folder, &device)?;
-    let licence = args.licence.as_deref();
-    match args.format {
+    let Args { model, format, out, .. } = &args;
+    let model = Model::load(&model_folder(Some(model.clone()))?, &danlu_ops::cpu_device())?;
+    match format {
         Format::Hf => {
             // A card of ours, so that nobody's own checkpoint is written over.
+            let card = out.join("README.md");
             let ours = |card: String| card.contains("tags: [danlu]");
-            let again = std::fs::read_to_string(args.out.join("README.md")).is_ok_and(ours);
-            free("--out", &args.out, if again { &["config.json"] } else { &[] })?;
-            if args.out.join("danlu.json").exists() {
+            let again = card.is_file() && std::fs::read_to_string(card).is_ok_and(ours);
+            free("--out", out, if again { &["config.json"] } else { &[] })?;
+            if out.join("danlu.json").exists() {
                 let wanted = "a folder that holds no model of ours";
-                return Err(Error::parameter("--out", wanted, args.out.display()));
+                return Err(Error::parameter("--out", wanted, out.display()));
             }
             let c = &model.transformer.config;
             let llama = !c.qk_norm && c.experts == 0 && c.no_rope.is_empty() && c.out_bias;
@@ -124,16 +124,59 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 let found = format!("{} heads of width {}", c.heads, c.width);
                 return Err(Error::parameter("--format", wanted, found));
             }
-            export::to_folder(&model, &args.out, args.kind.dtype()?, licence)?;
         }
         Format::Gguf => {
             let mut mark = [0; 4];
-            let read = std::fs::File::open(&args.out).and_then(|mut f| f.read_exact(&mut mark));
-            if args.out.exists() && !(read.is_ok() && &mark == b"GGUF") {
+            let mut begins = || std::fs::File::open(out).and_then(|mut f| f.read_exact(&mut mark));
+            let gguf = out.is_file() && begins().is_ok() && &mark == b"GGUF";
+            if out.exists() && !gguf {
                 let wanted = "a file that is not there yet, or a GGUF file";
-                return Err(Error::parameter("--out", wanted, args.out.display()));
+                return Err(Error::parameter("--out", wanted, out.display()));
             }
-            let wider = export::to_gguf(&model, &args.out, args.kind.packing(), licence)?;
+        }
+    }
+    let first = !out.exists();
+    let part = unchecked(*format, out);
+    let done = write_and_compare(&args, &model, &part).and_then(|()| take_place(&part, out));
+    if done.is_err() {
+        // It is of no use; if it cannot be removed the error says more.
+        let _ = match format {
+            Format::Hf => std::fs::remove_dir_all(&part),
+            Format::Gguf => std::fs::remove_file(&part),
+        };
+        if first && *format == Format::Hf {
+            let _ = std::fs::remove_dir(out);
+        }
+    }
+    done.map_err(|error| of_place(error, &part, out))
+}
+
+/// Where what is written stays until it was compared: within the folder, or beside the file.
+fn unchecked(format: Format, out: &Path) -> PathBuf {
+    match format {
+        Format::Hf => out.join(".unchecked.part"),
+        Format::Gguf => {
+            let mut name = OsString::from(".unchecked-");
+            name.push(out.file_name().unwrap_or_default());
+            out.with_file_name(name)
+        }
+    }
+}
+
+/// Writes the model to `part`, reads it again and holds it against the model.
+fn write_and_compare(args: &Args, model: &Model, part: &Path) -> Result<()> {
+    let Args { format, kind, out, .. } = args;
+    let licence = args.licence.as_deref();
+    match format {
+        Format::Hf => {
+            if part.exists() {
+                // Of one that was killed.
+                std::fs::remove_dir_all(part).map_err(|e| Error::io(part, e))?;
+            }
+            export::to_folder(model, part, kind.dtype()?, licence)?;
+        }
+        Format::Gguf => {
+            let wider = export::to_gguf(model, part, kind.packing(), licence)?;
             if wider > 0 {
                 eprintln!(
                     "note: {wider} matrices have rows that are no whole blocks; they are F16"
@@ -141,13 +184,81 @@ pub(crate) fn run(args: Args) -> Result<()> {
             }
         }
     }
-    let back = import::import(&args.out, None, &device)?;
+    let back = import::import(part, None, &danlu_ops::cpu_device())?;
     let texts: Vec<String> = PROBE.iter().map(|t| t.to_string()).collect();
-    let found = compare(&model, &back, &texts, &args.kind.limits())?;
-    eprintln!("{}", row(&args.out.display().to_string(), &found));
+    let found = compare(model, &back, &texts, &kind.limits())?;
+    eprintln!("{}", row(&out.display().to_string(), &found));
     if !found.near {
-        let wanted = format!("what the model says, within {:?}", args.kind.limits());
-        return Err(Error::file(&args.out, wanted, "another; it is not to be used"));
+        let wanted = format!("what the model says, within {:?}", kind.limits());
+        return Err(Error::file(out, wanted, "another; it was not kept"));
     }
     Ok(())
+}
+
+/// Puts what was compared where it was asked for: a file, or the files of a folder.
+fn take_place(part: &Path, out: &Path) -> Result<()> {
+    let moved = |from: &Path, to: &Path| std::fs::rename(from, to).map_err(|e| Error::io(to, e));
+    if !part.is_dir() {
+        return moved(part, out);
+    }
+    let wrong = |e| Error::io(part, e);
+    for entry in std::fs::read_dir(part).map_err(wrong)? {
+        let entry = entry.map_err(wrong)?;
+        moved(&entry.path(), &out.join(entry.file_name()))?;
+    }
+    std::fs::remove_dir(part).map_err(wrong)
+}
+
+/// An error about what is not in its place yet, as one about where it was asked for.
+fn of_place(error: Error, part: &Path, out: &Path) -> Error {
+    let place = |path: PathBuf| match path.strip_prefix(part) {
+        Ok(rest) if rest == Path::new("") => out.to_path_buf(),
+        Ok(rest) => out.join(rest),
+        Err(_) => path,
+    };
+    match error {
+        Error::File { path, expected, found } => Error::File { path: place(path), expected, found },
+        Error::Io { path, source } => Error::Io { path: place(path), source },
+        other => other,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_stays_until_another_takes_its_place() {
+        let at = std::env::temp_dir().join(format!("danlu-place-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&at);
+        std::fs::create_dir_all(&at).unwrap();
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+        let file = at.join("a.gguf");
+        let part = unchecked(Format::Gguf, &file);
+        assert_eq!(part, at.join(".unchecked-a.gguf"));
+        std::fs::write(&file, "old").unwrap();
+        std::fs::write(&part, "new").unwrap();
+        let error = of_place(Error::file(&part, "one", "another"), &part, &file).to_string();
+        assert!(error.starts_with(&format!("{}: ", file.display())), "{error}");
+        assert_eq!(read(&file), "old");
+        take_place(&part, &file).unwrap();
+        assert_eq!(read(&file), "new");
+        assert!(!part.exists());
+        let folder = at.join("hf");
+        let part = unchecked(Format::Hf, &folder);
+        std::fs::create_dir_all(&part).unwrap();
+        free("--out", &folder, &[]).expect("what a killed one left is nothing");
+        for name in ["config.json", "README.md"] {
+            std::fs::write(folder.join(name), "old").unwrap();
+            std::fs::write(part.join(name), "new").unwrap();
+        }
+        let error =
+            of_place(Error::file(part.join("config.json"), "one", "another"), &part, &folder);
+        assert!(error.to_string().contains(&folder.join("config.json").display().to_string()));
+        take_place(&part, &folder).unwrap();
+        assert!(["config.json", "README.md"].iter().all(|name| read(&folder.join(name)) == "new"));
+        assert!(!part.exists());
+        std::fs::remove_dir_all(&at).unwrap();
+    }
 }

@@ -6,11 +6,12 @@ use danlu_model::import::open;
 use danlu_model::parity::{Comparison, Form, Limits, PROBE, compare_forms};
 use std::path::PathBuf;
 
-/// Hold models, or forms of one model, against the first: the same ids, the same logits?
+/// Hold models, or forms of one model, against the first: the same ids, the same log-probabilities?
 ///
 /// Model and run folders, Hugging Face folders and GGUF files. Exits with a failure if one is
-/// further from the first than the limits allow; they are those of 32-bit weights, unless --limits
-/// says otherwise. With --adapter the reference has adapters; --form holds other ways to compute it
+/// further from the first than the limits allow; they are those of 32-bit weights, and of the
+/// decode engine on a model that is kept in few bits those of its format, unless --limits says
+/// otherwise. With --adapter the reference has adapters; --form holds other ways to compute it
 /// against the forward pass of training.
 ///
 /// Examples:
@@ -37,9 +38,9 @@ pub(crate) struct Args {
     /// File of texts to read, one a line (default: eight texts of several kinds)
     #[arg(long, value_name = "FILE")]
     probe: Option<PathBuf>,
-    /// How near is near enough
-    #[arg(long, value_enum, default_value = "same")]
-    limits: Near,
+    /// How near is near enough (default: same; of a model kept in few bits, decoded, q8 or q4)
+    #[arg(long, value_enum)]
+    limits: Option<Near>,
     /// Print one JSON object for each comparison
     #[arg(long)]
     json: bool,
@@ -71,6 +72,16 @@ enum Near {
 }
 
 impl Near {
+    /// What the decode engine is held to on a model that is kept in `format`: it computes in few bits,
+    /// which training does not.
+    fn of(format: Option<WeightFormat>) -> Self {
+        match format {
+            Some(WeightFormat::Q8_0) => Near::Q8,
+            Some(WeightFormat::Q4_0 | WeightFormat::Q4K) => Near::Q4,
+            _ => Near::Same,
+        }
+    }
+
     fn limits(self) -> Limits {
         match self {
             Near::Same => Limits::SAME,
@@ -86,7 +97,7 @@ pub(crate) fn row(name: &str, c: &Comparison) -> String {
     let ids = if c.same_ids { "same ids" } else { "OTHER IDS" };
     let bits = if c.same_bits { ", bit for bit" } else { "" };
     format!(
-        "{name}: {}; {} positions, {ids}, {:.2} % agree, logits {:.1e} apart at most and {:.1e} on \
+        "{name}: {}; {} positions, {ids}, {:.2} % agree, log-probabilities {:.1e} apart at most and {:.1e} on \
          average, divergence {:.1e} nats{bits}",
         if c.near { "near" } else { "FAR" },
         c.positions,
@@ -121,9 +132,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let adapters: Vec<PathBuf> = args.adapters.iter().cloned().map(adapter_folder).collect();
         Model::load_adapted(&own, &adapters, &device)?.0
     };
-    let limits = args.limits.limits();
+    let plain = args.limits.unwrap_or(Near::Same);
+    let decoded = args.limits.unwrap_or_else(|| Near::of(reference.transformer.frozen_format()));
     let mut far = Vec::new();
-    let mut tell = |name: String, form: &mut Form<'_>| -> Result<()> {
+    let mut tell = |name: String, form: &mut Form<'_>, near: Near| -> Result<()> {
+        let limits = near.limits();
         let found = compare_forms(&mut Form::Train(&reference), form, &texts, &limits)?;
         if args.json {
             let line = serde_json::json!({"reference": args.reference, "model": name,
@@ -133,13 +146,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
             println!("{}", row(&name, &found));
         }
         if !found.near {
-            far.push(name);
+            far.push(format!("{name}, not within {limits:?}"));
         }
         Ok(())
     };
     for path in &args.others {
         let other = open(&folder(path), &device)?;
-        tell(path.display().to_string(), &mut Form::Train(&other))?;
+        tell(path.display().to_string(), &mut Form::Train(&other), plain)?;
     }
     for kind in &args.forms {
         let name = format!("{kind:?}").to_lowercase();
@@ -156,15 +169,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
                     let taken = transformer.detach();
                     transformer.reattach(taken);
                 }
-                tell(name, &mut Form::Train(&Model { transformer, tokenisers, info }))?;
+                tell(name, &mut Form::Train(&Model { transformer, tokenisers, info }), plain)?;
             }
-            Kind::Decode => tell(name, &mut Form::decode(&reference, weights)?)?,
-            Kind::Beside => tell(name, &mut Form::beside(&reference, weights)?)?,
+            Kind::Decode => tell(name, &mut Form::decode(&reference, weights)?, decoded)?,
+            Kind::Beside => tell(name, &mut Form::beside(&reference, weights)?, decoded)?,
         }
     }
     if far.is_empty() {
         return Ok(());
     }
-    let wanted = format!("models within {limits:?} of {}", args.reference.display());
-    Err(Error::parameter("parity", wanted, far.join(", ")))
+    let wanted = format!("models near {}", args.reference.display());
+    Err(Error::parameter("parity", wanted, far.join("; ")))
 }

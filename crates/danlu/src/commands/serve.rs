@@ -79,7 +79,7 @@ pub(crate) struct Args {
     /// Most requests that wait beyond those; more are told to come back later
     #[arg(long, default_value_t = 64, value_name = "N")]
     max_queue: u16,
-    /// Most open connections
+    /// Most open connections; fewer where the limit of open files (ulimit -n) is low
     #[arg(long, default_value_t = 1024, value_name = "N")]
     max_connections: u16,
     /// Most seconds between two requests of a connection; longer than a proxy in front keeps one
@@ -107,6 +107,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             args.host,
         ));
     }
+    danlu_ops::keep_no_pages();
     let named =
         if args.model.is_empty() { vec![None] } else { args.model.into_iter().map(Some).collect() };
     let folders = named.into_iter().map(model_folder).collect::<Result<Vec<_>>>()?;

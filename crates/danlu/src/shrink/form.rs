@@ -33,14 +33,14 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    pub(crate) fn method(&self, rows: bool) -> Method {
+    fn method(&self, rows: bool) -> Method {
         self.method.unwrap_or(if rows { Method::Gptq } else { Method::Rtn })
     }
 
-    /// In a few words.
-    pub(crate) fn name(&self, rows: bool) -> String {
+    /// In a few words, rounded by `method`.
+    fn name(&self, method: Method) -> String {
         let mut name = self.weights.name().to_string();
-        if self.weights.is_quantised() && self.method(rows) == Method::Gptq {
+        if self.weights.is_quantised() && method == Method::Gptq {
             name += " gptq";
         }
         for (n, what) in
@@ -57,7 +57,7 @@ impl Form {
         self.layers + self.kv_heads + self.channels > 0
     }
 
-    fn cut(&self) -> Cut {
+    pub(crate) fn cut(&self) -> Cut {
         Cut { layers: self.layers, kv_heads: self.kv_heads, channels: self.channels }
     }
 
@@ -113,6 +113,39 @@ pub(crate) fn candidates(asked: &Form, c: &TransformerConfig, rows: bool) -> Vec
     all
 }
 
+/// Tokens for each channel of the model's width without which rows say too little of what rounding
+/// loses: the least squares would fit those rows alone.
+const TOKENS_A_CHANNEL: usize = 4;
+
+/// How much was looked at.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Calibration {
+    /// Tokens that there were, up to those asked for.
+    pub(crate) tokens: usize,
+    /// Tokens that were asked for.
+    pub(crate) asked: usize,
+    /// Whether they are too few to round by; weights are rounded to the nearest then.
+    pub(crate) too_few: bool,
+}
+
+impl Calibration {
+    fn of(tokens: usize, asked: usize, width: usize) -> Self {
+        Self { tokens: tokens.min(asked), asked, too_few: tokens < TOKENS_A_CHANNEL * width }
+    }
+
+    /// In words.
+    pub(crate) fn words(&self) -> String {
+        let mut words = format!("looked at {} of {} tokens", self.tokens, self.asked);
+        if self.too_few {
+            words += &format!(
+                ", under {TOKENS_A_CHANNEL} for each of the model's channels: weights in few bits are \
+                 rounded to the nearest"
+            );
+        }
+        words
+    }
+}
+
 /// What forms are made from, and with.
 pub(crate) struct Maker<'a> {
     pub(crate) folder: &'a Path,
@@ -141,17 +174,39 @@ impl Maker<'_> {
             danlu_model::Module::thaw(&mut small.transformer);
             return Ok(small);
         }
-        let how = match form.method(!self.data.is_empty()) {
+        let how = match self.method(form, watcher)? {
             Method::Rtn => Rounding::Nearest,
             Method::Gptq => Rounding::Calibrated(self.documents(watcher)?),
         };
         let depth = small.transformer.blocks.len();
-        let name = form.name(!self.data.is_empty());
+        let name = self.name(form, watcher)?;
         watcher.tell(Event::Phase { name, steps: depth, done: 0 });
         let mut tell = |done| watcher.tell(Event::Step { done, figures: String::new() });
         quantise(&mut small.transformer, form.weights, how, &mut tell)?;
         watcher.tell(Event::PhaseDone { result: format!("{depth} layers") });
         Ok(small)
+    }
+
+    /// How the weights of a form are rounded, which may need a look at the rows.
+    fn method(&self, form: &Form, watcher: &mut dyn Watcher) -> Result<Method> {
+        let asked = form.method(!self.data.is_empty());
+        if asked == Method::Rtn || !form.weights.is_quantised() {
+            return Ok(Method::Rtn);
+        }
+        self.documents(watcher)?;
+        let too_few = self.calibration().is_some_and(|c| c.too_few);
+        Ok(if too_few { Method::Rtn } else { Method::Gptq })
+    }
+
+    /// A form in a few words.
+    pub(crate) fn name(&self, form: &Form, watcher: &mut dyn Watcher) -> Result<String> {
+        Ok(form.name(self.method(form, watcher)?))
+    }
+
+    /// How much was looked at, where anything was.
+    pub(crate) fn calibration(&self) -> Option<Calibration> {
+        let tokens = self.seen.get()?.iter().map(|(ids, _)| ids.len()).sum();
+        Some(Calibration::of(tokens, self.tokens, self.model.transformer.config.width))
     }
 
     fn window(&self) -> usize {
@@ -192,7 +247,16 @@ impl Maker<'_> {
             ),
             other => other,
         })?;
-        Model::load(&healed, &danlu_ops::cpu_device())
+        let mut healed = Model::load(&healed, &danlu_ops::cpu_device())?;
+        // The healing is nobody's name, and what was healed is kept nowhere.
+        match self.student {
+            Some(_) => healed.info.name = Model::check_files(&learner)?.name,
+            None => {
+                healed.info.name = self.model.info.name.clone();
+                healed.info.from = self.model.info.from.clone();
+            }
+        }
+        Ok(healed)
     }
 
     /// The rows that are looked at, read once for all forms.
@@ -201,7 +265,11 @@ impl Maker<'_> {
             return Ok(seen);
         }
         let seen = documents(self.data, self.model, self.window(), self.tokens, watcher)?;
-        Ok(self.seen.get_or_init(|| seen))
+        let seen = self.seen.get_or_init(|| seen);
+        if let Some(c) = self.calibration() {
+            watcher.tell(Event::Note(c.words()));
+        }
+        Ok(seen)
     }
 
     fn tag(&self, form: &Form) -> String {
@@ -238,7 +306,16 @@ mod tests {
         assert_eq!(without.len(), 4);
         assert!(without.iter().all(|f| !f.is_cut()));
         assert_eq!(without[0].weights, WeightFormat::Q4_0);
-        assert_eq!(without[0].name(false), "q4_0");
-        assert_eq!(without[0].name(true), "q4_0 gptq");
+        assert_eq!(without[0].name(Method::Rtn), "q4_0");
+        assert_eq!(without[0].name(Method::Gptq), "q4_0 gptq");
+    }
+
+    #[test]
+    fn few_tokens_are_told_and_not_rounded_by() {
+        let few = Calibration::of(255, 8192, 64);
+        assert!(few.too_few && few.words().contains("255 of 8192 tokens"), "{few:?}");
+        let enough = Calibration::of(9000, 8192, 64);
+        assert_eq!((enough.tokens, enough.too_few), (8192, false));
+        assert!(!enough.words().contains("nearest"), "{enough:?}");
     }
 }

@@ -2,12 +2,12 @@
 
 use crate::answer::fitting;
 use crate::commands::eval;
-use danlu_core::{Error, Result};
+use danlu_core::{Error, Result, without_mark};
 use danlu_data::{TuneRow, is_table, read_tuning};
-use danlu_eval::{Files, Gallery, Interval, Question, interval, read_set};
+use danlu_eval::{Files, Gallery, Interval, Question, interval, ratio, read_set};
 use danlu_model::Model;
 use danlu_model::engine::{CacheFormat, WeightFormat};
-use danlu_model::likelihood::{Choice, bits_per_byte, choose};
+use danlu_model::likelihood::{Choice, Chosen, bits, choose, together};
 use danlu_train::bench::{DecodeSetting, decode};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -44,8 +44,11 @@ impl Looked {
 pub(crate) struct Tests {
     texts: Vec<String>,
     questions: Vec<Question>,
-    choices: Vec<Choice>,
+    choices: Vec<ChoiceRow>,
 }
+
+/// How many unusable rows of a file of questions or choices are skipped.
+const BAD_ROWS: usize = 20;
 
 /// How one form did. The names are read by scripts and stay.
 #[derive(Debug, Clone, Serialize)]
@@ -60,6 +63,8 @@ pub(crate) struct Measured {
     pub(crate) weights_mb: f64,
     /// Of the texts.
     pub(crate) bits_per_byte: Option<f64>,
+    /// The same with its interval, where there are several texts.
+    pub(crate) bits_interval: Option<Interval>,
     /// Share of the questions that were answered right.
     pub(crate) questions: Option<Interval>,
     /// The same by task.
@@ -71,42 +76,99 @@ pub(crate) struct Measured {
     pub(crate) score: Option<f64>,
 }
 
+/// A choice and where it stands.
+pub(crate) struct ChoiceRow {
+    path: PathBuf,
+    line: usize,
+    choice: Choice,
+}
+
 /// A line of a file of choices.
 #[derive(Deserialize)]
 struct Line {
     context: String,
     endings: Vec<String>,
-    label: usize,
+    /// A number, which some write as a text.
+    label: serde_json::Value,
 }
 
-/// Reads a file of choices, one JSON object a line.
-pub(crate) fn read_choices(path: &Path) -> Result<Vec<Choice>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-    let one = |(i, line): (usize, &str)| {
-        let bad = |found: String| Error::row(path, i + 1, found);
-        let line: Line = serde_json::from_str(line)
-            .map_err(|e| bad(format!("{e}; expected `context`, `endings` and `label`")))?;
-        if line.label >= line.endings.len() {
-            let found = format!("label {} of {} endings", line.label, line.endings.len());
-            return Err(bad(found));
-        }
-        if line.endings.iter().any(String::is_empty) {
-            return Err(bad("expected endings that say something, found an empty one".into()));
-        }
-        Ok(Choice { context: line.context, endings: line.endings, label: line.label })
+fn read_choice(line: &[u8]) -> std::result::Result<Choice, String> {
+    let line: Line = serde_json::from_slice(line)
+        .map_err(|e| format!("{e}; expected `context`, `endings` and `label`"))?;
+    let label = match &line.label {
+        serde_json::Value::String(text) => text.trim().parse().ok(),
+        other => other.as_u64().and_then(|n| usize::try_from(n).ok()),
     };
-    let all: Vec<Choice> = lines.map(one).collect::<Result<_>>()?;
-    if all.is_empty() {
-        return Err(Error::file(path, "at least one choice", "none"));
+    let wrong = || format!("`label`: expected a whole number from 0 on, found {}", line.label);
+    let label = label.ok_or_else(wrong)?;
+    if label >= line.endings.len() {
+        return Err(format!("label {label} of {} endings", line.endings.len()));
     }
-    Ok(all)
+    if line.endings.iter().any(String::is_empty) {
+        return Err("expected endings that say something, found an empty one".into());
+    }
+    Ok(Choice { context: line.context, endings: line.endings, label })
+}
+
+/// Reads a file of choices, one JSON object a line. Unusable rows are left out and told in the
+/// second list; more than `max_bad_rows` of them is an [`Error::TooManyBadRows`].
+pub(crate) fn read_choices(
+    path: &Path,
+    max_bad_rows: usize,
+) -> Result<(Vec<ChoiceRow>, Vec<String>)> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let lines = without_mark(path, &bytes)?.split(|&b| b == b'\n').enumerate();
+    let lines = lines.filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace));
+    let (mut rows, mut skipped) = (Vec::new(), Vec::new());
+    for (i, line) in lines {
+        match read_choice(line) {
+            Ok(choice) => rows.push(ChoiceRow { path: path.into(), line: i + 1, choice }),
+            Err(message) => skipped.push(Error::row(path, i + 1, message).to_string()),
+        }
+        few_enough(path, &mut skipped, rows.len(), max_bad_rows)?;
+    }
+    if rows.is_empty() {
+        let found = skipped.first().map_or("none", String::as_str);
+        return Err(Error::file(path, "at least one choice", found));
+    }
+    Ok((rows, skipped))
+}
+
+/// An error if more than `allowed` rows beside `used` ones are bad.
+pub(crate) fn few_enough(
+    path: &Path,
+    skipped: &mut Vec<String>,
+    used: usize,
+    allowed: usize,
+) -> Result<()> {
+    if skipped.len() <= allowed {
+        return Ok(());
+    }
+    let (bad, seen) = (skipped.len(), used + skipped.len());
+    let first = skipped.swap_remove(0);
+    Err(Error::TooManyBadRows { path: path.into(), bad, seen, allowed, first })
+}
+
+/// What a model chooses of each, and what is right; those that it cannot read are left out and told
+/// in the second list.
+pub(crate) fn chosen(model: &Model, rows: &[ChoiceRow]) -> (Vec<(Chosen, usize)>, Vec<String>) {
+    let choices: Vec<Choice> = rows.iter().map(|row| row.choice.clone()).collect();
+    let (mut out, mut skipped) = (Vec::new(), Vec::new());
+    for (row, found) in rows.iter().zip(choose(model, &choices)) {
+        match found {
+            Ok(chosen) => out.push((chosen, row.choice.label)),
+            Err(message) => skipped.push(Error::row(&row.path, row.line, message).to_string()),
+        }
+    }
+    (out, skipped)
 }
 
 /// Reads texts: of the rows of a `.jsonl` or `.parquet` file that have `text`, or a whole file.
 pub(crate) fn read_texts(path: &Path) -> Result<Vec<String>> {
     if path.extension().is_none_or(|e| e != "jsonl") && !is_table(path) {
-        return Ok(vec![std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?]);
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let text = std::str::from_utf8(without_mark(path, &bytes)?);
+        return Ok(vec![text.map_err(|e| Error::file(path, "UTF-8", e))?.to_string()]);
     }
     let (rows, _) = read_tuning(path)?;
     let texts = rows.into_iter().filter_map(|(_, row)| match row {
@@ -131,12 +193,14 @@ impl Tests {
             tests.texts.extend(read_texts(path)?);
         }
         for path in questions {
-            let (some, skipped) = read_set(path, 20)?;
+            let (some, skipped) = read_set(path, BAD_ROWS)?;
             skipped.iter().for_each(|line| eprintln!("skipped: {line}"));
             tests.questions.extend(some);
         }
         for path in choices {
-            tests.choices.extend(read_choices(path)?);
+            let (some, skipped) = read_choices(path, BAD_ROWS)?;
+            skipped.iter().for_each(|line| eprintln!("skipped: {line}"));
+            tests.choices.extend(some);
         }
         Ok(tests)
     }
@@ -159,10 +223,13 @@ impl Tests {
             repeats: 3,
         };
         let speed = decode(&model.transformer, &setting)?;
+        let costs = bits(model, &self.texts);
         let bits_per_byte = match self.texts.is_empty() {
             true => None,
-            false => Some(bits_per_byte(model, &self.texts)?),
+            false => Some(together(&costs)?),
         };
+        let costs = costs.into_iter().filter(|(_, bytes)| *bytes > 0);
+        let costs: Vec<(f64, f64)> = costs.map(|(bits, bytes)| (bits, bytes as f64)).collect();
         let (mut right, mut tasks) = (Vec::new(), Vec::new());
         if !self.questions.is_empty() {
             let (fit, over) = fitting(model, self.questions.clone(), &Files)?;
@@ -178,10 +245,10 @@ impl Tests {
             }
             tasks = by_task.into_iter().map(|(n, v)| (n, v.len(), interval(&v))).collect();
         }
-        let chosen = choose(model, &self.choices)?;
-        let verdicts = chosen.iter().zip(&self.choices);
-        let chosen: Vec<f64> =
-            verdicts.map(|(got, c)| f64::from(u8::from(*got == c.label))).collect();
+        let (chosen, over) = chosen(model, &self.choices);
+        over.iter().for_each(|line| eprintln!("skipped: {line}"));
+        let verdict = |(got, label): &(Chosen, usize)| got.by_character == *label;
+        let chosen: Vec<f64> = chosen.iter().map(|c| f64::from(u8::from(verdict(c)))).collect();
         let some = |v: &[f64]| (!v.is_empty()).then(|| interval(v));
         let all = [right.as_slice(), &chosen].concat();
         Ok(Measured {
@@ -190,6 +257,7 @@ impl Tests {
             tokens_per_second: speed.tokens_per_second,
             weights_mb: speed.weights_mb,
             bits_per_byte,
+            bits_interval: (costs.len() > 1).then(|| ratio(&costs)),
             questions: some(&right),
             tasks,
             choices: some(&chosen),
@@ -206,16 +274,27 @@ mod tests {
     fn bad_choices_are_named_by_line() {
         let path = std::env::temp_dir().join(format!("danlu-choices-{}", std::process::id()));
         let good = r#"{"context":"a","endings":[" b"," c"],"label":1}"#;
-        std::fs::write(&path, format!("{good}\n\n{good}\n")).expect("writes");
-        assert_eq!(read_choices(&path).expect("reads").len(), 2);
+        let text = r#"{"context":"a","endings":[" b"," c"],"label":"0"}"#;
+        std::fs::write(&path, format!("\u{feff}{good}\n\n{text}\n")).expect("writes");
+        let (rows, skipped) = read_choices(&path, 0).expect("reads");
+        assert_eq!(
+            rows.iter().map(|r| (r.line, r.choice.label)).collect::<Vec<_>>(),
+            [(1, 1), (3, 0)]
+        );
+        assert!(skipped.is_empty(), "{skipped:?}");
         for (bad, word) in [
             (r#"{"context":"a","endings":[" b"],"label":1}"#, "label 1 of 1"),
+            (r#"{"context":"a","endings":[" b"],"label":"x"}"#, "whole number"),
             (r#"{"context":"a"}"#, "endings"),
         ] {
             std::fs::write(&path, format!("{good}\n{bad}\n")).expect("writes");
-            let error = read_choices(&path).expect_err("refused").to_string();
+            let error = read_choices(&path, 0).err().expect("refused").to_string();
             assert!(error.contains(word) && error.contains(":2"), "{error}");
+            let (rows, skipped) = read_choices(&path, 1).expect("reads");
+            assert!(rows.len() == 1 && skipped[0].contains(word), "{skipped:?}");
         }
+        std::fs::write(&path, "\u{feff}plain").expect("writes");
+        assert_eq!(read_texts(&path).expect("reads"), ["plain"]);
         std::fs::remove_file(&path).expect("removes");
     }
 }

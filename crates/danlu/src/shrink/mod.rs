@@ -4,6 +4,6 @@ mod form;
 mod measure;
 mod report;
 
-pub(crate) use form::{Form, Maker, Method, candidates};
-pub(crate) use measure::{Looked, Measured, Tests, read_choices, read_texts};
+pub(crate) use form::{Calibration, Form, Maker, Method, candidates};
+pub(crate) use measure::{Looked, Measured, Tests, chosen, few_enough, read_choices, read_texts};
 pub(crate) use report::{Report, Row};

@@ -1,6 +1,6 @@
 //! What came of making a model smaller: figures, a page, a verdict.
 
-use super::{Form, Maker, Measured};
+use super::{Calibration, Form, Maker, Measured};
 use danlu_core::Result;
 use danlu_eval::Interval;
 use danlu_model::Model;
@@ -17,6 +17,8 @@ pub(crate) struct Report {
     /// Steps of healing of forms that had parts taken out.
     heal: usize,
     keep: Option<f64>,
+    /// How much of the rows was looked at.
+    pub(crate) calibration: Option<Calibration>,
     before: Measured,
     pub(crate) rows: Vec<Row>,
 }
@@ -73,7 +75,8 @@ impl Report {
         keep: Option<f64>,
         before: Measured,
     ) -> Self {
-        Self { model: model.into(), heal: maker.heal, keep, before, rows: Vec::new() }
+        let (heal, rows) = (maker.heal, Vec::new());
+        Self { model: model.into(), heal, keep, calibration: None, before, rows }
     }
 
     /// Score of a form as a share of the model's.
@@ -181,7 +184,12 @@ impl Report {
                 Cell::number(m.bytes as f64 / 1e6, 2),
                 Cell::number(m.load_seconds, 3),
                 Cell::number(m.tokens_per_second, 1),
-                number(m.bits_per_byte, 4),
+                match m.bits_interval {
+                    Some(i) => {
+                        Cell::Interval { value: i.mean, low: i.low, high: i.high, decimals: 4 }
+                    }
+                    None => number(m.bits_per_byte, 4),
+                },
                 share(&m.questions),
                 share(&m.choices),
                 number(self.kept(m), 4),
@@ -224,6 +232,9 @@ impl Report {
                 head: ["Task", "Questions", "Before", "After"].map(String::from).to_vec(),
                 rows: rows.collect(),
             });
+        }
+        if let Some(c) = self.calibration {
+            page.text(&format!("Of the rows, the calibration {}.", c.words()));
         }
         if self.heal > 0 {
             page.text(&format!(

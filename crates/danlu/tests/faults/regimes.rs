@@ -79,6 +79,8 @@ fn tokenisers_are_watched_and_go_on_with_the_same_bits() {
     assert_eq!(found[0]["cause"], "rate_too_high", "{found:?}");
     assert!((81..=90).contains(&found[0]["step"].as_u64().unwrap()), "{found:?}");
     lab.audited("rate", "audit of image: 100 steps");
+    let page = std::fs::read_to_string(lab.0.join("rate/tokenisers.html")).unwrap();
+    assert!(page.contains("What went wrong"), "the tokenisers' own page tells of it");
 }
 
 #[test]

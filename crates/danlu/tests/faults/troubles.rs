@@ -23,6 +23,14 @@ fn troubles_are_named_and_answered_and_resumption_decides_alike() {
     let page = std::fs::read_to_string(lab.0.join("nan/index.html")).unwrap();
     assert!(page.contains("What went wrong"), "the page tells of it");
 
+    // A weight that became large: no rate did that, and none is lowered for it.
+    let said = lab.ok(lab.train("large").env("DANLU_FAULT", "large:layers.1.mlp.down@47"));
+    let found = lab.incidents("large");
+    assert_eq!(found.len(), 1, "{said}");
+    assert_eq!(found[0]["cause"], "hardware", "{found:?}");
+    assert_eq!(found[0]["layer"], "model.layers.1.mlp.down_proj.weight");
+    assert!(lab.model("large") == lab.model("base"));
+
     // A rate that is twenty times too high from a step on.
     let fault = "rate@45=20";
     lab.ok(lab.train("rate").env("DANLU_FAULT", fault));

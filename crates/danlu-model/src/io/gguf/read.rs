@@ -1,8 +1,8 @@
 use super::value::{Value, code, least_bytes};
 use super::{ALIGNMENT, MAGIC};
-use crate::io::NamedTensor;
 use crate::io::quant::Packing;
 use crate::io::shards::read_at;
+use crate::io::{NamedTensor, open_regular};
 use danlu_core::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -39,7 +39,7 @@ pub struct Gguf {
 impl Gguf {
     /// Reads and checks the header.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = open_regular(path)?;
         let size = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let (metadata, tensors) = Header::read(path, BufReader::new(&file), size)?;
         Ok(Self { path: path.into(), file: Mutex::new(file), metadata, tensors })

@@ -9,7 +9,7 @@ use danlu_serve::load::{Load, LoadReport};
 use danlu_serve::{Catalogue, Options, Server};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -70,7 +70,7 @@ struct Report {
     rss_mb: Option<f64>,
     peak_rss_mb: Option<f64>,
     /// Tokens of prompts that were known from earlier ones, tokens that were guessed, and those of
-    /// them that were right; all with the requests that are not counted.
+    /// them that were right; all without the requests that are not counted.
     cached_prompt_tokens: Option<f64>,
     guessed_tokens: Option<f64>,
     guesses_right: Option<f64>,
@@ -126,12 +126,9 @@ pub(super) fn run(args: Args) -> Result<()> {
         let load_seconds = start.elapsed().as_secs_f64();
         let ready = memory("VmRSS:");
         load.url = format!("http://{}/v1", server.address);
-        let measured = load.run();
-        let metrics = server.metrics();
-        let metric = |name: &str| {
-            let line = metrics.lines().find(|l| l.split(' ').next() == Some(name))?;
-            line.split(' ').nth(1)?.parse().ok()
-        };
+        let (measured, before) = watched(&load, &server);
+        let after = server.metrics();
+        let metric = |name| Some(value(&after, name)? - value(&before, name).unwrap_or(0.0));
         let report = Report {
             weights: Some(weights),
             load_seconds: Some(load_seconds),
@@ -154,6 +151,37 @@ pub(super) fn run(args: Args) -> Result<()> {
         Some(why) => Err(Error::Other(format!("{} errors; {why}", report.load.errors))),
         None => Ok(()),
     }
+}
+
+/// Asks, and what the server's counters were once the replies that are not counted had ended: the
+/// clients wait for one another then.
+fn watched(load: &Load, server: &Server) -> (Result<LoadReport>, String) {
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| load.run());
+        let mut before = String::new();
+        while before.is_empty() && !asking.is_finished() {
+            if ended(&server.metrics()) >= load.streams as f64 {
+                // Read again: a reply's tokens are added after its end.
+                before = server.metrics();
+            } else {
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        }
+        let gone = |_| Err(Error::Other("a client ended before it had its answers".into()));
+        (asking.join().unwrap_or_else(gone), before)
+    })
+}
+
+/// A counter in the text of a server's metrics.
+fn value(metrics: &str, name: &str) -> Option<f64> {
+    let line = metrics.lines().find(|l| l.split(' ').next() == Some(name))?;
+    line.split(' ').nth(1)?.parse().ok()
+}
+
+/// Replies that ended, for whatever reason.
+fn ended(metrics: &str) -> f64 {
+    let lines = metrics.lines().filter(|l| l.starts_with("request_success_total{"));
+    lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 fn show(report: &Report) {
@@ -200,4 +228,18 @@ fn memory(line: &str) -> Option<f64> {
     let line = status.lines().find_map(|l| l.strip_prefix(line))?;
     let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024.0 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_by_name() {
+        let text = "# HELP guessed_tokens_total x\nguessed_tokens_total 8\n\
+                    request_success_total{finished_reason=\"stop\"} 2\n\
+                    request_success_total{finished_reason=\"length\"} 3\n";
+        assert_eq!(value(text, "guessed_tokens_total"), Some(8.0));
+        assert_eq!((value(text, "guessed"), ended(text)), (None, 5.0));
+    }
 }
