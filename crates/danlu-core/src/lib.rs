@@ -28,5 +28,6 @@ pub use sample::{
 };
 pub use tune::{
     BaseFormat, LoraConfig, MAX_RANK, Objective, Reward, Target, TuneRecipe, TuneSet, TuneTrain,
+    adapter_folder,
 };
 pub use vocabulary::{Control, Foreign, TokenKind, Vocabulary};

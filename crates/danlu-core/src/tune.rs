@@ -346,6 +346,12 @@ fn reply_tokens() -> usize {
     64
 }
 
+/// The folder of an adapter: a tuning's folder stands for the adapter in it.
+pub fn adapter_folder(path: PathBuf) -> PathBuf {
+    let inner = path.join("adapter");
+    if inner.join("adapter_config.json").exists() { inner } else { path }
+}
+
 impl TuneRecipe {
     /// Whether a text is meant to be a recipe of a tuning, right or wrong: those of pretraining have a
     /// table where these name a base.
@@ -374,13 +380,7 @@ impl TuneRecipe {
             Self::parse(&text).map_err(|e| Error::file(path, "a recipe of a tuning", e))?;
         let base = path.parent().unwrap_or(Path::new("."));
         recipe.paths_mut().for_each(|p| *p = base.join(&*p));
-        for adapter in &mut recipe.adapters {
-            // A tuning's folder stands for the adapter in it.
-            let inner = adapter.join("adapter");
-            if inner.join("adapter_config.json").exists() {
-                *adapter = inner;
-            }
-        }
+        recipe.adapters = recipe.adapters.into_iter().map(adapter_folder).collect();
         Ok(recipe)
     }
 

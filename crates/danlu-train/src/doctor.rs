@@ -119,8 +119,10 @@ pub fn examine(path: &Path, folder: &Path, price: Option<f64>) -> Vec<Finding> {
         }
     };
     data(&mut out, &recipe, &corpus);
+    let mut texts_held = false;
     match held_out::load(&recipe) {
         Ok((held, ends)) if !ends.is_empty() => {
+            texts_held = held.pictures.len() + held.sounds.len() == 0;
             let rows = held.samples.len() + held.texts.len();
             out.good("data", format!("{rows} rows are held out of learning"));
             if let Some(words) = held_out::hardly_fits(&recipe, &held, &ends) {
@@ -136,7 +138,7 @@ pub fn examine(path: &Path, folder: &Path, price: Option<f64>) -> Vec<Finding> {
     {
         out.bad("data", e.to_string());
     }
-    let vocabulary = match lengths(&mut out, &recipe, &run, &mut corpus) {
+    let vocabulary = match lengths(&mut out, &recipe, &run, (&mut corpus, texts_held)) {
         Ok(Some(vocabulary)) => {
             if let Err(e) = session::check_brief(&recipe, &vocabulary) {
                 out.bad("recipe", e.to_string());
@@ -370,12 +372,13 @@ fn data(out: &mut Findings, recipe: &Recipe, corpus: &Corpus) {
     }
 }
 
-/// Checks conversations against the window if the run has tokenisers already.
+/// Checks conversations against the window if the run has tokenisers already, and what is held out where
+/// `texts_held` says that it is text alone.
 fn lengths(
     out: &mut Findings,
     recipe: &Recipe,
     run: &Run,
-    corpus: &mut Corpus,
+    (corpus, texts_held): (&mut Corpus, bool),
 ) -> Result<Option<Vocabulary>> {
     if !run.tokenisers().is_dir() {
         let words = "no tokenisers yet: lengths of conversations are checked when there are";
@@ -391,9 +394,8 @@ fn lengths(
         out.good("data", "the tokenisers are not all learnt yet");
         return Ok(None);
     };
-    let (held, _) = held_out::load(recipe)?;
     // Pictures and sounds would have to be turned into tokens first.
-    if held.pictures.len() + held.sounds.len() == 0 {
+    if texts_held {
         held_out::read(recipe, &tokenisers, &mut Silent)?;
     }
     let print = codes_fingerprint(recipe, run, corpus)?;

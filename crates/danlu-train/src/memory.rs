@@ -539,14 +539,9 @@ impl Walk<'_> {
 
 /// What a pretraining could do to take less. `sizes` and `load` are what its prediction is made of.
 pub fn remedies(sizes: &Sizes, load: &Load) -> String {
-    let all = predict(sizes, &Load { again: vec![true; sizes.depth], ..load.clone() });
-    let least = Load {
-        rows: 1,
-        window: load.window.min(32),
-        again: vec![true; sizes.depth],
-        ..load.clone()
-    };
-    let least = predict(sizes, &least).peak();
+    let all = Load { again: vec![true; sizes.depth], ..load.clone() };
+    let least = Load { rows: 1, window: load.window.min(32), ..all.clone() };
+    let (all, least) = (predict(sizes, &all), predict(sizes, &least).peak());
     if danlu_ops::available_memory().is_some_and(|available| available < least) {
         return format!(
             "a smaller model (model.depth is {}, model.width {}): a single short row would still take \

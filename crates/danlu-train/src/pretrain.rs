@@ -447,13 +447,12 @@ fn steps(
         let frozen = frozen(&session.model, session.average.as_deref());
         line.validation = validate(&frozen, &validation, &session.vocabulary);
         line.validation.extend(files.measure(&frozen));
-        line.text = match line.step == r.steps {
-            true => nats_per_byte(&frozen, &held_out(session, usize::MAX)?),
-            false => nats_per_byte(&frozen, &some_text),
-        };
-        let text = || nats_per_byte(&frozen, &some_text);
-        if let Some(loss) = judged(&line.validation, text) {
+        line.text = nats_per_byte(&frozen, &some_text);
+        if let Some(loss) = judged(&line.validation, &line.text) {
             writer.rate(line.step as u64, loss)?;
+        }
+        if line.step == r.steps {
+            line.text = nats_per_byte(&frozen, &held_out(session, usize::MAX)?);
         }
         let shown = samples(&frozen, &session.source, run, line.step);
         shown.unwrap_or_else(|e| watcher.tell(Event::Note(e.to_string())));

@@ -172,7 +172,6 @@ pub(crate) fn model_folder(named: Option<PathBuf>) -> Result<PathBuf> {
 
 /// The model of a folder with adapters on it, the lowest first.
 pub(crate) fn adapted(folder: &std::path::Path, adapters: Vec<PathBuf>) -> Result<Model> {
-    let paths: Vec<PathBuf> =
-        adapters.into_iter().map(crate::commands::merge::adapter_folder).collect();
+    let paths: Vec<PathBuf> = adapters.into_iter().map(danlu_core::adapter_folder).collect();
     Ok(Model::load_adapted(folder, &paths, &danlu_ops::cpu_device())?.0)
 }

@@ -2,8 +2,9 @@
 //! were well: a rate that is too high moves all layers, damage changes one.
 
 use super::group;
+use super::subject::values;
 use burn::tensor::Tensor;
-use danlu_model::{Module, Parameter};
+use danlu_model::Module;
 
 /// A layer of which a value changed this many times as much as any of the others is damaged. What
 /// optimisers move values of different layers by lies within a tenth of that.
@@ -18,11 +19,6 @@ pub(super) struct Damage {
     pub(super) layer: String,
     /// What was seen.
     pub(super) evidence: String,
-}
-
-fn values(p: &Parameter) -> Tensor<2> {
-    let value = p.tensor.clone();
-    if value.device().is_autodiff() { value.inner() } else { value }
 }
 
 impl Suspect {

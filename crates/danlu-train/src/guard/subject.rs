@@ -98,13 +98,15 @@ pub(crate) trait Subject {
     fn restore(&mut self, step: u64) -> Result<()>;
 }
 
+/// A parameter without gradient record.
+pub(super) fn values(p: &Parameter) -> Tensor<2> {
+    let value = p.tensor.clone();
+    if value.device().is_autodiff() { value.inner() } else { value }
+}
+
 /// The first of some parameters that holds something that is no finite number.
 pub(crate) fn not_finite<'a>(all: impl IntoIterator<Item = &'a Parameter>) -> Option<String> {
-    let bad = |p: &&Parameter| {
-        let value = p.tensor.clone();
-        let value = if value.device().is_autodiff() { value.inner() } else { value };
-        !squared_norm(&value).is_finite()
-    };
+    let bad = |p: &&Parameter| !squared_norm(&values(p)).is_finite();
     all.into_iter().find(bad).map(|p| p.name.clone())
 }
 

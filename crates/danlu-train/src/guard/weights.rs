@@ -1,7 +1,7 @@
 //! Judges whether the weights are what the last update left: a value in memory or in a checkpoint that
 //! changed by itself need not show in the loss of a step.
 
-use super::subject::{Subject, memory_of};
+use super::subject::{Subject, memory_of, values};
 use super::{Trouble, group};
 use crate::incident::Cause;
 use danlu_ops::squared_norm;
@@ -20,10 +20,7 @@ pub(super) fn judge<S: Subject>(subject: &mut S, from: [u64; 2]) -> Option<Troub
     let mut now: Vec<(String, usize, f64)> = {
         let module = subject.module();
         let parameters = module.parameters();
-        let of = |p: &&danlu_model::Parameter| {
-            (p.name.clone(), p.len(), squared_norm(&p.tensor.clone().inner()))
-        };
-        parameters.iter().map(of).collect()
+        parameters.iter().map(|p| (p.name.clone(), p.len(), squared_norm(&values(p)))).collect()
     };
     if let Some(averages) = subject.averages() {
         let named = averages.iter().zip(&now);

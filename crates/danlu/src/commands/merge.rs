@@ -1,7 +1,7 @@
 use super::import::Precision;
 use super::parity::row;
 use crate::answer::model_folder;
-use danlu_core::{Error, Result};
+use danlu_core::{Error, Result, adapter_folder};
 use danlu_model::adapters::{Adapter, Combine, check_named, combine};
 use danlu_model::parity::{Limits, PROBE, compare};
 use danlu_model::{Model, ModelInfo};
@@ -126,10 +126,4 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     eprintln!("merged: {}", args.out.display());
     Ok(())
-}
-
-/// A tuning's folder stands for the adapter in it.
-pub(crate) fn adapter_folder(path: PathBuf) -> PathBuf {
-    let inner = path.join("adapter");
-    if inner.join("adapter_config.json").exists() { inner } else { path }
 }

@@ -1,5 +1,4 @@
-use super::merge::adapter_folder;
-use danlu_core::{Error, Result};
+use danlu_core::{Error, Result, adapter_folder};
 use danlu_model::Model;
 use danlu_model::engine::WeightFormat;
 use danlu_model::import::open;

@@ -1,7 +1,6 @@
 use super::bench::{cache_format, weight_format};
-use super::merge::adapter_folder;
 use crate::answer::model_folder;
-use danlu_core::{Error, Result};
+use danlu_core::{Error, Result, adapter_folder};
 use danlu_model::Model;
 use danlu_model::adapters::{Adapter, check_named};
 use danlu_model::compress::{Rounding, quantise};
